@@ -1,0 +1,135 @@
+"""The data order: batch(step) is a pure function of (corpus fingerprint, seed, step, batch).
+
+The training stream is cut into instances of `context` predictions each. An epoch visits every
+instance once, in the order of a keyed permutation that is computed, not stored: a Feistel network
+(Luby and Rackoff, 1988) with cycle walking (Black and Rogaway, 2002). So there is no state to
+save, any rank can compute any step, and neither the mix nor the hardware can change the order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+
+from models.errors import SettingError
+
+_ROUNDS = 8
+# Permuting at least 2^8 numbers gives each half of the network four bits: with fewer, a small
+# corpus would see only a few of its possible orders.
+_SMALLEST_BITS = 8
+
+
+def instance_ids(
+    n_instances: int, fingerprint: str, seed: int, start: int, count: int
+) -> np.ndarray:
+    """Instances at stream positions start..start+count, int64 [count].
+
+    Position p belongs to epoch p // n_instances; each epoch has its own permutation.
+    """
+    assert n_instances > 0, n_instances
+    assert start >= 0, start
+    assert count >= 0, count
+    ids = np.empty(count, dtype=np.int64)
+    done = 0
+    while done < count:
+        epoch, offset = divmod(start + done, n_instances)
+        taken = min(count - done, n_instances - offset)
+        positions = np.arange(offset, offset + taken, dtype=np.uint64)
+        ids[done : done + taken] = _permute(positions, n_instances, _keys(fingerprint, seed, epoch))
+        done += taken
+    return ids
+
+
+class Batches:
+    """Batches of a training stream, by step number.
+
+    Instance i covers tokens [i * context, i * context + context + 1): every instance gives
+    `context` predictions, no token but the first of the stream is left without one, and the
+    incomplete instance at the end is dropped.
+    """
+
+    def __init__(
+        self,
+        corpus_train: np.ndarray,
+        fingerprint: str,
+        context: int,
+        batch_instances: int,
+        seed: int,
+    ) -> None:
+        """`corpus_train`: token ids [tokens]; raises SettingError where it is under one batch."""
+        assert context > 0, context
+        assert batch_instances > 0, batch_instances
+        self.n_instances = max(0, (len(corpus_train) - 1) // context)
+        if self.n_instances < batch_instances:
+            raise SettingError(
+                f"data holds {len(corpus_train):,} training tokens, less than one batch of "
+                f"{batch_instances} x {context} = {batch_instances * context:,} tokens (and one "
+                "to begin with); take a larger corpus, a smaller batch or a shorter context."
+            )
+        self.tokens_per_epoch = self.n_instances * context
+        self._tokens = corpus_train
+        self._fingerprint = fingerprint
+        self._context = context
+        self._batch_instances = batch_instances
+        self._seed = seed
+
+    def batch(self, step: int) -> np.ndarray:
+        """The token ids of one global batch, int64 [batch_instances, context + 1]."""
+        size = self._batch_instances
+        ids = instance_ids(self.n_instances, self._fingerprint, self._seed, step * size, size)
+        within = np.arange(self._context + 1, dtype=np.int64)
+        return self._tokens[ids[:, None] * self._context + within].astype(np.int64)
+
+
+def rolling_hash(previous_hex: str, batch: np.ndarray) -> str:
+    """The data fingerprint after one more batch; begin with an empty `previous_hex`.
+
+    A chain of SHA-256 over token ids as little-endian uint32, so that two runs have seen the same
+    tokens in the same order exactly where their hashes agree.
+    """
+    tokens = np.ascontiguousarray(batch, dtype="<u4")
+    return hashlib.sha256(bytes.fromhex(previous_hex) + tokens.tobytes()).hexdigest()
+
+
+def _keys(fingerprint: str, seed: int, epoch: int) -> np.ndarray:
+    """One 64-bit key a round, uint64 [_ROUNDS]."""
+    text = f"archladder data order: {fingerprint} seed={seed} epoch={epoch}"
+    halves = (hashlib.sha256(f"{text} half={half}".encode()).digest() for half in range(2))
+    return np.frombuffer(b"".join(halves), dtype="<u8").astype(np.uint64)
+
+
+def _permute(positions: np.ndarray, n: int, keys: np.ndarray) -> np.ndarray:
+    """The images of positions (uint64, each under n) in a keyed permutation of 0..n-1."""
+    bits = max(_SMALLEST_BITS, (n - 1).bit_length())
+    images = _feistel(positions, bits, keys)
+    # The network permutes 2^bits numbers. Walking on from an image outside 0..n-1 ends inside,
+    # as the walk follows a cycle that began inside, and two walks never end at one number.
+    outside = np.flatnonzero(images >= n)
+    while len(outside):
+        images[outside] = _feistel(images[outside], bits, keys)
+        outside = outside[images[outside] >= n]
+    return images.astype(np.int64)
+
+
+def _feistel(numbers: np.ndarray, bits: int, keys: np.ndarray) -> np.ndarray:
+    """An unbalanced Feistel network over `bits`-bit numbers: each round mixes one half into the
+    other and can be undone, so the whole is a permutation whatever the mixer does."""
+    right_bits = np.uint64(bits // 2)
+    right_mask = np.uint64((1 << (bits // 2)) - 1)
+    left_mask = np.uint64((1 << (bits - bits // 2)) - 1)
+    left, right = numbers >> right_bits, numbers & right_mask
+    for index, key in enumerate(keys):
+        if index % 2:
+            left = left ^ (_mix(right, key) & left_mask)
+        else:
+            right = right ^ (_mix(left, key) & right_mask)
+    return (left << right_bits) | right
+
+
+def _mix(numbers: np.ndarray, key: np.uint64) -> np.ndarray:
+    """The finaliser of SplitMix64 (Steele, Lea and Flood, 2014), keyed; wraps modulo 2^64."""
+    mixed = numbers ^ key
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return mixed ^ (mixed >> np.uint64(31))

@@ -1,0 +1,229 @@
+"""Points of a sweep, or of a CSV, as a table with one row a point.
+
+A sweep is read through `ablations.records` alone (the contracts are in docs/contracts.md). Measured
+seconds are in metrics.jsonl, and are joined to the points by step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ablations.records import RunDirectory, SettingError, read_sweep
+
+REQUIRED = ("mix", "N", "D", "loss")
+NUMBERS = ("N", "N_total", "N_body", "D", "C", "epochs", "chinchilla", "loss", "bpb", "seconds")
+# Two N closer than this are one size: the controlled protocol matches N within 0.5 %.
+SAME_SIZE = 1.02
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one run directory says beside its points."""
+
+    name: str
+    mix: str
+    size: str
+    seed: int
+    state: str
+    step: int
+    n_points: int
+    n_planned: int | None
+    error: str
+    spec: dict[str, Any] = field(repr=False)
+    manifest: dict[str, Any] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep's points (see `read_points` for the columns) and its runs, finished or not."""
+
+    name: str
+    path: Path
+    points: pd.DataFrame
+    runs: tuple[Run, ...]
+    dropped: tuple[str, ...] = ()
+
+
+def load_sweep(sweep_dir: Path) -> Sweep:
+    """Read a sweep directory.
+
+    Points whose loss is not a positive number (a run that diverged) are left out and named in
+    `dropped`. Raises SettingError where there is no such sweep, or nothing has been evaluated yet.
+    """
+    rows: list[dict[str, Any]] = []
+    runs: list[Run] = []
+    for directory in read_sweep(sweep_dir):
+        run, points = _read_run(directory)
+        runs.append(run)
+        rows += points
+    if not runs:
+        raise SettingError(
+            f"sweep={sweep_dir.name} holds no run yet; start one with python sweeps/run.py."
+        )
+    if not rows:
+        states = pd.Series([run.state for run in runs]).value_counts()
+        told = ", ".join(f"{count} {state}" for state, count in states.items())
+        raise SettingError(
+            f"sweep={sweep_dir.name} has no points yet ({told}); a run writes its first one at its "
+            "first Chinchilla multiple."
+        )
+    table = _tidy(pd.DataFrame(rows))
+    good = _is_positive(table["loss"]) & _is_positive(table["N"]) & _is_positive(table["D"])
+    dropped = tuple(
+        f"{row.run} at step {row.step}: loss {row.loss}" for row in table[~good].itertuples()
+    )
+    if not good.any():
+        raise SettingError(
+            f"sweep={sweep_dir.name} has no point with a finite loss; its runs diverged."
+        )
+    return Sweep(sweep_dir.name, sweep_dir, _ordered(table[good]), tuple(runs), dropped)
+
+
+def load_csv(path: Path) -> pd.DataFrame:
+    """Read points from a CSV with columns mix, N, D, loss (run, seed, size, seconds optional).
+
+    Without a `run` column, the rows of one mix, size and seed count as one run. Raises SettingError
+    naming the missing columns, or the rows that cannot be used.
+    """
+    try:
+        table = pd.read_csv(path)
+    except FileNotFoundError:
+        raise SettingError(
+            f"points={path} is not there; give a CSV with columns {', '.join(REQUIRED)}."
+        ) from None
+    except (UnicodeDecodeError, IsADirectoryError, pd.errors.ParserError, pd.errors.EmptyDataError):
+        raise SettingError(
+            f"points={path} is not a CSV; its first line must name the columns {', '.join(REQUIRED)}."
+        ) from None
+    missing = [name for name in REQUIRED if name not in table]
+    if missing:
+        raise SettingError(
+            f"points={path} has no column {', '.join(missing)}; "
+            f"it has {', '.join(map(str, table.columns))} and needs {', '.join(REQUIRED)}."
+        )
+    if table.empty:
+        raise SettingError(f"points={path} holds no rows; a law needs at least six points.")
+    for name in ("N", "D", "loss"):
+        table[name] = pd.to_numeric(table[name], errors="coerce")
+        _refuse_rows(path, table, name, ~_is_positive(table[name]))
+    _refuse_rows(path, table, "mix", table["mix"].isna())
+    return _ordered(_tidy(table))
+
+
+def _refuse_rows(path: Path, table: pd.DataFrame, name: str, bad: pd.Series) -> None:
+    if not bad.any():
+        return
+    # As an editor counts them: the header is line 1.
+    lines = [str(index + 2) for index in table.index[bad]]
+    told = ", ".join(lines[:8]) + (f" and {len(lines) - 8} more" if len(lines) > 8 else "")
+    kind = "a name" if name == "mix" else "a positive finite number"
+    raise SettingError(f"points={path} needs {kind} for {name} on line {told}.")
+
+
+def _is_positive(values: pd.Series) -> pd.Series:
+    numbers = pd.to_numeric(values, errors="coerce")
+    return np.isfinite(numbers) & (numbers > 0)
+
+
+def _read_run(directory: RunDirectory) -> tuple[Run, list[dict[str, Any]]]:
+    spec = _mapping(directory.read_spec())
+    status = directory.read_status()
+    try:
+        manifest = _mapping(directory.read_manifest())
+    except FileNotFoundError:
+        manifest = {}
+    seconds = {
+        row["step"]: row["seconds"]
+        for row in directory.rows("metrics.jsonl")
+        if "step" in row and "seconds" in row
+    }
+    by_step = {row["step"]: row for row in directory.rows("points.jsonl") if "step" in row}
+    identity: dict[str, Any] = {
+        "run": directory.name,
+        "mix": str(_name(spec, "mix")),
+        "size": str(_name(spec, "size")),
+        "seed": spec.get("seed", 0),
+        "state": status.get("state", "queued"),
+    }
+    points = [
+        identity | dict(_flat(row)) | {"seconds": seconds.get(step, np.nan)}
+        for step, row in sorted(by_step.items())
+    ]
+    planned = _mapping(spec.get("recipe")).get("points")
+    run = Run(
+        name=directory.name,
+        mix=identity["mix"],
+        size=identity["size"],
+        seed=int(identity["seed"]),
+        state=str(identity["state"]),
+        step=int(status.get("step") or 0),
+        n_points=len(points),
+        n_planned=len(planned) if isinstance(planned, list | tuple | dict) else None,
+        error=str(status.get("error") or ""),
+        spec=spec,
+        manifest=manifest,
+    )
+    return run, points
+
+
+def _flat(row: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    for name, value in row.items():
+        if name != "domains":
+            yield name, value
+            continue
+        for domain, sums in _mapping(value).items():
+            for measure in ("loss", "bpb"):
+                if measure in sums:
+                    yield f"{measure}/{domain}", sums[measure]
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _name(spec: dict[str, Any], key: str) -> Any:
+    value = spec.get(key, "?")
+    return value.get("name", "?") if isinstance(value, dict) else value
+
+
+def _tidy(table: pd.DataFrame) -> pd.DataFrame:
+    """Fill what is optional, so that all else can rely on the columns."""
+    table = table.copy()
+    for name in NUMBERS:
+        table[name] = pd.to_numeric(table[name], errors="coerce") if name in table else np.nan
+    table["mix"] = table["mix"].astype(str)
+    table["seed"] = table["seed"] if "seed" in table else 0
+    if "size" not in table:
+        table["size"] = _size_names(table["N"])
+    table["size"] = table["size"].astype(str)
+    if "run" not in table:
+        table["run"] = table["mix"] + "-" + table["size"] + "-s" + table["seed"].astype(str)
+    table["run"] = table["run"].astype(str)
+    for name, default in (("step", 0), ("state", "done"), ("data_hash", ""), ("skipped_steps", 0)):
+        if name not in table:
+            table[name] = default
+    return table
+
+
+def _size_names(N: pd.Series) -> pd.Series:
+    """Name sizes by N, giving one name to values within 2 % of a size's smallest."""
+    names: dict[float, str] = {}
+    start = 0.0
+    for value in sorted(N.dropna().unique()):
+        if value > start * SAME_SIZE:
+            start = value
+        names[value] = f"{start:.4g}"
+    return N.map(names)
+
+
+def _ordered(table: pd.DataFrame) -> pd.DataFrame:
+    first = ["run", "mix", "size", "seed", "step", "chinchilla", "N", "N_total", "N_body", "D", "C"]
+    first += ["epochs", "loss", "bpb", "seconds", "skipped_steps", "data_hash", "state"]
+    rest = [name for name in table.columns if name not in first]
+    return table[first + rest].sort_values(["mix", "N", "seed", "D"]).reset_index(drop=True)

@@ -1,0 +1,282 @@
+"""Global fits of the Chinchilla law on log residuals, batched over resamples.
+
+Variable projection (Golub & Pereyra 1973): for fixed exponents the law is linear in E, A, B, so a
+grid over (alpha, beta) with that small solve inside sees the whole surface; the best grid cells are
+then polished by a damped Newton method with analytic first and second derivatives.
+
+Shapes: S problems (resamples x starts), n points, p parameters, M mixes. Parameters of a problem:
+(E, ..., log a, ..., log b, ..., alpha, beta), where a = A / N0^alpha and b = B / D0^beta are the
+two terms' values at the centre (N0, D0) of the data, which keeps them nearly uncorrelated.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from analysis.laws import Array, Chinchilla
+
+EXPONENT_BOUNDS = (0.01, 2.0)
+GRID = np.geomspace(*EXPONENT_BOUNDS, 24)
+# Terms below this share of the loss are at their lower bound: they are not in the data.
+SMALLEST_TERM = 1e-8
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Points of M mixes with common exponents; E common to all mixes, or one for each.
+
+    N and D have shape (n,), `mix` (n,) holds indices 0..M-1.
+    """
+
+    N: Array
+    D: Array
+    mix: Array
+    n_mixes: int
+    share_E: bool
+
+    @property
+    def log_n(self) -> Array:
+        return np.log(self.N) - self.centre[0]
+
+    @property
+    def log_d(self) -> Array:
+        return np.log(self.D) - self.centre[1]
+
+    @property
+    def centre(self) -> tuple[float, float]:
+        return float(np.log(self.N).mean()), float(np.log(self.D).mean())
+
+    @property
+    def n_E(self) -> int:
+        return 1 if self.share_E else self.n_mixes
+
+    @property
+    def n_parameters(self) -> int:
+        return self.n_E + 2 * self.n_mixes + 2
+
+    @property
+    def columns(self) -> tuple[Array, Array, Array]:
+        """For each point, the index of its E, its log a and its log b."""
+        e = np.zeros_like(self.mix) if self.share_E else self.mix
+        return e, self.n_E + self.mix, self.n_E + self.n_mixes + self.mix
+
+    def bounds(self, log_loss: Array) -> tuple[Array, Array]:
+        """Lower and upper bounds, shape (p,)."""
+        top = float(log_loss.max())
+        terms = 2 * self.n_mixes
+        low = [0.0] * self.n_E + [top + np.log(SMALLEST_TERM)] * terms + [EXPONENT_BOUNDS[0]] * 2
+        high = [np.exp(top)] * self.n_E + [top + np.log(10)] * terms + [EXPONENT_BOUNDS[1]] * 2
+        return np.array(low), np.array(high)
+
+    def law(self, theta: Array, mix: int) -> Chinchilla:
+        """The law of one mix from parameters of shape (..., p)."""
+        alpha, beta = theta[..., -2], theta[..., -1]
+        log_a = theta[..., self.n_E + mix] + alpha * self.centre[0]
+        log_b = theta[..., self.n_E + self.n_mixes + mix] + beta * self.centre[1]
+        E = theta[..., 0 if self.share_E else mix]
+        return Chinchilla(E, np.exp(log_a), alpha, np.exp(log_b), beta)
+
+    def predict(self, theta: Array) -> tuple[Array, Array, Array]:
+        """Loss, its N term and its D term, each (S, n), for parameters (S, p)."""
+        e, a, b = self.columns
+        n_term = np.exp(theta[:, a] - theta[:, -2:-1] * self.log_n)
+        d_term = np.exp(theta[:, b] - theta[:, -1:] * self.log_d)
+        return theta[:, e] + n_term + d_term, n_term, d_term
+
+    def jacobian(self, theta: Array) -> Array:
+        """Derivatives of log loss by the parameters, (S, n, p)."""
+        loss, n_term, d_term = self.predict(theta)
+        return self._jacobian(loss, n_term, d_term)
+
+    def _jacobian(self, loss: Array, n_term: Array, d_term: Array) -> Array:
+        e, a, b = self.columns
+        jacobian = np.zeros((*loss.shape, self.n_parameters))
+        rows = np.arange(len(self.N))
+        jacobian[:, rows, e] = 1 / loss
+        jacobian[:, rows, a] = n_term / loss
+        jacobian[:, rows, b] = d_term / loss
+        jacobian[:, :, -2] = -self.log_n * n_term / loss
+        jacobian[:, :, -1] = -self.log_d * d_term / loss
+        return jacobian
+
+
+def huber(residual: Array, delta: float) -> Array:
+    """Huber's loss: r^2/2 within delta, delta (|r| - delta/2) beyond; delta=inf is least squares."""
+    size = np.abs(residual)
+    if np.isinf(delta):
+        return residual**2 / 2
+    return np.where(size < delta, residual**2 / 2, delta * (size - delta / 2))
+
+
+def project(problem: Problem, log_loss: Array, weight: Array) -> tuple[Array, Array]:
+    """The inner solve at every grid cell, on relative residuals, with E, A, B >= 0.
+
+    log_loss, weight: (R, n). Returns the objective (R, G, G) and parameters (R, G, G, p), axes
+    after the first alpha then beta. E is eliminated by its Schur complement, so mixes stay 2 x 2.
+    """
+    G = len(GRID)
+    R = len(log_loss)
+    w1 = weight * np.exp(-log_loss)
+    w2 = w1 * np.exp(-log_loss)
+    pieces = []
+    for m in range(problem.n_mixes):
+        own = problem.mix == m
+        a = np.exp(-problem.log_n[own, None] * GRID)
+        b = np.exp(-problem.log_d[own, None] * GRID)
+        ab = (a[:, :, None] * b[:, None, :]).reshape(-1, G * G)
+        u1, u2 = w1[:, own], w2[:, own]
+        row, column = (R, G, 1), (R, 1, G)
+        g_aa, g_ea, h_a = (x.reshape(row) for x in (u2 @ a**2, u2 @ a, u1 @ a))
+        g_bb, g_eb, h_b = (x.reshape(column) for x in (u2 @ b**2, u2 @ b, u1 @ b))
+        g_ab = (u2 @ ab).reshape(R, G, G)
+        g_ee, h_e, total = (x.sum(1).reshape(R, 1, 1) for x in (u2, u1, weight[:, own]))
+        # A vanishing ridge keeps cells with collinear columns finite; they lose on the objective.
+        det = g_aa * g_bb - g_ab**2 + 1e-13 * g_aa * g_bb
+        to_a = (g_bb * g_ea - g_ab * g_eb) / det
+        to_b = (g_aa * g_eb - g_ab * g_ea) / det
+        schur = g_ee - g_ea * to_a - g_eb * to_b + 1e-13 * g_ee
+        right = h_e - h_a * to_a - h_b * to_b
+        pieces.append((g_aa, g_bb, g_ab, g_ee, g_ea, g_eb, h_a, h_b, h_e, det, schur, right, total))
+    if problem.share_E:
+        common = np.maximum(sum(p[11] for p in pieces) / sum(p[10] for p in pieces), 0)
+    objective: Array = np.zeros((R, G, G))
+    theta = np.empty((R, G, G, problem.n_parameters))
+    theta[..., -2], theta[..., -1] = GRID[:, None], GRID
+    floor = np.exp(log_loss.max()) * SMALLEST_TERM
+    for m, piece in enumerate(pieces):
+        g_aa, g_bb, g_ab, g_ee, g_ea, g_eb, h_a, h_b, h_e, det, schur, right, total = piece
+        E = common if problem.share_E else np.maximum(right / schur, 0)
+        r_a, r_b = h_a - g_ea * E, h_b - g_eb * E
+        A, B = (g_bb * r_a - g_ab * r_b) / det, (g_aa * r_b - g_ab * r_a) / det
+        A, B = np.where(B < 0, r_a / g_aa, A), np.where(A < 0, r_b / g_bb, B)
+        A, B = np.maximum(A, floor), np.maximum(B, floor)
+        objective += (
+            total
+            - 2 * (h_e * E + h_a * A + h_b * B)
+            + (g_ee * E**2 + g_aa * A**2 + g_bb * B**2)
+            + 2 * (g_ea * E * A + g_eb * E * B + g_ab * A * B)
+        )
+        theta[..., 0 if problem.share_E else m] = E
+        theta[..., problem.n_E + m] = np.log(A)
+        theta[..., problem.n_E + problem.n_mixes + m] = np.log(B)
+    return objective, theta
+
+
+@dataclass(frozen=True)
+class Polished:
+    """Optima of S problems: parameters (S, p), objective (S,), projected gradient norm (S,)."""
+
+    theta: Array
+    objective: Array
+    gradient_norm: Array
+
+
+def polish(
+    problem: Problem,
+    theta: Array,
+    log_loss: Array,
+    weight: Array,
+    delta: float = np.inf,
+    max_steps: int = 200,
+) -> Polished:
+    """Minimise sum(weight * huber(log residual)) from each row of `theta`, within the bounds.
+
+    theta (S, p); log_loss and weight (S, n). A problem leaves the batch when the decrease that its
+    model promises is below 1e-13 of its objective.
+    """
+    low, high = problem.bounds(log_loss)
+    theta = np.clip(theta, low, high)
+    value, gradient, curvature = _model(problem, theta, log_loss, weight, delta, None)
+    damping = np.full(len(theta), 1e-3)
+    # Far from the optimum Huber's own curvature vanishes; its quadratic majoriser does not.
+    near = np.zeros(len(theta), bool)
+    norm = np.zeros(len(theta))
+    active = np.arange(len(theta))
+    for _ in range(max_steps):
+        step, promised, norm[active] = _step(
+            theta[active], gradient[active], curvature[active], damping[active], low, high
+        )
+        going = promised > 1e-13 * value[active] + 1e-28
+        # A promise kept small by damping alone is no optimum.
+        going |= (damping[active] > 1) & (damping[active] < 1e10)
+        going |= ~near[active] & np.isfinite(delta)
+        near[active] |= promised <= 1e-13 * value[active] + 1e-28
+        active, step = active[going], step[going]
+        if not len(active):
+            break
+        trial = np.clip(theta[active] + step, low, high)
+        new, grad, curve = _model(
+            problem, trial, log_loss[active], weight[active], delta, near[active]
+        )
+        better = new <= value[active]
+        drop = value[active] - new
+        near[active] |= better & (drop < 0.02 * value[active])
+        damping[active] = np.where(better, damping[active] / 8, damping[active] * 5)
+        damping[active] = np.clip(damping[active], 1e-12, 1e12)
+        took = active[better]
+        theta[took], value[took] = trial[better], new[better]
+        gradient[took], curvature[took] = grad[better], curve[better]
+    return Polished(theta, value, norm)
+
+
+def _model(
+    problem: Problem,
+    theta: Array,
+    log_loss: Array,
+    weight: Array,
+    delta: float,
+    near: Array | None,
+) -> tuple[Array, Array, Array]:
+    """Objective (S,), gradient (S, p) and curvature (S, p, p)."""
+    loss, n_term, d_term = problem.predict(theta)
+    residual = np.log(loss) - log_loss
+    value = (weight * huber(residual, delta)).sum(1)
+    jacobian = problem._jacobian(loss, n_term, d_term)
+    slope = weight * np.clip(residual, -delta, delta)
+    gradient = np.matmul(slope[:, None, :], jacobian)[:, 0]
+    size = np.abs(residual)
+    majoriser = weight if np.isinf(delta) else weight * np.minimum(1, delta / (size + 1e-300))
+    if near is None:
+        near = np.zeros(len(theta), bool)
+    exact = weight * (size < delta) - slope
+    chosen = np.where(near[:, None], exact, majoriser)
+    curvature = np.matmul((jacobian * chosen[:, :, None]).transpose(0, 2, 1), jacobian)
+    # Second derivatives of the two power terms (of E there are none).
+    share = np.where(near[:, None], slope / loss, 0)
+    onehot = problem.mix[:, None] == np.arange(problem.n_mixes)
+    for first, exponent, log_x, term in (
+        (problem.n_E, -2, problem.log_n, n_term),
+        (problem.n_E + problem.n_mixes, -1, problem.log_d, d_term),
+    ):
+        second = share * term
+        own = np.arange(first, first + problem.n_mixes)
+        curvature[:, own, own] += second @ onehot
+        cross = (second * log_x) @ onehot
+        curvature[:, own, exponent] -= cross
+        curvature[:, exponent, own] -= cross
+        curvature[:, exponent, exponent] += (second * log_x**2).sum(1)
+    return value, gradient, curvature
+
+
+def _step(
+    theta: Array, gradient: Array, curvature: Array, damping: Array, low: Array, high: Array
+) -> tuple[Array, Array, Array]:
+    """A damped Newton step inside the bounds, the decrease it promises, the projected gradient."""
+    fixed = ((theta <= low) & (gradient > 0)) | ((theta >= high) & (gradient < 0))
+    free = ~fixed
+    p = theta.shape[1]
+    diagonal = np.abs(curvature[:, np.arange(p), np.arange(p)])
+    scale = 1 / np.sqrt(np.maximum(diagonal, 1e-12 * diagonal.max(1, keepdims=True) + 1e-300))
+    g = np.where(free, gradient, 0) * scale
+    H = curvature * scale[:, :, None] * scale[:, None, :]
+    H *= free[:, :, None] & free[:, None, :]
+    H[:, np.arange(p), np.arange(p)] += fixed
+    values, vectors = np.linalg.eigh(H)
+    along = np.matmul(g[:, None, :], vectors)[:, 0]
+    # |eigenvalue|: a saddle is left downhill, not sought.
+    stiffness = np.abs(values) + damping[:, None] * np.maximum(np.abs(values).max(1), 1e-300)[:, None]
+    step = -np.matmul(vectors, (along / stiffness)[:, :, None])[:, :, 0] * scale
+    promised = (along**2 / stiffness).sum(1) / 2
+    return np.where(free, step, 0), promised, np.sqrt((np.where(free, gradient, 0) ** 2).sum(1))

@@ -1,0 +1,15 @@
+"""The one exception that means "the user can mend this"; every command turns it into exit code 2."""
+
+
+class SettingError(ValueError):
+    """A setting that cannot be used.
+
+    Its text is one sentence naming the setting, the value given and what would be valid.
+    Commands print it without a stack trace and exit with code 2.
+    """
+
+
+def one_of(setting: str, value: object, valid: object) -> SettingError:
+    """The sentence for a value outside a closed list."""
+    choices = ", ".join(sorted(map(str, valid)))  # type: ignore[call-overload]
+    return SettingError(f"{setting}={value!s} is not known; valid: {choices}.")

@@ -1,0 +1,1 @@
+"""Recurrent operators, each as its definition (`naive`) and in chunked form."""

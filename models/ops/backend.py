@@ -1,0 +1,27 @@
+"""Which implementation of a recurrent operator a forward pass takes.
+
+`naive` is the definition (for tests and decoding), `chunked` the plain PyTorch form that trains
+on any device. The layers call the functions here and know nothing of backends.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from models.ops import gated_delta_rule as _gdr
+from models.ops import ssd as _ssd
+
+NAMES = {"gated_delta_rule": "chunked", "ssd": "chunked"}
+"""Operator -> backend in use, as written to the manifest."""
+
+
+def gated_delta_rule(
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor
+) -> tuple[Tensor, Tensor]:
+    """See models.ops.gated_delta_rule.naive."""
+    return _gdr.chunked(q, k, v, g, beta)
+
+
+def ssd(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+    """See models.ops.ssd.naive."""
+    return _ssd.chunked(q, k, v, g)
