@@ -92,7 +92,7 @@ class RunDirectory:
         """The last status, or `{}` where the run has not begun."""
         try:
             return self._read("status.json", json.loads)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return {}
 
     def append(self, file: str, row: dict[str, Any]) -> None:

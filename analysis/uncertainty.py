@@ -1,13 +1,17 @@
-"""Seeded bootstraps of a fit that know which points belong together.
+"""Seeded bootstraps of fits that know which points belong together.
 
-Points of one run share its luck, so resampling them one by one is far too sure. Offered: `wild`
-(default; Cameron, Gelbach & Miller 2008: all residuals of a run flip sign together), `run` (whole
-runs drawn with replacement), `case` (points drawn one by one; to show what it hides).
+Points of one run share its luck, so resampling them one by one is far too sure. Offered:
 
-Paired: runs of several mixes with one size and seed saw the same batches, and move together in a
-resample. That assumes no correlation between them: a common sign keeps the products of their
-residuals as they were observed, so noise that they share cancels in a ratio, and noise or lack of
-fit of one mix alone does not.
+- `parametric` (default): the noise is a run effect plus a point's own, both estimated from the
+  residuals with what the fit absorbed given back; its level, known from few runs only, is drawn too
+- `wild`: all residuals of a run flip sign together (Cameron, Gelbach & Miller 2008)
+- `run`: whole runs drawn with replacement
+- `case`: points drawn one by one, to show what that hides
+
+Paired, runs of several mixes with one size and seed, which saw the same batches, are one cluster.
+That assumes no correlation between them, it lets the residuals say: noise that they share cancels
+in a ratio, noise or lack of fit of one mix alone does not. Fewer clusters say less, so it pays only
+with many.
 """
 
 from __future__ import annotations
@@ -18,12 +22,13 @@ from typing import Literal, get_args
 import numpy as np
 import pandas as pd
 
-from analysis.fit import Fit, refit
-from analysis.laws import Array, Chinchilla
+from analysis.fit import Fit, Model, refit
+from analysis.laws import PARAMETERS, Array, Chinchilla
 
-Method = Literal["wild", "run", "case"]
+Method = Literal["parametric", "wild", "run", "case"]
 METHODS: tuple[Method, ...] = get_args(Method)
 METHOD_WORDS = {
+    "parametric": "parametric bootstrap with a run effect",
     "wild": "wild bootstrap by run",
     "run": "bootstrap of whole runs",
     "case": "bootstrap of single points",
@@ -41,8 +46,6 @@ class Draws:
     paired: bool
     resamples: int
     seed: int
-    n_clusters: int
-    dof: float
 
     @property
     def words(self) -> str:
@@ -52,43 +55,78 @@ class Draws:
 
 def bootstrap(
     fit: Fit,
-    method: Method = "wild",
+    method: Method = "parametric",
     resamples: int = 1000,
     seed: int = 0,
-    paired: bool = True,
+    paired: bool = False,
 ) -> Draws:
     """Refit `fit` to `resamples` resamples of its points; the same seed gives the same draws."""
     rng = np.random.default_rng(seed)
     clusters = cluster_ids(fit.points, method, paired)
     log_loss = np.log(fit.points["loss"].to_numpy(float))
-    n_clusters = int(clusters.max()) + 1
-    dof = float("nan")
-    if method == "wild":
-        hat = hat_matrix(fit)
-        dof = degrees_of_freedom(hat, clusters)
-        residual = inflate(-fit.residual, hat, clusters)
-        multiplier = wild_multipliers(rng, resamples, n_clusters, dof)[:, clusters]
-        samples = log_loss + fit.residual + multiplier * residual
-        weights = np.ones_like(samples)
+    samples, weights = np.tile(log_loss, (resamples, 1)), np.ones((resamples, fit.n))
+    if method == "parametric":
+        samples += fit.residual + _parametric_noise(rng, fit, clusters, resamples)
+    elif method == "wild":
+        samples += fit.residual + _wild_noise(rng, fit, clusters, resamples)
     else:
-        samples = np.tile(log_loss, (resamples, 1))
         weights = _counts(rng, fit.points, clusters, resamples)
     laws: dict[str, Chinchilla] = {}
     for block in fit.blocks:
-        parts = []
+        theta = np.empty((resamples, block.problem.n_parameters))
         for start in range(0, resamples, BATCH):
             some = slice(start, start + BATCH)
-            parts.append(
-                refit(block, samples[some, block.rows], weights[some, block.rows], fit.threshold)[0]
+            theta[some], _ = refit(
+                block, samples[some, block.rows], weights[some, block.rows], fit.threshold
             )
-        theta = np.concatenate(parts)
         for m, name in enumerate(block.mixes):
             laws[name] = block.problem.law(theta, m)
-    laws = {name: laws[name] for name in fit.mixes}
-    return Draws(laws, method, paired, resamples, seed, n_clusters, dof)
+    return Draws({name: laws[name] for name in fit.mixes}, method, paired, resamples, seed)
 
 
-def cluster_ids(points: pd.DataFrame, method: Method = "wild", paired: bool = True) -> Array:
+def model_weights(fits: dict[Model, Fit]) -> dict[Model, float]:
+    """Akaike weights of joint models, exp(-AICc/2) scaled to one (Buckland et al. 1997)."""
+    aicc = np.array([one.aicc for one in fits.values()])
+    if not np.isfinite(aicc).any():
+        # Nothing can be compared: all of it goes to the least free model.
+        raw = np.array([float(model == list(fits)[-1]) for model in fits])
+    else:
+        raw = np.exp(-(aicc - aicc.min()) / 2)
+    return dict(zip(fits, (raw / raw.sum()).tolist(), strict=True))
+
+
+def averaged_bootstrap(
+    fits: dict[Model, Fit],
+    method: Method = "parametric",
+    resamples: int = 1000,
+    seed: int = 0,
+    paired: bool = False,
+) -> Draws:
+    """Resamples shared out among joint models by their Akaike weights.
+
+    The interval then holds the doubt about which model is right, beside that within each.
+    """
+    weights = model_weights(fits)
+    shares = np.array(list(weights.values())) * resamples
+    counts = np.floor(shares).astype(int)
+    # Largest remainders get what rounding down left over.
+    counts[np.argsort(counts - shares, kind="stable")[: resamples - counts.sum()]] += 1
+    parts = [
+        bootstrap(one, method, int(count), seed + 1_000_003 * i, paired)
+        for i, (one, count) in enumerate(zip(fits.values(), counts, strict=True))
+        if count
+    ]
+    laws = {
+        mix: Chinchilla(
+            *(np.concatenate([getattr(part.laws[mix], name) for part in parts])
+              for name in PARAMETERS)
+        )
+        for mix in parts[0].laws
+    }
+    return Draws(laws, method, paired, resamples, seed)
+
+
+def cluster_ids(points: pd.DataFrame, method: Method = "parametric", paired: bool = False) -> Array:
     """For each point, the index of the cluster that moves together, shape (n,)."""
     if method == "case":
         return np.arange(len(points))
@@ -113,15 +151,58 @@ def hat_matrix(fit: Fit) -> Array:
     return hat
 
 
-def degrees_of_freedom(hat: Array, clusters: Array) -> float:
-    """How many cluster-level residuals the fit leaves free: trace of U'(I - H)U.
+def noise_components(residual: Array, hat: Array, clusters: Array) -> tuple[float, float, float]:
+    """Variances of a point's own noise and of a cluster's, and the latter's degrees of freedom.
 
-    U holds the clusters' indicator columns at unit length. At least one half, for a saturated fit.
+    Residuals are (I - H) times the noise, so each sum of squares is a known mix of the two
+    variances; the two equations are solved, a negative variance being none (Henderson's method III;
+    degrees of freedom after Satterthwaite 1946).
     """
-    indicator = (clusters[:, None] == np.arange(clusters.max() + 1)).astype(float)
-    indicator /= np.linalg.norm(indicator, axis=0)
-    left = indicator.shape[1] - np.einsum("ic,ij,jc->", indicator, hat, indicator)
-    return float(max(left, 0.5))
+    n = len(residual)
+    together = (clusters[:, None] == clusters).astype(float)
+    forms = [np.eye(n), together]
+    left = np.eye(n) - hat
+    seen = [left @ form for form in forms]
+    squares = np.array([residual @ form @ residual for form in forms])
+    expected = np.array([[np.sum(a * b.T) for b in seen] for a in seen])
+    one_each = np.linalg.matrix_rank(together) == n
+    if one_each or abs(np.linalg.det(expected / expected.max())) < 1e-12:
+        point, run = squares[0] / max(expected[0, 0], 1e-300), 0.0
+    else:
+        point, run = np.linalg.solve(expected, squares)
+        if run < 0:
+            point, run = squares[0] / expected[0, 0], 0.0
+        elif point < 0:
+            point, run = 0.0, squares[1] / expected[1, 1]
+    covariance = left @ (point * forms[0] + run * forms[1]) @ left
+    product = covariance @ forms[1]
+    dof = np.trace(product) ** 2 / max(np.sum(product * product.T), 1e-300)
+    return float(point), float(run), float(max(dof, 0.5))
+
+
+def _parametric_noise(
+    rng: np.random.Generator, fit: Fit, clusters: Array, resamples: int
+) -> Array:
+    point, run, dof = noise_components(fit.residual, hat_matrix(fit), clusters)
+    noise = np.sqrt(point) * rng.normal(size=(resamples, fit.n))
+    noise += np.sqrt(run) * rng.normal(size=(resamples, clusters.max() + 1))[:, clusters]
+    return noise * _level(rng, resamples, dof)
+
+
+def _wild_noise(rng: np.random.Generator, fit: Fit, clusters: Array, resamples: int) -> Array:
+    hat = hat_matrix(fit)
+    _, _, dof = noise_components(fit.residual, hat, clusters)
+    signs = rng.choice([-1.0, 1.0], size=(resamples, clusters.max() + 1))
+    noise = signs[:, clusters] * inflate(fit.residual, hat, clusters)
+    return noise * _level(rng, resamples, dof)
+
+
+def _level(rng: np.random.Generator, resamples: int, dof: float) -> Array:
+    """sqrt(dof / chi2) per resample, (resamples, 1): how badly so few runs know the noise level.
+
+    With it the resamples spread like Student's t rather than like a normal of known width.
+    """
+    return np.sqrt(dof / np.maximum(rng.chisquare(dof, size=(resamples, 1)), 1e-12))
 
 
 def inflate(residual: Array, hat: Array, clusters: Array) -> Array:
@@ -140,19 +221,6 @@ def inflate(residual: Array, hat: Array, clusters: Array) -> Array:
     return out
 
 
-def wild_multipliers(
-    rng: np.random.Generator, resamples: int, n_clusters: int, dof: float
-) -> Array:
-    """Signs per cluster times a common factor per resample, sqrt(dof / chi2(dof)).
-
-    The factor is the uncertainty of the noise level itself, known from few runs only: with it the
-    resamples spread like Student's t rather than like a normal of known width.
-    """
-    signs = rng.choice([-1.0, 1.0], size=(resamples, n_clusters))
-    level = np.sqrt(dof / np.maximum(rng.chisquare(dof, size=(resamples, 1)), 1e-12))
-    return signs * level
-
-
 def _counts(
     rng: np.random.Generator, points: pd.DataFrame, clusters: Array, resamples: int
 ) -> Array:
@@ -160,9 +228,8 @@ def _counts(
 
     Clusters that span the mixes are drawn once for all of them.
     """
-    n_clusters = int(clusters.max()) + 1
     owner = points.groupby(clusters)["mix"].agg(lambda mixes: "/".join(sorted(set(mixes))))
-    counts = np.zeros((resamples, n_clusters))
+    counts = np.zeros((resamples, len(owner)))
     for _, own in owner.groupby(owner):
         k = len(own)
         counts[:, own.index.to_numpy()] = rng.multinomial(k, np.full(k, 1 / k), size=resamples)
@@ -170,7 +237,7 @@ def _counts(
 
 
 def interval(draws: Array, level: float = 0.95) -> tuple[float, float, float]:
-    """Percentile interval of draws of a ratio, and the share that is not finite.
+    """Percentile interval of draws of a ratio, and the share that is 0, infinite or undefined.
 
     A draw of 0 or infinity (one mix reaches the target with no number of tokens) counts as such.
     A draw where neither does is undefined, and is counted at both ends.
@@ -185,20 +252,23 @@ def interval(draws: Array, level: float = 0.95) -> tuple[float, float, float]:
 
 def _quantile(draws: Array, q: float) -> float:
     # In logs a ratio and its inverse get the same interval; infinite draws stay at the ends.
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore"):
         ordered = np.sort(np.log(draws))
-        position = q * (len(ordered) - 1)
-        low, high = ordered[int(np.floor(position))], ordered[int(np.ceil(position))]
-        if low == high:
-            return float(np.exp(low))
-        if not np.isfinite(low) or not np.isfinite(high):
-            return float(np.exp(low if q < 0.5 else high))
-        return float(np.exp(low + (high - low) * (position % 1)))
+    position = q * (len(ordered) - 1)
+    low, high = ordered[int(np.floor(position))], ordered[int(np.ceil(position))]
+    if low == high:
+        return float(np.exp(low))
+    if not np.isfinite(low) or not np.isfinite(high):
+        return float(np.exp(low if q < 0.5 else high))
+    return float(np.exp(low + (high - low) * (position % 1)))
 
 
 @dataclass(frozen=True)
 class Noise:
-    """Scatter of the loss in relative terms: between seeds, and about the fitted law."""
+    """Scatter of one mix's loss, relative: between seeds at equal size and D, and about the law.
+
+    `seed_sd` is NaN where no size has two seeds; `lack_of_fit` is the rms residual of seed means.
+    """
 
     mix: str
     seed_sd: float
@@ -207,19 +277,14 @@ class Noise:
 
 
 def seed_noise(fit: Fit) -> list[Noise]:
-    """Seed-to-seed standard deviation of log loss at equal (size, D), beside the fit's rms.
-
-    NaN where no size has two seeds. `lack_of_fit` is the rms residual of the seeds' means.
-    """
+    """Seed-to-seed standard deviation of log loss beside the lack of fit, mix by mix."""
     table = fit.points.assign(residual=fit.residual, log_loss=np.log(fit.points["loss"]))
     found = []
     for mix in fit.mixes:
-        own = table[table["mix"] == mix]
-        cells = own.groupby(["size", "D"])
+        cells = table[table["mix"] == mix].groupby(["size", "D"])
         spread, count = cells["log_loss"].var(ddof=1), cells["log_loss"].count()
         dof = int((count - 1).sum())
         sd = float(np.sqrt((spread.fillna(0) * (count - 1)).sum() / dof)) if dof else float("nan")
         lack = float(np.sqrt((cells["residual"].mean() ** 2).mean()))
         found.append(Noise(mix, sd, dof, lack))
     return found
-

@@ -48,7 +48,7 @@ def match(
     N = parameters(plain)[0]
     per_width = 3 * size.d_model * size.n_layers
     ideal = size.mlp_hidden - (N - target) / per_width
-    if how == "blueprint" or N == target:
+    if how == "blueprint" or target == N:
         return Matched(plain, target, (N - target) / target, "nothing")
 
     def residual_at(width: int) -> float:

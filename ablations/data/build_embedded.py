@@ -42,7 +42,7 @@ GLOSSES_A_DOCUMENT = 100
 # Enough text for a stable loss, and little enough to evaluate often.
 VALIDATION_BYTES = (100_000, 400_000)
 MAX_VALIDATION_DOCUMENT_BYTES = VALIDATION_BYTES[1] // 8
-# lc=4, pb=0: text gains from more literal context and has no alignment.
+# Text gains from more literal context (lc) and has no alignment (pb).
 XZ_FILTERS = [
     {"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "lc": 4, "lp": 0, "pb": 0}
 ]

@@ -15,9 +15,9 @@ import numpy as np
 from models.errors import SettingError
 
 _ROUNDS = 8
-# Permuting at least 2^8 numbers gives each half of the network four bits: with fewer, a small
+# Permuting at least 2^6 numbers gives each half of the network three bits: with fewer, a small
 # corpus would see only a few of its possible orders.
-_SMALLEST_BITS = 8
+_SMALLEST_BITS = 6
 
 
 def instance_ids(

@@ -128,7 +128,8 @@ def write_prepared(
 
     `train` and each of `validation` yield the token ids of one document, without separators. All
     is written to a folder beside, synced and renamed, so no reader meets half a corpus. Where
-    another process was first with the same corpus, its folder stands and is opened.
+    another process was first with the same corpus, its folder stands and is opened. Raises
+    SettingError where `path` holds another corpus, or a stream of this one is empty.
     """
     path = Path(path)
     if token_bytes is None:
@@ -162,6 +163,7 @@ def write_prepared(
             _write_synced(beside / "token_bytes.bin", [content])
             sha256 = hashlib.sha256(content).hexdigest()
             manifest["token_bytes"] = {"file": "token_bytes.bin", "sha256": sha256}
+        _check_manifest(manifest, path, "data.path")
         text = json.dumps(manifest, indent=1) + "\n"
         _write_synced(beside / MANIFEST, [text.encode()])
         try:
@@ -278,13 +280,13 @@ def _check_manifest(manifest: dict[str, Any], path: Path, setting: str) -> None:
         raise SettingError(
             f"{setting}={path} has no validation domain; valid: one or more under validation."
         )
-    parts = {"train": manifest["train"], **manifest["validation"]}
-    for part_name, part in parts.items():
+    named = [(f"validation domain {name}", part) for name, part in manifest["validation"].items()]
+    for part_name, part in [("train", manifest["train"]), *named]:
         _ = part["file"], part["sha256"]
         if part["tokens"] < 2 or (part_name != "train" and part["bytes"] < 1):
             raise SettingError(
                 f"{setting}={path} has nothing to predict in {part_name} ({part['tokens']} "
-                "tokens); valid: two tokens or more."
+                "tokens); valid: two tokens or more, and some text to validate on."
             )
 
 

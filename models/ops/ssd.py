@@ -75,7 +75,7 @@ class _Chunked(torch.autograd.Function):
         last = log_decay[..., -1:, :]
         keep = last.exp()
 
-        # What each chunk writes by its end; decays go on the values, which each head has its own of.
+        # What each chunk writes by its end. Decays go on the values: every head has its own.
         written = k.mT @ (v * (last - log_decay).exp())  # [B, H, N, K, V]
         S = initial_state.to(v.dtype)
         starts = torch.empty_like(written)

@@ -55,6 +55,8 @@ def sources(tmp_path: Path) -> argparse.Namespace:
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bounds and shares that suit sources of a few kilobytes."""
     monkeypatch.setattr(build_embedded, "VALIDATION_BYTES", (1, 400_000))
+    # The committed preset sets up 0.7 GB of tables for each domain.
+    monkeypatch.setattr(build_embedded, "XZ_FILTERS", [{"id": lzma.FILTER_LZMA2, "preset": 1}])
     for name, domain in build_embedded.DOMAINS.items():
         half = dataclasses.replace(domain, validation_permille=500)
         monkeypatch.setitem(build_embedded.DOMAINS, name, half)
@@ -121,7 +123,11 @@ def test_licences_are_the_texts_of_the_sources(sources: argparse.Namespace) -> N
     }
 
 
-def test_a_validation_set_out_of_bounds_stops_the_build(sources: argparse.Namespace) -> None:
+@pytest.mark.usefixtures("_small")
+def test_a_validation_set_out_of_bounds_stops_the_build(
+    sources: argparse.Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build_embedded, "VALIDATION_BYTES", (1_000_000, 4_000_000))
     with pytest.raises(AssertionError):
         build_embedded.build(sources)
     assert not (sources.out / "manifest.json").exists()

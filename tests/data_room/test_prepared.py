@@ -97,6 +97,13 @@ def test_a_writer_that_fails_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_corpus_with_an_empty_stream_is_not_written(tmp_path: Path) -> None:
+    for changes in ({"train": []}, {"validation": {"a": []}}, {"validation": {}}):
+        with pytest.raises(SettingError):
+            write(tmp_path / "c", **changes)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_second_writer_of_one_corpus_opens_the_first_ones(tmp_path: Path) -> None:
     write(tmp_path / "c")
     before = (tmp_path / "c" / "train.bin").stat().st_ino
@@ -150,7 +157,7 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "empty validation": (
         lambda p: edit(p, lambda m: m["validation"]["a"].update(tokens=0)),
-        "has nothing to predict in a (0 tokens)",
+        "has nothing to predict in validation domain a (0 tokens)",
     ),
     "cut file": (
         lambda p: (p / "train.bin").write_bytes((p / "train.bin").read_bytes()[:-1]),
@@ -197,7 +204,7 @@ def test_verify_finds_a_token_outside_the_vocabulary(tmp_path: Path) -> None:
     write(tmp_path / "c")
     edit(tmp_path / "c", lambda m: (m.update(vocab_size=299), m.pop("token_bytes")))
     open_prepared(tmp_path / "c")
-    with pytest.raises(SettingError, match="holds token id 299 in train.bin"):
+    with pytest.raises(SettingError, match=r"holds token id 299 in train\.bin"):
         open_prepared(tmp_path / "c", verify=True)
 
 

@@ -1,0 +1,52 @@
+"""Which corpus a run reads, by its settings: the embedded one, or a prepared folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ablations.data.embedded import embedded_manifest, open_embedded
+from ablations.data.prepared import Corpus, open_prepared
+from models.errors import SettingError
+
+
+@dataclass(frozen=True)
+class CorpusSummary:
+    """What a plan and a run's identity need of a corpus."""
+
+    name: str
+    vocab_size: int
+    fingerprint: str
+    train_tokens: int
+
+
+def summarize(name: str, path: str | None) -> CorpusSummary:
+    """Describe a corpus without reading its tokens.
+
+    name: `embedded` or `tokens`; path: the prepared folder of `tokens`.
+    Raises SettingError where there is none, or it cannot be used.
+    """
+    if name == "embedded":
+        manifest = embedded_manifest()
+        return CorpusSummary(
+            name, manifest["vocab_size"], manifest["fingerprint"], manifest["train_tokens"]
+        )
+    corpus = open_prepared(required_path(path))
+    return CorpusSummary(corpus.name, corpus.vocab_size, corpus.fingerprint, len(corpus.train))
+
+
+def open_corpus(name: str, path: str | None, cache_dir: Path) -> Corpus:
+    """Open what `summarize` describes; the embedded corpus is unpacked once into `cache_dir`."""
+    return open_embedded(cache_dir) if name == "embedded" else open_prepared(required_path(path))
+
+
+def required_path(path: str | None) -> Path:
+    """`path`, or the sentence that says how to give one."""
+    if path is None:
+        raise SettingError(
+            "data.path is not set, and sizes named for a 100,352-token vocabulary train on a "
+            "prepared corpus: give data.path=FOLDER, or set it once for this machine in "
+            "conf/local.yaml or the environment variable ARCHLADDER_DATA (data=embedded trains "
+            "them on the embedded bytes instead)."
+        )
+    return Path(path).expanduser()

@@ -1,0 +1,72 @@
+"""Held-out loss: nats and bits per UTF-8 byte, by domain, on the same windows for every mix."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from ablations.data.prepared import Corpus
+from ablations.data.windows import validation_windows
+from models.language_model import LanguageModel
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """One domain's windows [n, context + 1] and the text bytes that their targets hold."""
+
+    windows: np.ndarray
+    text_bytes: int
+
+
+def held_out(corpus: Corpus, context: int, eval_tokens: int | None) -> dict[str, HeldOut]:
+    """The windows of every validation domain, at most `eval_tokens` predictions in each."""
+    return {
+        name: HeldOut(*validation_windows(domain, context, eval_tokens))
+        for name, domain in corpus.validation.items()
+    }
+
+
+@torch.no_grad()
+def evaluate(
+    model: LanguageModel,
+    domains: dict[str, HeldOut],
+    *,
+    device: torch.device,
+    autocast: Callable[[], AbstractContextManager[Any]],
+    batch_tokens: int = 8192,
+) -> dict[str, Any]:
+    """Sums and means by domain, and their unweighted means over domains.
+
+    Returns {"loss": nats per token, "bpb": bits per byte, "domains": {name: {"nats", "tokens",
+    "bytes", "loss", "bpb"}}}.
+    """
+    model.eval()
+    results: dict[str, dict[str, float | int]] = {}
+    for name, domain in domains.items():
+        nats, n, context = 0.0, *domain.windows[:, 1:].shape
+        rows = max(1, batch_tokens // context)
+        for start in range(0, n, rows):
+            windows = torch.from_numpy(domain.windows[start : start + rows]).to(device)
+            with autocast():
+                nll, _ = model.losses(windows[:, :-1], windows[:, 1:])
+            nats += nll.double().sum().item()
+        tokens = n * context
+        results[name] = {
+            "nats": nats,
+            "tokens": tokens,
+            "bytes": domain.text_bytes,
+            "loss": nats / tokens,
+            "bpb": nats / math.log(2) / domain.text_bytes,
+        }
+    model.train()
+    return {
+        "loss": sum(r["loss"] for r in results.values()) / len(results),
+        "bpb": sum(r["bpb"] for r in results.values()) / len(results),
+        "domains": results,
+    }

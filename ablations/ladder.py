@@ -1,0 +1,160 @@
+"""The ladder: what follows from a size. Each rule is a small function with its source beside it.
+
+Every mix of a size follows the transformer's N at that size, so that all of them see the same
+batches in the same order at the same learning rate. Source of the rules: Merrill et al. 2026
+(Olmo Hybrid) and the ladder code its authors published with it, whose batch and learning-rate
+rules are Porian et al. 2024's ("Resolving Discrepancies in Compute-Optimal Scaling").
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from models.errors import SettingError
+
+N_REFERENCE = 108e6
+SEQUENCE_REFERENCE = 2048
+
+
+def batch_tokens(N: float) -> int:
+    """Target batch in tokens: 2048 · 160 · (N / 108M)^(2/3) (Porian et al. 2024)."""
+    return round(SEQUENCE_REFERENCE * 160 * (N / N_REFERENCE) ** (2 / 3))
+
+
+def peak_lr(N: float) -> float:
+    """Peak learning rate: half of 0.0047 · (N / 108M)^(-1/3); the half is the ladder's own."""
+    return 0.0047 * (N / N_REFERENCE) ** (-1 / 3) / 2
+
+
+def beta2(tokens: float) -> float:
+    """AdamW's second beta: 0.95 for batches of 512Ki tokens and more, else 0.99."""
+    return 0.95 if tokens >= 524_288 else 0.99
+
+
+def warmup_tokens(N: float) -> int:
+    """Linear warm-up over one token per parameter."""
+    return round(N)
+
+
+@dataclass(frozen=True)
+class Milestone:
+    """An evaluated checkpoint: the end of one WSD-S period."""
+
+    chinchilla: float
+    """Multiple of the Chinchilla budget (`tokens_per_parameter` · N)."""
+    decay_from: int
+    """Step after which the learning rate falls linearly."""
+    step: int
+    """Step at whose end it is zero and the point is taken."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a run of a size is trained: resolved numbers, the same for every mix."""
+
+    N: int
+    """The transformer's N at this size and vocabulary, which the rules read."""
+    context: int
+    batch_instances: int
+    batch_tokens: int
+    tokens: int
+    steps: int
+    warmup_steps: int
+    peak_lr: float
+    beta1: float
+    beta2: float
+    weight_decay: float
+    eps: float
+    grad_clip: float
+    z_loss: float
+    skip_sigma: float
+    milestones: tuple[Milestone, ...]
+
+    def lr(self, step: int) -> float:
+        """Learning rate of the update numbered `step` (from 1): warm-up, stable, decay, jump.
+
+        WSD-S (Wen et al. 2024): each period's last part falls linearly to 0 for its point, then
+        training goes on from there at the peak, without a new warm-up.
+        """
+        for milestone in self.milestones:
+            if step <= milestone.step:
+                break
+        level = min(1.0, step / max(1, self.warmup_steps))
+        if step > milestone.decay_from:
+            # The last update of a period is at the smallest step above zero.
+            level *= (milestone.step - step + 1) / (milestone.step - milestone.decay_from + 1)
+        return self.peak_lr * level
+
+
+def plan_recipe(
+    N: int,
+    *,
+    context: int,
+    chinchilla: tuple[float, ...],
+    tokens_per_parameter: float,
+    decay_fraction: float,
+    lr_multiplier: float,
+    batch: int | None,
+    weight_decay: float,
+    grad_clip: float,
+    z_loss: float,
+    skip_sigma: float,
+) -> Recipe:
+    """Apply the rules to a size whose transformer has N parameters.
+
+    chinchilla: multiples at which points are taken, rising; batch: tokens, None for the rule.
+    Raises SettingError on a budget that is not positive, not rising, or below one batch.
+    """
+    if not chinchilla or any(c <= 0 for c in chinchilla):
+        raise SettingError(
+            f"protocol.chinchilla={list(chinchilla)} must list positive multiples of the "
+            "Chinchilla budget, like [0.5,1,2]."
+        )
+    if list(chinchilla) != sorted(set(chinchilla)):
+        raise SettingError(f"protocol.chinchilla={list(chinchilla)} must rise from one to the next.")
+    for name, value in (
+        ("tokens_per_parameter", tokens_per_parameter),
+        ("lr_multiplier", lr_multiplier),
+        ("batch_tokens", 1 if batch is None else batch),
+    ):
+        if value <= 0:
+            raise SettingError(f"protocol.{name}={value} must be above 0.")
+    if not 0 < decay_fraction <= 1:
+        raise SettingError(f"protocol.decay_fraction={decay_fraction} must be above 0, at most 1.")
+    if context < 1:
+        raise SettingError(f"size.context={context} must be at least 1 token.")
+    target = batch_tokens(N) if batch is None else batch
+    instances = max(1, round(target / context))
+    actual = instances * context
+
+    milestones: list[Milestone] = []
+    for multiple in chinchilla:
+        step = round(multiple * tokens_per_parameter * N / actual)
+        start = milestones[-1].step if milestones else 0
+        if step <= start:
+            raise SettingError(
+                f"protocol.chinchilla={multiple:g} is {multiple * tokens_per_parameter * N:,.0f} "
+                f"tokens, less than one batch of {actual:,} past the point before; give larger or "
+                "fewer multiples, or a smaller protocol.batch_tokens."
+            )
+        decay = max(1, round(decay_fraction * (step - start)))
+        milestones.append(Milestone(multiple, step - decay, step))
+    steps = milestones[-1].step
+    return Recipe(
+        N=N,
+        context=context,
+        batch_instances=instances,
+        batch_tokens=actual,
+        tokens=steps * actual,
+        steps=steps,
+        warmup_steps=round(warmup_tokens(N) / actual),
+        peak_lr=peak_lr(N) * lr_multiplier,
+        beta1=0.9,
+        beta2=beta2(target),
+        weight_decay=weight_decay,
+        eps=1e-8,
+        grad_clip=grad_clip,
+        z_loss=z_loss,
+        skip_sigma=skip_sigma,
+        milestones=tuple(milestones),
+    )

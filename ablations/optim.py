@@ -1,0 +1,72 @@
+"""AdamW with the ladder's weight-decay groups, and the rule by which a step is skipped."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+
+import torch
+from torch import nn
+
+from ablations.ladder import Recipe
+
+UNDECAYED = ("A_log", "dt_bias", "D")
+WINDOW = 128  # steps; Olmo Hybrid's SkipStepAdamW
+ENOUGH = WINDOW // 2  # before that many, nothing is an outlier
+
+
+def build_adamw(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
+    """AdamW at learning rate 0 (the loop sets it), no decay on the embedding (Olmo Hybrid's
+    ladder) nor on the recurrences' A_log, dt_bias and D (as their authors mark them)."""
+    decayed, undecayed = [], []
+    for name, parameter in model.named_parameters():
+        exempt = name.startswith("embedding.") or name.rsplit(".", 1)[-1] in UNDECAYED
+        (undecayed if exempt else decayed).append(parameter)
+    return torch.optim.AdamW(
+        [
+            {"params": decayed, "weight_decay": recipe.weight_decay},
+            {"params": undecayed, "weight_decay": 0.0},
+        ],
+        lr=0.0,
+        betas=(recipe.beta1, recipe.beta2),
+        eps=recipe.eps,
+        fused=True,
+    )
+
+
+class OutlierRule:
+    """Says which steps to skip: loss or gradient norm over `sigma` standard deviations above the
+    mean of the last 128 steps, or not finite (Olmo Hybrid's SkipStepAdamW, the same in every mix).
+    """
+
+    def __init__(self, sigma: float) -> None:
+        self.sigma = sigma
+        self.losses: deque[float] = deque(maxlen=WINDOW)
+        self.norms: deque[float] = deque(maxlen=WINDOW)
+
+    def skips(self, loss: float, grad_norm: float) -> bool:
+        """Whether to skip this step; remembers it either way, unless it is not finite."""
+        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+            return True
+        outlier = self.sigma > 0 and (
+            _is_outlier(loss, self.losses, self.sigma)
+            or _is_outlier(grad_norm, self.norms, self.sigma)
+        )
+        self.losses.append(loss)
+        self.norms.append(grad_norm)
+        return outlier
+
+    def state(self) -> dict[str, list[float]]:
+        return {"losses": list(self.losses), "norms": list(self.norms)}
+
+    def restore(self, state: dict[str, list[float]]) -> None:
+        self.losses.extend(state["losses"])
+        self.norms.extend(state["norms"])
+
+
+def _is_outlier(value: float, past: deque[float], sigma: float) -> bool:
+    if len(past) < ENOUGH:
+        return False
+    mean = sum(past) / len(past)
+    deviation = math.sqrt(sum((x - mean) ** 2 for x in past) / (len(past) - 1))
+    return value > mean + sigma * deviation

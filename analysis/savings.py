@@ -1,0 +1,261 @@
+"""Token and time savings of a mix against a baseline, by fitted laws and free of any fit.
+
+Token savings at (N, L*) are D_baseline(N, L*) / D_mix(N, L*). Unless a target is given, L* is what
+the baseline's own law gives at N and at the largest token budget measured there, so that the
+baseline's D is a budget that was really spent (the matched (N, D) convention).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from ablations.records import SettingError
+from analysis.fit import Fit
+from analysis.laws import Array, Chinchilla
+from analysis.uncertainty import Draws, interval
+
+# Rounding of budgets to whole batches and of N to whole MLP units is no extrapolation.
+ROUNDING = 1.01
+# Points of the interpolated curve between two measured budgets.
+FINE = 400
+
+
+@dataclass(frozen=True)
+class Saving:
+    """Token savings of `mix` at N parameters and the baseline's D tokens, with 95 % interval.
+
+    `N_beyond`, `D_beyond`, `D_mix_beyond`: factors by which N, the baseline's D and the mix's D*
+    lie outside what was measured (1 inside). `unreachable`: share of draws in which one of the
+    mixes does not reach the target with any number of tokens. Value 0: the mix never reaches it.
+    """
+
+    mix: str
+    baseline: str
+    N: float
+    D: float
+    target_loss: float
+    value: float
+    low: float
+    high: float
+    p_above_1: float
+    unreachable: float
+    tokens_mix: float
+    N_beyond: float
+    D_beyond: float
+    D_mix_beyond: float
+    model: str
+
+    @property
+    def in_range(self) -> bool:
+        """Whether N, the baseline's D and the mix's D* all lie within what was measured."""
+        return max(self.N_beyond, self.D_beyond, self.D_mix_beyond) <= ROUNDING
+
+    @property
+    def range_words(self) -> str:
+        """`in range`, or by what factors it is extrapolated."""
+        if self.in_range:
+            return "in range"
+        parts = [
+            f"{name} ×{beyond:.3g}"
+            for name, beyond in (
+                ("N", self.N_beyond), ("D", self.D_beyond), ("the mix's D", self.D_mix_beyond)
+            )
+            if beyond > ROUNDING
+        ]
+        return "extrapolated: " + ", ".join(parts)
+
+
+def savings_factor(
+    baseline: Chinchilla, mix: Chinchilla, N: Array | float, target_loss: Array | float
+) -> Array:
+    """D_baseline / D_mix at N and the target loss: 0 or infinite where one never reaches it.
+
+    NaN where neither does.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return baseline.tokens(N, target_loss) / mix.tokens(N, target_loss)
+
+
+def matched_factor(
+    baseline: Chinchilla, mix: Chinchilla, N: Array | float, D: Array | float
+) -> Array:
+    """D / D_mix at the loss that the baseline's law gives at (N, D): 0 where the mix never does."""
+    with np.errstate(divide="ignore"):
+        return D / mix.tokens(N, baseline.loss(N, D))
+
+
+def token_savings(
+    fit: Fit, draws: Draws, baseline: str, N: float, D: float, target_loss: float | None = None
+) -> list[Saving]:
+    """Savings of every other mix at N, and D or the target loss (nats per token; D is then unused).
+
+    Raises SettingError where the baseline is not among the mixes.
+    """
+    check_baseline(list(fit.mixes), baseline)
+    law, drawn = fit.mixes[baseline].law, draws.laws[baseline]
+    if target_loss is None:
+        target = float(law.loss(N, D))
+    else:
+        target, D = target_loss, float(law.tokens(N, target_loss))
+    found = []
+    for name, one in fit.mixes.items():
+        if name == baseline:
+            continue
+        if target_loss is None:
+            value = float(matched_factor(law, one.law, N, D))
+            factors = matched_factor(drawn, draws.laws[name], N, D)
+        else:
+            value = float(savings_factor(law, one.law, N, target))
+            factors = savings_factor(drawn, draws.laws[name], N, target)
+        low, high, unreachable = interval(factors)
+        tokens_mix = float(one.law.tokens(N, target))
+        n_beyond = max(_beyond(N, *fit.mixes[m].N_range) for m in (baseline, name))
+        found.append(
+            Saving(
+                mix=name,
+                baseline=baseline,
+                N=N,
+                D=D,
+                target_loss=target,
+                value=value,
+                low=low,
+                high=high,
+                p_above_1=float((factors > 1).mean()),
+                unreachable=unreachable,
+                tokens_mix=tokens_mix,
+                N_beyond=n_beyond,
+                D_beyond=_beyond(D, *token_range(fit.points, baseline, N)),
+                D_mix_beyond=_beyond(tokens_mix, *token_range(fit.points, name, N)),
+                model=fit.words,
+            )
+        )
+    return found
+
+
+def check_baseline(mixes: list[str], baseline: str) -> None:
+    """Raise SettingError where there is nothing to compare, or the baseline is not there."""
+    if baseline not in mixes:
+        raise SettingError(
+            f"baseline={baseline} is not among the mixes with points: {', '.join(mixes)}."
+        )
+    if len(mixes) < 2:
+        raise SettingError(f"mix={mixes[0]} is the only one; savings compare two mixes or more.")
+
+
+def _beyond(value: float, low: float, high: float) -> float:
+    return float(max(value / high, low / value, 1.0))
+
+
+def token_range(points: pd.DataFrame, mix: str, N: float) -> tuple[float, float]:
+    """Smallest and largest D measured for a mix at N, interpolated in log N between sizes.
+
+    Beyond the sizes measured, tokens per parameter are carried on from the nearest one.
+    """
+    sizes = points[points["mix"] == mix].groupby("size").agg(
+        N=("N", "mean"), low=("D", "min"), high=("D", "max")
+    )
+    sizes = sizes.sort_values("N")
+    log_n = np.log(sizes["N"].to_numpy())
+    ratios = [np.log((sizes[end] / sizes["N"]).to_numpy()) for end in ("low", "high")]
+    low, high = (float(N * np.exp(np.interp(np.log(N), log_n, ratio))) for ratio in ratios)
+    return low, high
+
+
+def places(points: pd.DataFrame, baseline: str) -> list[tuple[str, float, float]]:
+    """Where savings are asked by default: each of the baseline's sizes at its largest budget."""
+    own = points[points["mix"] == baseline]
+    table = own.groupby("size").agg(N=("N", "mean"), D=("D", "max")).sort_values("N")
+    return [(str(size), float(row["N"]), float(row["D"])) for size, row in table.iterrows()]
+
+
+
+def fit_free(points: pd.DataFrame, baseline: str) -> pd.DataFrame:
+    """Savings read off the measured losses, size by size, without a law.
+
+    At each size both mixes' losses are interpolated in log D (monotone cubic, log loss) and compared
+    at the lowest loss that both reach. Rows for each seed that both have, and one (`seed` "mean")
+    for the mean over those seeds. Columns: mix, size, N, seed, target_loss, D_baseline, D_mix,
+    value, bound ("", or "at least" where the mix is below the target at its first point already, or
+    "at most" where the baseline is).
+    """
+    rows = []
+    others = [mix for mix in dict.fromkeys(points["mix"]) if mix != baseline]
+    for size, at_size in points.groupby("size"):
+        ours = at_size[at_size["mix"] == baseline]
+        for mix in others:
+            theirs = at_size[at_size["mix"] == mix]
+            seeds = sorted(set(ours["seed"]) & set(theirs["seed"]))
+            for label, chosen in [("mean", seeds)] + [(str(s), [s]) for s in seeds]:
+                found = _crossing(_curve(ours, chosen), _curve(theirs, chosen))
+                if found:
+                    N = float(ours["N"].mean())
+                    rows.append({"mix": mix, "size": size, "N": N, "seed": label} | found)
+    columns = ["mix", "size", "N", "seed", "target_loss", "D_baseline", "D_mix", "value", "bound"]
+    return pd.DataFrame(rows, columns=columns).sort_values(["mix", "N", "seed"], ignore_index=True)
+
+
+def _curve(points: pd.DataFrame, seeds: list[int]) -> pd.Series:
+    """Log loss by log D, averaged over `seeds`, at the budgets that all of them have."""
+    own = points[points["seed"].isin(seeds)]
+    cells = np.log(own["loss"]).groupby(np.log(own["D"]))
+    mean, count = cells.mean(), cells.count()
+    return mean[count == len(seeds)]
+
+
+def _crossing(baseline: pd.Series, mix: pd.Series) -> dict[str, float | str] | None:
+    if len(baseline) < 2 or len(mix) < 2:
+        return None
+    target = max(baseline.min(), mix.min())
+    at_baseline, first_baseline = _first_below(baseline, target)
+    at_mix, first_mix = _first_below(mix, target)
+    if first_baseline and first_mix:
+        return None
+    return {
+        "target_loss": float(np.exp(target)),
+        "D_baseline": float(np.exp(at_baseline)),
+        "D_mix": float(np.exp(at_mix)),
+        "value": float(np.exp(at_baseline - at_mix)),
+        "bound": "at least" if first_mix else "at most" if first_baseline else "",
+    }
+
+
+def _first_below(curve: pd.Series, target: float) -> tuple[float, bool]:
+    """Where the interpolated curve first falls to the target, and whether that is its start."""
+    from scipy.interpolate import PchipInterpolator
+
+    x, y = curve.index.to_numpy(float), curve.to_numpy(float)
+    if y[0] <= target:
+        return float(x[0]), True
+    fine = np.unique(np.concatenate([np.linspace(x[0], x[-1], FINE * (len(x) - 1) + 1), x]))
+    smooth = PchipInterpolator(x, y)(fine)
+    after = int(np.argmax(smooth <= target + 1e-12))
+    drop = smooth[after - 1] - smooth[after]
+    part = min((smooth[after - 1] - target) / drop, 1.0)
+    return float(fine[after - 1] + part * (fine[after] - fine[after - 1])), False
+
+
+
+def seconds_per_token(points: pd.DataFrame) -> pd.DataFrame:
+    """Median measured training seconds per token by mix and size: columns mix, size, N, seconds.
+
+    A run's own value is that of its last point. Empty where no time was recorded.
+    """
+    timed = points[points["seconds"] > 0]
+    last = timed.sort_values("D").groupby("run").tail(1)
+    last = last.assign(seconds=last["seconds"] / last["D"])
+    table = last.groupby(["mix", "size"]).agg(N=("N", "mean"), seconds=("seconds", "median"))
+    return table.reset_index().sort_values(["mix", "N"], ignore_index=True)
+
+
+def time_ratio(speeds: pd.DataFrame, baseline: str, mix: str, size: str) -> float:
+    """Seconds per token of the baseline over the mix's at one size; NaN where not measured.
+
+    Token savings times this are time savings.
+    """
+    by = speeds.set_index(["mix", "size"])["seconds"]
+    if (baseline, size) not in by.index or (mix, size) not in by.index:
+        return float("nan")
+    return float(by[(baseline, size)] / by[(mix, size)])

@@ -1,0 +1,116 @@
+"""From points to fits, draws and savings in one place: what `report` and `savings` both need."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pandas as pd
+
+from ablations.records import SettingError
+from analysis.fit import MODELS, Fit, Loss, Model, choose, fit, lacking
+from analysis.savings import Saving, check_baseline, fit_free, places, token_savings
+from analysis.uncertainty import (
+    Draws,
+    Method,
+    Noise,
+    averaged_bootstrap,
+    bootstrap,
+    model_weights,
+    seed_noise,
+)
+
+
+@dataclass(frozen=True)
+class Study:
+    """Fits of every mix that can be fitted. `unfitted` says of the others what they lack.
+
+    `fit` is the joint model of lowest AICc, `fits` all that were compared, `draws` resamples shared
+    out among them by weight.
+    """
+
+    points: pd.DataFrame
+    baseline: str
+    fit: Fit | None
+    fits: dict[Model, Fit]
+    draws: Draws | None
+    unfitted: dict[str, str]
+    savings: tuple[Saving, ...]
+    free: pd.DataFrame
+    noise: tuple[Noise, ...]
+
+    @property
+    def weights(self) -> dict[Model, float]:
+        return model_weights(self.fits) if self.fits else {}
+
+
+def study(
+    points: pd.DataFrame,
+    baseline: str,
+    resamples: int = 1000,
+    seed: int = 0,
+    method: Method = "parametric",
+    paired: bool = False,
+) -> Study:
+    """Fit what can be fitted, and take savings at each of the baseline's sizes.
+
+    Nothing is raised for what is missing: a sweep that still runs has something to say.
+    """
+    unfitted = {
+        str(mix): clause for mix, own in points.groupby("mix") if (clause := lacking(own))
+    }
+    ready = points[~points["mix"].isin(list(unfitted))]
+    free = fit_free(points, baseline)
+    if ready.empty:
+        return Study(points, baseline, None, {}, None, unfitted, (), free, ())
+    best, fits = choose(_baseline_first(ready, baseline))
+    draws = averaged_bootstrap(fits, method, resamples, seed, paired)
+    savings: list[Saving] = []
+    if baseline in best.mixes:
+        for _, N, D in places(ready, baseline):
+            if len(best.mixes) > 1:
+                savings += token_savings(best, draws, baseline, N, D)
+    noise = tuple(seed_noise(best))
+    return Study(points, baseline, best, fits, draws, unfitted, tuple(savings), free, noise)
+
+
+def savings_at(
+    points: pd.DataFrame,
+    baseline: str,
+    at: list[tuple[float, float]],
+    model: Model | None = None,
+    loss: Loss = "squares",
+    method: Method = "parametric",
+    paired: bool = False,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> list[Saving]:
+    """Savings at each (N, D), or at each of the baseline's sizes where `at` is empty.
+
+    `model` None compares the joint models by AICc (least squares only). Raises SettingError where a
+    mix cannot be fitted, or there is nothing to compare.
+    """
+    mixes = list(dict.fromkeys(points["mix"]))
+    check_baseline(mixes, baseline)
+    points = _baseline_first(points, baseline)
+    for mix, own in points.groupby("mix"):
+        if clause := lacking(own):
+            raise SettingError(f"mix={mix} cannot be fitted: it has {clause}.")
+    if model is None:
+        if loss != "squares":
+            raise SettingError(
+                f"loss={loss} needs a model, as AICc compares least squares only; "
+                f"give --model {', '.join(MODELS)}."
+            )
+        best, fits = choose(points)
+        draws = averaged_bootstrap(fits, method, resamples, seed, paired)
+    else:
+        best = fit(points, model, loss)
+        draws = bootstrap(best, method, resamples, seed, paired)
+    spots = at or [(N, D) for _, N, D in places(points, baseline)]
+    return [one for N, D in spots for one in token_savings(best, draws, baseline, N, D)]
+
+
+def _baseline_first(points: pd.DataFrame, baseline: str) -> pd.DataFrame:
+    """Tables and legends list the baseline first, then the others as they came."""
+    first = points["mix"] != baseline
+    return points.assign(_last=first).sort_values("_last", kind="stable").drop(columns="_last")

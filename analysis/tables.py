@@ -1,0 +1,174 @@
+"""Tables for people: significant digits follow the uncertainty, infinities are words."""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+
+from analysis.fit import Fit
+from analysis.laws import PARAMETERS
+from analysis.savings import Saving
+from analysis.uncertainty import Draws, Noise, interval
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """A GitHub table; the first column to the left, the others to the right."""
+    head = [str(name) for name in table.columns]
+    rule = [":--"] + ["--:"] * (len(head) - 1)
+    rows = [[str(cell) for cell in row] for row in table.itertuples(index=False)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in [head, rule, *rows]) + "\n"
+
+
+def with_interval(value: float, low: float, high: float) -> str:
+    """`1.32 [0.67, 4.02]`, with the decimals that the narrower side of the interval supports."""
+    sides = [abs(side - value) for side in (low, high) if math.isfinite(side)]
+    decimals = _decimals(min(sides) if sides else float("nan"), value)
+    return f"{_number(value, decimals)} [{_number(low, decimals)}, {_number(high, decimals)}]"
+
+
+def _decimals(uncertainty: float, value: float) -> int:
+    """Two digits of an uncertainty that begins with 1 or 2, one of any other."""
+    if not (math.isfinite(uncertainty) and uncertainty > 0):
+        uncertainty = abs(value) / 100 or 0.01
+    power = math.floor(math.log10(uncertainty))
+    leading = uncertainty / 10**power
+    return min(max(-power + (1 if leading < 3 else 0), 0), 6)
+
+
+def _number(value: float, decimals: int) -> str:
+    if math.isinf(value):
+        return "∞"
+    if math.isnan(value):
+        return "–"
+    if abs(value) >= 1e6:
+        return f"{value:.3g}"
+    return f"{value:.{decimals}f}"
+
+
+def count(value: float) -> str:
+    """A count with four significant digits and its unit: 1.279B."""
+    for unit, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if value >= unit:
+            return f"{value / unit:.4g}{letter}"
+    return "–" if math.isnan(value) else f"{value:.4g}"
+
+
+def savings_table(
+    savings: list[Saving], names: dict[float, str], time_ratios: dict[tuple[str, float], float]
+) -> pd.DataFrame:
+    """Token savings by mix and place; `names` gives the size at N, time ratios where measured."""
+    rows = []
+    for one in savings:
+        ratio = time_ratios.get((one.mix, one.N), float("nan"))
+        row = {
+            "mix": one.mix,
+            "size": names.get(one.N, "–"),
+            "N": count(one.N),
+            f"D of {one.baseline}": count(one.D),
+            "target loss": f"{one.target_loss:.4f}",
+            "token savings [95 %]": with_interval(one.value, one.low, one.high),
+            "P(> 1)": f"{one.p_above_1:.2f}",
+            "never reached": f"{100 * one.unreachable:.1f} %",
+            "range": one.range_words,
+        }
+        if time_ratios:
+            row["time savings [95 %]"] = (
+                with_interval(one.value * ratio, one.low * ratio, one.high * ratio)
+                if math.isfinite(ratio)
+                else "–"
+            )
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def fit_free_table(free: pd.DataFrame) -> pd.DataFrame:
+    """Savings without a fit: the mean over seeds, and each seed's own."""
+    rows = []
+    for (mix, size), own in free.groupby(["mix", "size"], sort=False):
+        mean, seeds = own[own["seed"] == "mean"], own[own["seed"] != "mean"]
+        if mean.empty:
+            continue
+        one = mean.iloc[0]
+        rows.append(
+            {
+                "mix": mix,
+                "size": size,
+                "N": count(one["N"]),
+                "target loss": f"{one['target_loss']:.4f}",
+                "savings, mean of seeds": f"{one['bound']} {one['value']:.2f}".strip(),
+                "one seed at a time": ", ".join(
+                    f"{row.bound} {row.value:.2f}".strip() for row in seeds.itertuples()
+                ),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def fits_table(fit: Fit, draws: Draws | None) -> pd.DataFrame:
+    """Coefficients of every mix with 95 % intervals, and how well the law fits."""
+    rows = []
+    for mix, one in fit.mixes.items():
+        row: dict[str, str | int] = {"mix": mix, "points": one.n, "runs": one.n_runs}
+        for name in PARAMETERS:
+            value = float(getattr(one.law, name))
+            if draws is None:
+                row[name] = f"{value:.4g}"
+            else:
+                low, high, _ = interval(getattr(draws.laws[mix], name))
+                row[name] = with_interval(value, low, high)
+        row["rms residual"] = f"{100 * one.rms:.3f} %"
+        row["at a bound"] = ", ".join(one.at_bound) or "none"
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def diagnostics_table(fit: Fit, noise: list[Noise]) -> pd.DataFrame:
+    """What certifies each optimum, and the seeds' scatter beside the lack of fit."""
+    by_mix = {one.mix: one for one in noise}
+    rows = []
+    for mix, one in fit.mixes.items():
+        seeds = by_mix[mix]
+        rows.append(
+            {
+                "mix": mix,
+                "starts": one.starts,
+                "agree": f"{100 * one.starts_agreeing:.0f} %",
+                "gradient norm": f"{one.gradient_norm:.0e}",
+                "condition number": f"{one.condition:.3g}",
+                "seed-to-seed sd": (
+                    f"{100 * seeds.seed_sd:.3f} % ({seeds.seed_dof} d.o.f.)"
+                    if seeds.seed_dof
+                    else "not measured (one seed)"
+                ),
+                "lack of fit (rms of seed means)": f"{100 * seeds.lack_of_fit:.3f} %",
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def points_table(points: pd.DataFrame) -> pd.DataFrame:
+    """Held-out loss and BPB by mix, size and budget: mean over seeds, with their sd."""
+    keys = ["mix", "size", "D"]
+    cells = points.groupby(keys, sort=False)
+    table = cells.agg(
+        N=("N", "mean"), chinchilla=("chinchilla", "mean"), C=("C", "mean"), seeds=("seed", "nunique"),
+        loss=("loss", "mean"), sd=("loss", "std"), bpb=("bpb", "mean"), epochs=("epochs", "mean"),
+    ).reset_index().sort_values(["mix", "N", "D"])  # fmt: skip
+    return pd.DataFrame(
+        {
+            "mix": table["mix"],
+            "size": table["size"],
+            "N": table["N"].map(count),
+            "D": table["D"].map(count),
+            "× Chinchilla": table["chinchilla"].map(lambda v: "–" if math.isnan(v) else f"{v:g}"),
+            "C (FLOP)": table["C"].map(lambda v: "–" if math.isnan(v) else f"{v:.3g}"),
+            "epochs": table["epochs"].map(lambda v: "–" if math.isnan(v) else f"{v:.3g}"),
+            "seeds": table["seeds"],
+            "loss (nats/token)": [
+                f"{loss:.4f}" + ("" if math.isnan(sd) else f" ± {sd:.4f}")
+                for loss, sd in zip(table["loss"], table["sd"], strict=True)
+            ],
+            "BPB": table["bpb"].map(lambda v: "–" if math.isnan(v) else f"{v:.4f}"),
+        }
+    )

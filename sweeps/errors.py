@@ -1,0 +1,30 @@
+"""One sentence for what a user can mend, whether the project or Hydra noticed it."""
+
+from __future__ import annotations
+
+import re
+
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf.errors import OmegaConfBaseException
+
+from models.errors import SettingError
+
+
+def sentence(error: Exception) -> str | None:
+    """What to print for `error`, or None where it is no user's mistake."""
+    if isinstance(error, SettingError):
+        return str(error)
+    if isinstance(error, MissingConfigException) and error.options:
+        group, _, option = str(error.missing_cfg_file).rpartition("/")
+        return f"{group}={option} is not known; valid: {', '.join(sorted(error.options))}."
+    if isinstance(error, OverrideParseException):
+        return f"{error.override} is not a setting; write GROUP=OPTION or KEY=VALUE."
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        text = f"{error} {error.__cause__ or ''}"
+        if unknown := re.search(r"Key '[^']*' is not in struct\s+full_key: (\S+)", text):
+            return (
+                f"{unknown.group(1)} is not a setting; those that are: "
+                "python sweeps/run.py --cfg job."
+            )
+        return f"{' '.join(str(error).split()).rstrip('.')}."
+    return None

@@ -1,0 +1,161 @@
+"""What a sweep will cost, before it costs anything: runs, N, tokens, FLOPs, hours. No torch.
+
+Hours on this machine come from the measured tokens per second of a run of that mix and size where
+there is one under runs/, else from FLOPs and a stated rate; hours on a GPU always from the rate.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from ablations.records import RunDirectory
+from ablations.spec import RunSpec
+
+TINY = 10_000_000
+"""N below which one core a run is the best use of a CPU."""
+CORE_FLOPS = {"tiny": 10e9, "large": 40e9}
+"""Training FLOP/s a CPU core reaches in eager float32, below and above TINY; low, round figures."""
+GPU_NAME, GPU_PEAK_FLOPS, GPU_MFU = "H200", 989e12, 0.40
+"""Dense bf16 peak, and the share of it assumed for planning."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """One run's cost. Hours are of this machine with the plan's parallelism, or of one GPU."""
+
+    spec: RunSpec
+    state: str
+    flops: float
+    seconds_here: float
+    measured: bool
+    gpu_hours: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A sweep's runs and what they need."""
+
+    estimates: tuple[Estimate, ...]
+    parallel: int
+    threads: int
+
+    @property
+    def todo(self) -> list[Estimate]:
+        return [e for e in self.estimates if e.state != "done"]
+
+    @property
+    def hours_here(self) -> float:
+        """Wall-clock hours on this machine, `parallel` runs at a time."""
+        seconds = [e.seconds_here for e in self.todo]
+        return max(sum(seconds) / self.parallel, max(seconds, default=0.0)) / 3600
+
+
+def _core_flops(spec: RunSpec) -> float:
+    return CORE_FLOPS["tiny" if spec.counts.N < TINY else "large"]
+
+
+def cores() -> int:
+    """Processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def make_plan(specs: Sequence[RunSpec], runs_root: Path, max_parallel: int | None) -> Plan:
+    """Estimate every run of a sweep and see which are done already."""
+    tiny = all(spec.counts.N < TINY for spec in specs)
+    parallel = max_parallel or (cores() if tiny else 1)
+    parallel = max(1, min(parallel, len(specs)))
+    threads = max(1, cores() // parallel)
+    rates = measured_rates(runs_root)
+    estimates = []
+    for spec in specs:
+        flops = spec.counts.flops_per_token * spec.recipe.tokens
+        rate = rates.get((spec.mix.name, spec.size.name))
+        seconds = spec.recipe.tokens / rate if rate else flops / (_core_flops(spec) * threads)
+        status = RunDirectory(runs_root / spec.sweep / spec.run_name).read_status()
+        estimates.append(
+            Estimate(
+                spec,
+                status.get("state", "new") if spec.corpus else "no corpus",
+                flops,
+                seconds,
+                rate is not None,
+                flops / (GPU_PEAK_FLOPS * GPU_MFU) / 3600,
+            )
+        )
+    return Plan(tuple(estimates), parallel, threads)
+
+
+def measured_rates(runs_root: Path) -> dict[tuple[str, str], float]:
+    """Mean tokens per second by (mix name, size name) over the finished runs under `runs_root`."""
+    tokens: dict[tuple[str, str], float] = {}
+    seconds: dict[tuple[str, str], float] = {}
+    for status_file in runs_root.glob("*/*/status.json"):
+        status = RunDirectory(status_file.parent).read_status()
+        # Mix and size names hold no dash: mix-size-seed-hash.
+        mix, size, *_ = status_file.parent.name.split("-")
+        if status.get("state") == "done" and status.get("seconds"):
+            tokens[mix, size] = tokens.get((mix, size), 0.0) + status["tokens"]
+            seconds[mix, size] = seconds.get((mix, size), 0.0) + status["seconds"]
+    return {key: tokens[key] / seconds[key] for key in tokens}
+
+
+def show(plan: Plan, console: Console) -> None:
+    """Print the plan: a row a mix and size, seeds together, then totals."""
+    table = Table(title="Plan", title_justify="left", header_style="bold")
+    columns = ("mix", "size", "runs", "done", "N", "ΔN", "tokens", "epochs", "FLOPs", "h here")
+    for name in (*columns, f"h {GPU_NAME}"):
+        left = name in ("mix", "size")
+        table.add_column(name, justify="left" if left else "right", no_wrap=True)
+    groups: dict[tuple[str, str], list[Estimate]] = {}
+    for estimate in plan.estimates:
+        groups.setdefault((estimate.spec.mix.name, estimate.spec.size.name), []).append(estimate)
+    for (mix, size), group in groups.items():
+        spec = group[0].spec
+        epochs = spec.epochs
+        table.add_row(
+            mix,
+            size,
+            str(len(group)),
+            str(sum(e.state == "done" for e in group)),
+            _short(spec.counts.N),
+            f"{spec.counts.N / spec.recipe.N - 1:+.2%}",
+            _short(spec.recipe.tokens),
+            "no corpus" if epochs is None else f"{epochs:.2f}",
+            f"{sum(e.flops for e in group):.2e}",
+            ("" if group[0].measured else "~") + _hours(sum(e.seconds_here for e in group) / 3600),
+            "~" + _hours(sum(e.gpu_hours for e in group)),
+        )
+    console.print(table)
+    todo = plan.todo
+    console.print(
+        f"{len(plan.estimates)} runs, {len(plan.estimates) - len(todo)} done; to go: "
+        f"{_short(sum(e.spec.recipe.tokens for e in todo))} tokens, {sum(e.flops for e in todo):.2e} "
+        f"FLOPs, about {_hours(plan.hours_here)} h here ({plan.parallel} at a time, "
+        f"{plan.threads} thread{'s' if plan.threads > 1 else ''} each), "
+        f"{_hours(sum(e.gpu_hours for e in todo))} h on one {GPU_NAME}."
+    )
+    if not all(e.measured for e in plan.estimates):
+        console.print(
+            f"~ by formula: {CORE_FLOPS['tiny'] / 1e9:g} GFLOP/s a core here "
+            f"({CORE_FLOPS['large'] / 1e9:g} from N = {TINY / 1e6:g}M), {GPU_MFU:.0%} of "
+            f"{GPU_PEAK_FLOPS / 1e12:g} TFLOP/s on one {GPU_NAME}; others as measured here.",
+            style="dim",
+        )
+
+
+def _short(number: float) -> str:
+    """Four significant digits with k, M, B or T."""
+    for power, unit in ((12, "T"), (9, "B"), (6, "M"), (3, "k")):
+        if number >= 10**power:
+            return f"{number / 10**power:.4g}{unit}"
+    return f"{number:g}"
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:.3f}" if hours < 0.1 else f"{hours:,.1f}"
