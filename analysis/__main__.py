@@ -57,7 +57,9 @@ def _parser() -> argparse.ArgumentParser:
     savings.add_argument("--resamples", type=int, default=1000)
     savings.add_argument("--seed", type=int, default=0)
     savings.add_argument("--method", default="parametric")
-    savings.add_argument("--paired", action="store_true", help="mixes of one size and seed together")
+    savings.add_argument(
+        "--paired", action="store_true", help="mixes of one size and seed together"
+    )
     savings.set_defaults(run=_savings)
     for command, loss, model in ((fit, "huber", "free"), (savings, "squares", "auto")):
         command.add_argument("points", type=Path, help="CSV with columns mix, N, D, loss")

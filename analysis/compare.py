@@ -7,6 +7,7 @@ values. What was not recorded is said to be unknown, never taken as equal.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ import pandas as pd
 from analysis.load import Run, Sweep
 
 # Fields that follow from the mix: its pattern, the MLP width that makes N equal, mixers' own shapes.
-TREATMENT = ("mix", "model.layers", "model.mlp_hidden", "model.mixers", "model.gdn")
+TREATMENT = ("mix", "matched", "model.layers", "model.mlp_hidden", "model.mixers", "model.gdn")
 TREATMENT += ("model.mamba2", "model.attn", "model.attention", "model.pattern", "model.counts")
 # Where and under which name a run ran says nothing about the model.
 IGNORED = ("sweep", "resources", "logging", "paths", "seed", "name", "identity", "hash")
@@ -54,8 +55,13 @@ class Comparison:
 def compare(sweep: Sweep, baseline: str, mix: str) -> Comparison:
     """Compare every pair of runs with one size and seed."""
     by_key = {(run.mix, run.size, run.seed): run for run in sweep.runs}
-    keys = sorted({(size, seed) for _, size, seed in by_key})
-    rows, differing, unknown = [], _Differences(), set()
+    places = sweep.points.groupby("size")["N"].mean().to_dict()
+    keys = sorted(
+        {(size, seed) for _, size, seed in by_key},
+        key=lambda key: (places.get(key[0], np.inf), key),
+    )
+    rows, differing = [], _Differences()
+    unknown: set[str] = set()
     for size, seed in keys:
         one, other = by_key.get((baseline, size, seed)), by_key.get((mix, size, seed))
         if one is None or other is None:
@@ -70,7 +76,8 @@ def compare(sweep: Sweep, baseline: str, mix: str) -> Comparison:
             shared = ours.keys() & theirs.keys()
             differing.add({k: ours[k] for k in shared}, {k: theirs[k] for k in shared})
     pairs = pd.DataFrame(rows)
-    treatment, confounds = [], []
+    treatment: list[str] = []
+    confounds: list[str] = []
     for field, values in differing.fields.items():
         told = f"{field}: {' / '.join(values)}"
         (treatment if _under(field, TREATMENT) else confounds).append(told)
@@ -189,5 +196,7 @@ def _under(field: str, prefixes: tuple[str, ...]) -> bool:
 def _short(value: Any) -> str:
     if isinstance(value, list):
         value = "/".join(map(str, value))
+    if isinstance(value, str) and re.fullmatch("[0-9a-f]{32,}", value):
+        return value[:8]
     text = f"{value:.6g}" if isinstance(value, float) else str(value)
     return text if len(text) <= 48 else text[:45] + "…"

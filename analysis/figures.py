@@ -13,7 +13,8 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullForma
 from analysis.fit import Fit
 from analysis.laws import Array
 from analysis.savings import matched_factor, token_range
-from analysis.style import DOUBLE_COLUMN_INCHES, RC, Look, caption, looks, panel_title
+from analysis.style import DOUBLE_COLUMN_INCHES, RC, Look, caption, looks
+from analysis.tables import probability
 from analysis.uncertainty import Draws, interval
 
 # How far beyond the largest size savings are drawn, as extrapolation.
@@ -35,8 +36,17 @@ def loss_against_tokens(
         for (mix, size), own in points.groupby(["mix", "size"], sort=False):
             look = style[str(mix)]
             mean = own.groupby("D", as_index=False)["loss"].mean()
-            axes.plot(own["D"], own["loss"], look.marker, ms=3.6, mfc="none", mec=look.colour,
-                      mew=0.6, alpha=0.75, zorder=3)
+            axes.plot(
+                own["D"],
+                own["loss"],
+                look.marker,
+                ms=3.6,
+                mfc="none",
+                mec=look.colour,
+                mew=0.6,
+                alpha=0.75,
+                zorder=3,
+            )
             axes.plot(mean["D"], mean["loss"], look.marker, ms=2.2, color=look.colour, zorder=4)
             if fit is None:
                 axes.plot(mean["D"], mean["loss"], color=look.colour, ls=look.line, lw=0.9)
@@ -50,8 +60,7 @@ def loss_against_tokens(
                 ).assign(kind="fitted")
             )
         _name_sizes(axes, points)
-        _log_axis(axes.xaxis, "D, training tokens")
-        axes.set_xscale("log")
+        _log_axis(axes, "D, training tokens")
         axes.set_ylabel("held-out loss (nats per token)")
         axes.legend(handles=_handles(style, fitted=fit is not None), loc="upper right")
         caption(figure, note)
@@ -90,19 +99,19 @@ def fit_with_residuals(fit: Fit, note: str) -> tuple[Figure, pd.DataFrame]:
             below.plot(own["fitted"], own["residual_percent"], color=look.colour, **kind)
             by_d.plot(own["D"], own["residual_percent"], color=look.colour, **kind)
             # Mixes stand at one N: side by side they can be told apart.
-            by_n.plot(own["N"] * jitter[str(mix)], own["residual_percent"], color=look.colour,
-                      **kind)
+            by_n.plot(
+                own["N"] * jitter[str(mix)], own["residual_percent"], color=look.colour, **kind
+            )
         reach = 1.15 * table["residual_percent"].abs().max()
         for axes in (below, by_d, by_n):
             axes.axhline(0, color="#999999", lw=0.8, zorder=1)
             axes.set_ylim(-reach, reach)
             axes.set_ylabel("residual (%)")
         top.tick_params(labelbottom=False)
-        top.set_ylabel("observed loss (nats per token)")
-        below.set_xlabel("fitted loss (nats per token)")
+        top.set_ylabel("observed loss (nats/token)")
+        below.set_xlabel("fitted loss (nats/token)")
         for axes, words in ((by_d, "D, training tokens"), (by_n, "N, parameters")):
-            _log_axis(axes.xaxis, words)
-            axes.set_xscale("log")
+            _log_axis(axes, words)
         top.legend(handles=_handles(style), loc="upper left")
         caption(figure, note)
     return figure, table
@@ -130,18 +139,30 @@ def savings_against_size(
             curve = _savings_curve(fit, draws, baseline, mix, N, D)
             _draw_savings(axes, curve, style[mix], low_n, high_n)
             shown.append(curve.assign(mix=mix, kind="fitted"))
-            _annotate(axes, curve, style[mix], high_n, mix, place)
+            _annotate(axes, curve, style[mix], high_n, mix, place, draws.resamples)
         axes.set_yscale("log")
         axes.set_xscale("log")
         _limit(axes, pd.concat(shown), free, low_n, high_n)
         measured = _draw_fit_free(axes, free, style)
-        _log_axis(axes.xaxis, "N, parameters")
+        _log_axis(axes, "N, parameters")
         _ratio_axis(axes)
         axes.set_ylabel(f"token savings over {baseline}")
-        axes.text(np.sqrt(low_n * high_n), 0.985, "measured range", ha="center", va="top",
-                  transform=axes.get_xaxis_transform(), fontsize=7, color="#777777")
-        axes.legend(handles=_savings_handles(style, others, free), loc="upper left",
-                    bbox_to_anchor=(1.0, 1.0), borderaxespad=0.2)
+        axes.text(
+            np.sqrt(low_n * high_n),
+            0.985,
+            "measured range",
+            ha="center",
+            va="top",
+            transform=axes.get_xaxis_transform(),
+            fontsize=7,
+            color="#777777",
+        )
+        axes.legend(
+            handles=_savings_handles(style, others, free),
+            loc="upper left",
+            bbox_to_anchor=(1.0, 1.0),
+            borderaxespad=0.2,
+        )
         caption(figure, note)
     return figure, pd.concat([*shown, measured], ignore_index=True)
 
@@ -160,36 +181,67 @@ def _savings_curve(
     return pd.DataFrame(rows, columns=columns)
 
 
-def _draw_savings(
-    axes: Axes, curve: pd.DataFrame, look: Look, low_n: float, high_n: float
-) -> None:
+def _draw_savings(axes: Axes, curve: pd.DataFrame, look: Look, low_n: float, high_n: float) -> None:
     inside = curve[(curve["N"] >= low_n) & (curve["N"] <= high_n)]
-    axes.fill_between(curve["N"], curve["low"].clip(1e-3), curve["high"].clip(upper=1e3),
-                      color=look.colour, alpha=0.10, lw=0)
-    axes.fill_between(inside["N"], inside["low"].clip(1e-3), inside["high"].clip(upper=1e3),
-                      color=look.colour, alpha=0.16, lw=0)
+    axes.fill_between(
+        curve["N"],
+        curve["low"].clip(1e-3),
+        curve["high"].clip(upper=1e3),
+        color=look.colour,
+        alpha=0.10,
+        lw=0,
+    )
+    axes.fill_between(
+        inside["N"],
+        inside["low"].clip(1e-3),
+        inside["high"].clip(upper=1e3),
+        color=look.colour,
+        alpha=0.16,
+        lw=0,
+    )
     axes.plot(inside["N"], inside["value"], color=look.colour, lw=1.7)
     for beyond in (curve[curve["N"] <= low_n], curve[curve["N"] >= high_n]):
-        axes.plot(beyond["N"], beyond["value"].clip(1e-3), color=look.colour, ls=(0, (3, 2)), lw=1.2)
+        axes.plot(
+            beyond["N"], beyond["value"].clip(1e-3), color=look.colour, ls=(0, (3, 2)), lw=1.2
+        )
 
 
 def _annotate(
-    axes: Axes, curve: pd.DataFrame, look: Look, high_n: float, mix: str, place: int
-) -> None:
+    axes: Axes, curve: pd.DataFrame, look: Look, high_n: float, mix: str, place: int,
+    resamples: int,
+) -> None:  # fmt: skip
     at = curve.iloc[(curve["N"] - high_n).abs().argmin()]
-    text = f"P({mix} saves) = {at['p_above_1']:.2f} at the largest size"
-    axes.annotate(text, (0.012, 0.03 + 0.065 * place), xycoords="axes fraction", fontsize=7,
-                  color=look.colour)
+    chance = probability(float(at["p_above_1"]), resamples)
+    text = f"P(savings of {mix} > 1) {chance} at the largest size measured"
+    axes.annotate(
+        text, (0.012, 0.03 + 0.065 * place), xycoords="axes fraction", fontsize=7, color=look.colour
+    )
 
 
 def _draw_fit_free(axes: Axes, free: pd.DataFrame, style: dict[str, Look]) -> pd.DataFrame:
     for mix, own in free.groupby("mix", sort=False):
         look = style[str(mix)]
         seeds, mean = own[own["seed"] != "mean"], own[own["seed"] == "mean"]
-        axes.plot(seeds["N"], seeds["value"], look.marker, ms=3, mfc="none", mec=look.colour,
-                  mew=0.6, alpha=0.8)
-        axes.plot(mean["N"], mean["value"], look.marker, ms=5, color=look.colour, mec="white",
-                  mew=0.6, zorder=5)
+        axes.plot(
+            seeds["N"],
+            seeds["value"],
+            look.marker,
+            ms=3,
+            mfc="none",
+            mec=look.colour,
+            mew=0.6,
+            alpha=0.8,
+        )
+        axes.plot(
+            mean["N"],
+            mean["value"],
+            look.marker,
+            ms=5,
+            color=look.colour,
+            mec="white",
+            mew=0.6,
+            zorder=5,
+        )
     return free[["mix", "size", "N", "seed", "target_loss", "value", "bound"]].assign(
         kind="measured", D=free["D_baseline"]
     )
@@ -220,14 +272,14 @@ def _ratio_axis(axes: Axes) -> None:
     axes.yaxis.set_major_formatter(FuncFormatter(lambda tick, _: f"{tick:g}×"))
 
 
-def _log_axis(axis: matplotlib.axis.Axis, label: str) -> None:
-    axis.set_label_text(label)
-    axis.axes.set_xscale("log")
-    low, high = axis.axes.get_xlim()
-    wide = high / low > 30
-    axis.set_major_locator(LogLocator(subs=(1.0,) if wide and high / low > 300 else (1, 2, 5)))
-    axis.set_major_formatter(FuncFormatter(lambda tick, _: count_words(tick)))
-    axis.set_minor_formatter(NullFormatter())
+def _log_axis(axes: Axes, label: str) -> None:
+    """A logarithmic x axis with counts in words; to be called when all is drawn."""
+    axes.set_xlabel(label)
+    axes.set_xscale("log")
+    low, high = axes.get_xlim()
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0,) if high / low > 1000 else (1.0, 2.0, 5.0)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda tick, _: count_words(tick)))
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def count_words(count: float) -> str:
@@ -245,14 +297,18 @@ def _handles(style: dict[str, Look], fitted: bool = False) -> list[Line2D]:
         for mix, look in style.items()
     ]  # fmt: skip
     if fitted:
-        found.append(Line2D([], [], color="#888888", marker="o", ms=2.2, ls="", label="mean of seeds"))
+        found.append(
+            Line2D([], [], color="#888888", marker="o", ms=2.2, ls="", label="mean of seeds")
+        )
     return found
 
 
-def _savings_handles(
-    style: dict[str, Look], others: list[str], free: pd.DataFrame
-) -> list[Line2D]:
-    found = [Line2D([], [], color=style[mix].colour, lw=1.7, label=mix) for mix in others]
+def _savings_handles(style: dict[str, Look], others: list[str], free: pd.DataFrame) -> list[Line2D]:
+    found = [
+        Line2D([], [], color=style[mix].colour, lw=1.7, marker=style[mix].marker, ms=4.5,
+               mec="white", mew=0.6, label=mix)
+        for mix in others
+    ]  # fmt: skip
     grey = "#777777"
     found.append(Line2D([], [], color=grey, lw=6, alpha=0.3, label="95 % interval"))
     found.append(Line2D([], [], color=grey, lw=1.2, ls=(0, (3, 2)), label="extrapolated"))

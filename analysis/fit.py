@@ -81,7 +81,6 @@ class Fit:
     objective: float
     n_parameters: int
     residual: Array
-    aicc: float
 
     @property
     def n(self) -> int:
@@ -149,31 +148,7 @@ def fit(
         objective=sum(one.objective for one in mixes.values()),
         n_parameters=k,
         residual=residual,
-        aicc=aicc(residual, k),
     )
-
-
-def aicc(residual: Array, n_parameters: int) -> float:
-    """Corrected Akaike criterion of Gaussian log residuals (Hurvich & Tsai 1989).
-
-    The variance counts as a parameter. Infinite where points are too few for the correction.
-    Points count as independent, which those of one run are not: it errs towards the freer model.
-    """
-    n, k = len(residual), n_parameters + 1
-    if n <= k + 1:
-        return float("inf")
-    return float(n * np.log((residual**2).mean()) + 2 * k + 2 * k * (k + 1) / (n - k - 1))
-
-
-def choose(points: pd.DataFrame) -> tuple[Fit, dict[Model, Fit]]:
-    """The joint model of lowest AICc under least squares, and all that were compared."""
-    if points["mix"].nunique() == 1:
-        only = fit(points, "free", "squares")
-        return only, {"free": only}
-    fits: dict[Model, Fit] = {model: fit(points, model, "squares") for model in MODELS}
-    # From the least free: a tie, and two infinite values, go to the simpler model.
-    best = min(reversed(fits.values()), key=lambda one: one.aicc)
-    return best, fits
 
 
 def _fit_block(
@@ -246,12 +221,12 @@ def _multistart(problem: Problem, log_loss: Array, threshold: float) -> Polished
     spread = cells[0][1::4, 1::4].reshape(-1, problem.n_parameters)
     starts = np.concatenate([flat[minima], spread])
     S = len(starts)
-    return polish(problem, starts, np.tile(log_loss, (S, 1)), np.ones((S, len(log_loss))), threshold)
+    return polish(
+        problem, starts, np.tile(log_loss, (S, 1)), np.ones((S, len(log_loss))), threshold
+    )
 
 
-def refit(
-    block: Block, log_loss: Array, weight: Array, threshold: float
-) -> tuple[Array, Array]:
+def refit(block: Block, log_loss: Array, weight: Array, threshold: float) -> tuple[Array, Array]:
     """Fit resamples of a block: log_loss and weight (R, n). Returns parameters (R, p), objective.
 
     Each starts from its own best grid cell and from the optimum of the data, and keeps the better.

@@ -155,7 +155,7 @@ def _read_run(directory: RunDirectory) -> tuple[Run, list[dict[str, Any]]]:
         identity | dict(_flat(row)) | {"seconds": seconds.get(step, np.nan)}
         for step, row in sorted(by_step.items())
     ]
-    planned = _mapping(spec.get("recipe")).get("points")
+    planned = _mapping(spec.get("recipe")).get("milestones")
     run = Run(
         name=directory.name,
         mix=identity["mix"],

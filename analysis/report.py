@@ -22,6 +22,9 @@ from analysis.load import Run, Sweep
 from analysis.savings import Saving, seconds_per_token, time_ratio
 from analysis.study import Study, study
 
+# A difference in FLOPs per token that changes what token savings mean for cost.
+NOTABLE_FLOPS_PERCENT = 3.0
+
 
 def write_report(
     sweep: Sweep, out: Path, baseline: str, resamples: int, seed: int, command: str
@@ -73,7 +76,9 @@ def _provenance(sweep: Sweep, comparisons: list[Comparison], command: str) -> di
     return {
         "command": command,
         "sweep": sweep.name,
-        "sweep_command": sorted({str(run.manifest.get("command", "")) for run in sweep.runs} - {""}),
+        "sweep_command": sorted(
+            {str(run.manifest.get("command", "")) for run in sweep.runs} - {""}
+        ),
         "revision": sorted(revisions),
         "points_sha256": hashlib.sha256(text.encode()).hexdigest(),
         "points": len(sweep.points),
@@ -121,7 +126,7 @@ def _draw(
     from analysis.style import save
 
     drawn = {"loss": figures.loss_against_tokens(result.points, result.fit, _note(facts))}
-    extra = {"loss": {}, "fits": {}, "savings": {}}
+    extra: dict[str, dict[str, str]] = {"loss": {}, "fits": {}, "savings": {}}
     if result.fit is not None and result.draws is not None:
         words = f"Fit: {result.fit.words}."
         drawn["loss"] = figures.loss_against_tokens(result.points, result.fit, _note(facts, words))
@@ -217,49 +222,75 @@ def answers(result: Study) -> list[str]:
     mixes = list(dict.fromkeys(result.points["mix"]))
     if len(mixes) == 1:
         return [f"**One mix only ({mixes[0]}): there is nothing to compare, so no savings.**"]
-    found = []
+    found, waiting = [], []
     for mix in (m for m in mixes if m != result.baseline):
         own = [one for one in result.savings if one.mix == mix]
-        if own:
-            found.append(_answer(own[-1]))
-            continue
+        if own and result.draws is not None:
+            found.append(_answer(own[-1], result.draws.resamples))
+        else:
+            waiting.append(mix)
+    if waiting:
         lacks = [
             f"{name} has {result.unfitted[name]}"
-            for name in (result.baseline, mix)
+            for name in (result.baseline, *waiting)
             if name in result.unfitted
         ] or [f"{result.baseline} has no points"]
-        found.append(f"**{mix}: no law can be fitted yet, so no interval: {'; '.join(lacks)}.**")
+        found.append(
+            f"**No interval yet for {', '.join(waiting)}, as no law can be fitted: "
+            f"{'; '.join(lacks)}.**"
+        )
+        found += [told for mix in waiting if (told := _answer_without_fit(result, mix))]
     return found
 
 
-def _answer(one: Saving) -> str:
+def _answer_without_fit(result: Study, mix: str) -> str:
+    own = result.free[(result.free["mix"] == mix) & (result.free["seed"] == "mean")]
+    if own.empty:
+        return ""
+    last = own.iloc[-1]
+    seeds = int(((result.free["mix"] == mix) & (result.free["size"] == last["size"])).sum()) - 1
+    return (
+        f"Without a fit, at size {last['size']}: token savings of {mix} over {result.baseline} are "
+        f"{last['bound']} {last['value']:.2f}".replace("  ", " ")
+        + f" at a loss of {last['target_loss']:.3f}, from {seeds} seed(s); that is no interval."
+    )
+
+
+def _answer(one: Saving, resamples: int) -> str:
     told = tables.with_interval(one.value, one.low, one.high)
     place = f"At N = {tables.count(one.N)} parameters and D = {tables.count(one.D)} tokens"
-    if one.value == 0:
-        body = f"{one.mix} never reaches the loss of {one.baseline}, by the fitted laws"
-    else:
+    if one.value > 1:
         body = f"{one.mix} needs {told} times fewer tokens than {one.baseline} for the same loss"
-        body += " (95 % interval)"
+    elif one.value > 0:
+        body = f"{one.mix} needs more tokens than {one.baseline} for the same loss: savings {told}"
+    else:
+        body = f"{one.mix} never reaches the loss of {one.baseline}: savings {told}"
+    body += " (95 % interval)"
     if one.low <= 1 <= one.high:
         verdict = "the interval includes 1: no saving has been shown"
     elif one.low > 1:
         verdict = "the interval excludes 1: a saving at this size"
     else:
         verdict = "the whole interval is below 1: this mix costs tokens at this size"
-    return f"**{place}, {body}; {verdict}.** P(savings > 1) = {one.p_above_1:.2f}; {one.range_words}."
+    chance = tables.probability(one.p_above_1, resamples)
+    return f"**{place}, {body}; {verdict}.** P(savings > 1) {chance}; {one.range_words}."
 
 
 def _caveats(result: Study, sweep: Sweep, comparisons: list[Comparison]) -> Iterable[str]:
-    for one in comparisons:
-        if one.confounds:
-            yield f"Confounds of {one.mix} against {one.baseline}: {one.words}."
-        elif one.unknown:
-            yield f"Confounds of {one.mix} against {one.baseline}: {one.words}."
+    for told in comparisons:
+        if told.confounds or told.unknown:
+            yield f"Confounds of {told.mix} against {told.baseline}: {told.words}."
+        flops = told.pairs["flops_percent"].mean() if len(told.pairs) else 0.0
+        if abs(flops) > NOTABLE_FLOPS_PERCENT:
+            yield (
+                f"{told.mix} spends {flops:+.0f} % training FLOPs per token: its token savings are "
+                "not savings of compute."
+            )
     open_runs = [run for run in sweep.runs if run.state != "done"]
     if open_runs:
         yield f"{len(open_runs)} of {len(sweep.runs)} runs have not finished (see Runs)."
-    for told in sweep.dropped:
-        yield f"Left out, as its loss is not a number: {told}."
+    for point in sweep.dropped:
+        yield f"Left out, as its loss is not a number: {point}."
     if result.fit is None:
         return
     for mix, one in result.fit.mixes.items():
@@ -280,7 +311,7 @@ def _caveats(result: Study, sweep: Sweep, comparisons: list[Comparison]) -> Iter
             "Three sizes: a curve in N goes through three values exactly, so the points cannot show "
             "whether the law holds in N; beyond them it is an assumption."
         )
-    if len(result.weights) > 1 and math.isinf(min(one.aicc for one in result.fits.values())):
+    if result.choice and len(result.weights) > 1 and math.isinf(min(result.choice.aicc.values())):
         yield "Too few points for AICc to compare joint models: the one that shares most was taken."
     if all(one.seed_dof == 0 for one in result.noise):
         yield "One seed a size: run-to-run noise is told from lack of fit by the law alone."
@@ -308,7 +339,9 @@ def _savings_section(result: Study, sweep: Sweep) -> Iterable[str]:
             ratio = time_ratio(speeds, result.baseline, one.mix, names.get(one.N, ""))
             if math.isfinite(ratio):
                 ratios[(one.mix, one.N)] = ratio
-        yield tables.markdown(tables.savings_table(list(result.savings), names, ratios))
+        yield tables.markdown(
+            tables.savings_table(list(result.savings), names, ratios, result.draws.resamples)
+        )
         yield f"Model: {result.fit.words}. Interval: {result.draws.words}{_averaged(result)}.\n"
         if ratios:
             yield (
@@ -317,28 +350,32 @@ def _savings_section(result: Study, sweep: Sweep) -> Iterable[str]:
             )
         yield from _model_sensitivity(result)
     if len(result.free):
-        yield "Free of any fit, interpolating between measured budgets, at the lowest loss that"
-        yield "both mixes reached:\n"
+        yield (
+            "Free of any fit, interpolating between measured budgets, at the lowest loss that both "
+            "mixes reached:\n"
+        )
         yield tables.markdown(tables.fit_free_table(result.free))
 
 
 def _model_sensitivity(result: Study) -> Iterable[str]:
-    if len(result.fits) < 2:
+    if result.choice is None or len(result.choice.fits) < 2:
         return
     from analysis.savings import matched_factor
 
     rows = []
-    lowest = min(one.aicc for one in result.fits.values())
-    for model, one in result.fits.items():
+    lowest = min(result.choice.aicc.values())
+    for model, one in result.choice.fits.items():
         row = {
             "model": MODEL_WORDS[model],
             "coefficients": one.n_parameters,
-            "AICc − lowest": f"{one.aicc - lowest:.1f}" if math.isfinite(one.aicc) else "∞",
+            "AICc − lowest": f"{result.choice.aicc[model] - lowest:.1f}"
+            if math.isfinite(lowest)
+            else "∞",
             "weight": f"{result.weights[model]:.2f}",
         }
         laws = {mix: fitted.law for mix, fitted in one.mixes.items()}
         last = result.savings[-1].N
-        for saving in (s for s in result.savings if s.N == last):
+        for saving in (s for s in result.savings if last == s.N):
             value = float(
                 matched_factor(laws[saving.baseline], laws[saving.mix], saving.N, saving.D)
             )
@@ -350,8 +387,9 @@ def _model_sensitivity(result: Study) -> Iterable[str]:
 
 def _fit_section(result: Study) -> Iterable[str]:
     yield "## Fits\n"
-    for mix, clause in result.unfitted.items():
-        yield f"No law for {mix}: it has {clause}.\n"
+    if result.unfitted:
+        lacks = "; ".join(f"{mix} has {clause}" for mix, clause in result.unfitted.items())
+        yield f"No law for {', '.join(result.unfitted)}: {lacks}.\n"
     if result.fit is None:
         return
     yield f"L = E + A/N^α + B/D^β, N in parameters and D in tokens; {result.fit.words}.\n"

@@ -61,7 +61,9 @@ class Saving:
         parts = [
             f"{name} ×{beyond:.3g}"
             for name, beyond in (
-                ("N", self.N_beyond), ("D", self.D_beyond), ("the mix's D", self.D_mix_beyond)
+                ("N", self.N_beyond),
+                ("D", self.D_beyond),
+                ("the mix's D", self.D_mix_beyond),
             )
             if beyond > ROUNDING
         ]
@@ -154,8 +156,10 @@ def token_range(points: pd.DataFrame, mix: str, N: float) -> tuple[float, float]
 
     Beyond the sizes measured, tokens per parameter are carried on from the nearest one.
     """
-    sizes = points[points["mix"] == mix].groupby("size").agg(
-        N=("N", "mean"), low=("D", "min"), high=("D", "max")
+    sizes = (
+        points[points["mix"] == mix]
+        .groupby("size")
+        .agg(N=("N", "mean"), low=("D", "min"), high=("D", "max"))
     )
     sizes = sizes.sort_values("N")
     log_n = np.log(sizes["N"].to_numpy())
@@ -169,7 +173,6 @@ def places(points: pd.DataFrame, baseline: str) -> list[tuple[str, float, float]
     own = points[points["mix"] == baseline]
     table = own.groupby("size").agg(N=("N", "mean"), D=("D", "max")).sort_values("N")
     return [(str(size), float(row["N"]), float(row["D"])) for size, row in table.iterrows()]
-
 
 
 def fit_free(points: pd.DataFrame, baseline: str) -> pd.DataFrame:
@@ -235,7 +238,6 @@ def _first_below(curve: pd.Series, target: float) -> tuple[float, bool]:
     drop = smooth[after - 1] - smooth[after]
     part = min((smooth[after - 1] - target) / drop, 1.0)
     return float(fine[after - 1] + part * (fine[after] - fine[after - 1])), False
-
 
 
 def seconds_per_token(points: pd.DataFrame) -> pd.DataFrame:

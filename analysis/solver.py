@@ -276,7 +276,9 @@ def _step(
     values, vectors = np.linalg.eigh(H)
     along = np.matmul(g[:, None, :], vectors)[:, 0]
     # |eigenvalue|: a saddle is left downhill, not sought.
-    stiffness = np.abs(values) + damping[:, None] * np.maximum(np.abs(values).max(1), 1e-300)[:, None]
+    stiffness = (
+        np.abs(values) + damping[:, None] * np.maximum(np.abs(values).max(1), 1e-300)[:, None]
+    )
     step = -np.matmul(vectors, (along / stiffness)[:, :, None])[:, :, 0] * scale
     promised = (along**2 / stiffness).sum(1) / 2
     return np.where(free, step, 0), promised, np.sqrt((np.where(free, gradient, 0) ** 2).sum(1))

@@ -7,31 +7,25 @@ from dataclasses import dataclass
 import pandas as pd
 
 from ablations.records import SettingError
-from analysis.fit import MODELS, Fit, Loss, Model, choose, fit, lacking
+from analysis.fit import MODELS, Fit, Loss, Model, fit, lacking
+from analysis.model_choice import Choice, choose
+from analysis.noise import Noise, seed_noise
 from analysis.savings import Saving, check_baseline, fit_free, places, token_savings
-from analysis.uncertainty import (
-    Draws,
-    Method,
-    Noise,
-    averaged_bootstrap,
-    bootstrap,
-    model_weights,
-    seed_noise,
-)
+from analysis.uncertainty import Draws, Method, averaged_bootstrap, bootstrap
 
 
 @dataclass(frozen=True)
 class Study:
     """Fits of every mix that can be fitted. `unfitted` says of the others what they lack.
 
-    `fit` is the joint model of lowest AICc, `fits` all that were compared, `draws` resamples shared
-    out among them by weight.
+    `fit` is the joint model of lowest AICc, `choice` all that were compared, `draws` resamples
+    shared out among them by weight.
     """
 
     points: pd.DataFrame
     baseline: str
     fit: Fit | None
-    fits: dict[Model, Fit]
+    choice: Choice | None
     draws: Draws | None
     unfitted: dict[str, str]
     savings: tuple[Saving, ...]
@@ -40,7 +34,8 @@ class Study:
 
     @property
     def weights(self) -> dict[Model, float]:
-        return model_weights(self.fits) if self.fits else {}
+        """Akaike weight of each joint model compared."""
+        return self.choice.weights if self.choice else {}
 
 
 def study(
@@ -55,22 +50,22 @@ def study(
 
     Nothing is raised for what is missing: a sweep that still runs has something to say.
     """
-    unfitted = {
-        str(mix): clause for mix, own in points.groupby("mix") if (clause := lacking(own))
-    }
+    unfitted = {str(mix): clause for mix, own in points.groupby("mix") if (clause := lacking(own))}
+    points = _baseline_first(points, baseline)
     ready = points[~points["mix"].isin(list(unfitted))]
     free = fit_free(points, baseline)
     if ready.empty:
-        return Study(points, baseline, None, {}, None, unfitted, (), free, ())
-    best, fits = choose(_baseline_first(ready, baseline))
-    draws = averaged_bootstrap(fits, method, resamples, seed, paired)
+        return Study(points, baseline, None, None, None, unfitted, (), free, ())
+    choice = choose(ready)
+    best = choice.best
+    draws = averaged_bootstrap(choice, method, resamples, seed, paired)
     savings: list[Saving] = []
     if baseline in best.mixes:
         for _, N, D in places(ready, baseline):
             if len(best.mixes) > 1:
                 savings += token_savings(best, draws, baseline, N, D)
     noise = tuple(seed_noise(best))
-    return Study(points, baseline, best, fits, draws, unfitted, tuple(savings), free, noise)
+    return Study(points, baseline, best, choice, draws, unfitted, tuple(savings), free, noise)
 
 
 def savings_at(
@@ -101,8 +96,9 @@ def savings_at(
                 f"loss={loss} needs a model, as AICc compares least squares only; "
                 f"give --model {', '.join(MODELS)}."
             )
-        best, fits = choose(points)
-        draws = averaged_bootstrap(fits, method, resamples, seed, paired)
+        choice = choose(points)
+        best = choice.best
+        draws = averaged_bootstrap(choice, method, resamples, seed, paired)
     else:
         best = fit(points, model, loss)
         draws = bootstrap(best, method, resamples, seed, paired)

@@ -8,8 +8,9 @@ import pandas as pd
 
 from analysis.fit import Fit
 from analysis.laws import PARAMETERS
+from analysis.noise import Noise
 from analysis.savings import Saving
-from analysis.uncertainty import Draws, Noise, interval
+from analysis.uncertainty import Draws, interval
 
 
 def markdown(table: pd.DataFrame) -> str:
@@ -46,6 +47,13 @@ def _number(value: float, decimals: int) -> str:
     return f"{value:.{decimals}f}"
 
 
+def probability(share: float, resamples: int) -> str:
+    """`= 0.97`, or the bound that so many resamples can show: `> 0.999`."""
+    if share in (0.0, 1.0):
+        return f"{'<' if share == 0 else '>'} {abs(share - 1 / resamples):.4g}"
+    return f"= {share:.2f}" if 0.005 < share < 0.995 else f"= {share:.3f}"
+
+
 def count(value: float) -> str:
     """A count with four significant digits and its unit: 1.279B."""
     for unit, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
@@ -55,7 +63,10 @@ def count(value: float) -> str:
 
 
 def savings_table(
-    savings: list[Saving], names: dict[float, str], time_ratios: dict[tuple[str, float], float]
+    savings: list[Saving],
+    names: dict[float, str],
+    time_ratios: dict[tuple[str, float], float],
+    resamples: int,
 ) -> pd.DataFrame:
     """Token savings by mix and place; `names` gives the size at N, time ratios where measured."""
     rows = []
@@ -68,7 +79,7 @@ def savings_table(
             f"D of {one.baseline}": count(one.D),
             "target loss": f"{one.target_loss:.4f}",
             "token savings [95 %]": with_interval(one.value, one.low, one.high),
-            "P(> 1)": f"{one.p_above_1:.2f}",
+            "P(> 1)": probability(one.p_above_1, resamples).removeprefix("= "),
             "never reached": f"{100 * one.unreachable:.1f} %",
             "range": one.range_words,
         }
@@ -154,7 +165,9 @@ def points_table(points: pd.DataFrame) -> pd.DataFrame:
     table = cells.agg(
         N=("N", "mean"), chinchilla=("chinchilla", "mean"), C=("C", "mean"), seeds=("seed", "nunique"),
         loss=("loss", "mean"), sd=("loss", "std"), bpb=("bpb", "mean"), epochs=("epochs", "mean"),
-    ).reset_index().sort_values(["mix", "N", "D"])  # fmt: skip
+    ).reset_index()  # fmt: skip
+    order = table["mix"].map({mix: i for i, mix in enumerate(dict.fromkeys(table["mix"]))})
+    table = table.assign(order=order).sort_values(["order", "N", "D"])
     return pd.DataFrame(
         {
             "mix": table["mix"],

@@ -42,7 +42,9 @@ class GatedDeltaNet(nn.Module):
         """x: [B, T, d_model] -> [B, T, d_model]."""
         B, T, _ = x.shape
         H, K, V = self.n_heads, self.key_dim, self.value_dim
-        qkv = torch.cat([self.q_proj(x), self.k_proj(x), self.v_proj(x)], dim=-1)
+        # Weights are joined, not outputs: one product, whose result the convolution reads as is.
+        joined = torch.cat([self.q_proj.weight, self.k_proj.weight, self.v_proj.weight])
+        qkv = F.linear(x, joined)
         qk, v = short_convolution(qkv, self.conv).split([2 * H * K, H * V], dim=-1)
         # eps inside the root, as in the published kernels: a zero key stays zero.
         qk = qk.view(B, T, 2, H, K).float()

@@ -9,7 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CHUNK = 64
+CHUNK = {"cpu": 32, "cuda": 64}
+"""Chunk length by device: on a CPU the C×C matrices cost more than the longer walk over chunks."""
+
+
+def chunk_length(x: Tensor, chunk: int | None) -> int:
+    """The chunk length asked for, or the device's, at most x's length. x: [B, T, …]."""
+    return min(chunk or CHUNK.get(x.device.type, 64), x.shape[1])
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:

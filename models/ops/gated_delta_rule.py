@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from models.ops.chunks import (
-    CHUNK,
     by_chunk,
     by_time,
+    chunk_length,
     compute_dtype,
     decay_matrix,
     dot,
@@ -67,14 +67,14 @@ def chunked(
     beta: Tensor,
     scale: float | None = None,
     initial_state: Tensor | None = None,
-    chunk: int = CHUNK,
+    chunk: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The same function as `naive` (arguments and results are its), `chunk` tokens at a time."""
-    B, T, H, K = q.shape
+    B, _, H, K = q.shape
     scale = K**-0.5 if scale is None else scale
     if initial_state is None:
         initial_state = v.new_zeros(B, H, K, v.shape[-1], dtype=compute_dtype(v))
-    return _Chunked.apply(q, k, v, g, beta, initial_state, scale, min(chunk, T))
+    return _Chunked.apply(q, k, v, g, beta, initial_state, scale, chunk_length(v, chunk))
 
 
 class _Chunked(torch.autograd.Function):

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from models.ops.chunks import (
-    CHUNK,
     by_chunk,
     by_time,
+    chunk_length,
     compute_dtype,
     decay_matrix,
     dot,
@@ -53,13 +53,13 @@ def chunked(
     v: Tensor,
     g: Tensor,
     initial_state: Tensor | None = None,
-    chunk: int = CHUNK,
+    chunk: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The same function as `naive` (arguments and results are its), `chunk` tokens at a time."""
-    B, T, H, V = v.shape
+    B, _, H, V = v.shape
     if initial_state is None:
         initial_state = v.new_zeros(B, H, k.shape[-1], V, dtype=compute_dtype(v))
-    return _Chunked.apply(q, k, v, g, initial_state, min(chunk, T))
+    return _Chunked.apply(q, k, v, g, initial_state, chunk_length(v, chunk))
 
 
 class _Chunked(torch.autograd.Function):

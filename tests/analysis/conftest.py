@@ -39,7 +39,9 @@ class SweepWriter:
         N = round(SIZES[size] * n_factor)
         key = f"{mix}-{size}-{seed}"
         rng = np.random.default_rng(int(hashlib.sha256(key.encode()).hexdigest()[:8], 16))
-        run = RunDirectory(self.path / f"{mix}-{size}-s{seed}-{hashlib.sha256(key.encode()).hexdigest()[:8]}")
+        run = RunDirectory(
+            self.path / f"{mix}-{size}-s{seed}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
+        )
         batch = 4096
         run.write_spec(
             {
@@ -52,8 +54,10 @@ class SweepWriter:
                 "seed": seed,
                 "model": {"layers": [mix] * 4, "d_model": 32, "mlp_hidden": 96 + len(mix)},
                 "recipe": {
-                    "batch_tokens": batch, "context": 256, "peak_lr": lr, "points": list(multiples),
+                    "batch_tokens": batch, "context": 256, "peak_lr": lr,
+                    "milestones": [{"chinchilla": c} for c in multiples],
                 },
+                "matched": f"mlp_hidden 96 to {96 + len(mix)}",
                 "resources": {"threads": 1, "at_once": 2},
             }
         )  # fmt: skip

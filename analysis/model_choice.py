@@ -1,0 +1,81 @@
+"""Which joint model over the mixes: AICc with a run effect, and the weights it gives.
+
+Points of one run share its luck. Counted as independent they make every extra coefficient look
+well supported; so the likelihood has a run effect, as large beside the points' own noise as the
+freest model's residuals show it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from analysis.fit import MODELS, Fit, Model, fit
+from analysis.laws import Array
+from analysis.noise import Indices, cluster_ids, hat_matrix, noise_components
+
+# A run effect alone would make points of one run exact copies, and the likelihood singular.
+LEAST_POINT_SHARE = 1e-3
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The models compared, least squares all, with their AICc and Akaike weights."""
+
+    best: Fit
+    fits: dict[Model, Fit]
+    aicc: dict[Model, float]
+    weights: dict[Model, float]
+
+
+def choose(points: pd.DataFrame) -> Choice:
+    """Fit every joint model that the mixes allow; the best has the lowest AICc.
+
+    A tie goes to the model that shares more. Raises SettingError like `fit`.
+    """
+    models = MODELS if points["mix"].nunique() > 1 else MODELS[:1]
+    fits: dict[Model, Fit] = {model: fit(points, model, "squares") for model in models}
+    freest = fits["free"]
+    point, run, _ = noise_components(
+        freest.residual, hat_matrix(freest), cluster_ids(freest.points)
+    )
+    point = max(point, LEAST_POINT_SHARE * run, 1e-300)
+    values = {
+        model: aicc(one.residual, one.n_parameters, cluster_ids(one.points), run / point)
+        for model, one in fits.items()
+    }
+    best = min(reversed(models), key=lambda model: values[model])
+    return Choice(fits[best], fits, values, model_weights(values))
+
+
+def aicc(
+    residual: Array, n_parameters: int, runs: Indices | None = None, run_to_point: float = 0.0
+) -> float:
+    """Corrected Akaike criterion of Gaussian log residuals (Hurvich & Tsai 1989).
+
+    `runs` (n,) holds each point's run, `run_to_point` the variance of the run effect over that of a
+    point's own noise; without them points are independent. The noise level counts as a parameter.
+    Infinite where points are too few for the correction.
+    """
+    n, k = len(residual), n_parameters + 1
+    if n <= k + 1:
+        return float("inf")
+    covariance = np.eye(n)
+    if runs is not None:
+        covariance += run_to_point * (runs[:, None] == runs)
+    log_det = np.linalg.slogdet(covariance)[1]
+    square = max(residual @ np.linalg.solve(covariance, residual), 1e-300)
+    return float(n * np.log(square / n) + log_det + 2 * k + 2 * k * (k + 1) / (n - k - 1))
+
+
+def model_weights(aicc: dict[Model, float]) -> dict[Model, float]:
+    """Akaike weights, exp(-AICc/2) scaled to one (Buckland, Burnham & Augustin 1997)."""
+    values = np.array(list(aicc.values()))
+    if not np.isfinite(values).any():
+        # Nothing can be compared: all of it goes to the least free model.
+        raw = np.array([float(model == list(aicc)[-1]) for model in aicc])
+    else:
+        raw = np.exp(-(values - values.min()) / 2)
+    return dict(zip(aicc, (raw / raw.sum()).tolist(), strict=True))

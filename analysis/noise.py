@@ -1,0 +1,113 @@
+"""What the residuals of a fit say about the noise: between runs, within them, between seeds.
+
+A fit absorbs part of the noise, the more the fewer runs there are; everything here gives it back by
+the fit's own projection.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from analysis.fit import Fit
+from analysis.laws import Array
+
+Indices = NDArray[np.intp]
+
+
+def cluster_ids(points: pd.DataFrame, paired: bool = False) -> Indices:
+    """For each point, the index of its run, or of its pair of runs, shape (n,)."""
+    if not paired:
+        return pd.factorize(points["run"])[0]
+    pair = points["size"].astype(str) + "/" + points["seed"].astype(str)
+    # Two runs of one mix with one size and seed are repeats, which share nothing across mixes.
+    repeat = points.groupby(["mix", pair])["run"].transform(lambda runs: pd.factorize(runs)[0])
+    return pd.factorize(pair + "/" + repeat.astype(str))[0]
+
+
+def hat_matrix(fit: Fit) -> Array:
+    """Projection onto what the fit can absorb, (n, n), linearised at its optimum.
+
+    A parameter at a bound absorbs nothing.
+    """
+    hat = np.zeros((fit.n, fit.n))
+    for block in fit.blocks:
+        jacobian = block.problem.jacobian(block.theta[None])[0][:, block.free]
+        basis = np.linalg.svd(jacobian / np.linalg.norm(jacobian, axis=0), full_matrices=False)[0]
+        hat[np.ix_(block.rows, block.rows)] = basis @ basis.T
+    return hat
+
+
+def noise_components(residual: Array, hat: Array, clusters: Indices) -> tuple[float, float, float]:
+    """Variances of a point's own noise and of a cluster's, and the latter's degrees of freedom.
+
+    Residuals are (I - H) times the noise, so each sum of squares is a known mix of the two
+    variances; the two equations are solved, a negative variance being none (Henderson's method III;
+    degrees of freedom after Satterthwaite 1946).
+    """
+    n = len(residual)
+    together = (clusters[:, None] == clusters).astype(float)
+    forms = [np.eye(n), together]
+    left = np.eye(n) - hat
+    seen = [left @ form for form in forms]
+    squares = np.array([residual @ form @ residual for form in forms])
+    expected = np.array([[np.sum(a * b.T) for b in seen] for a in seen])
+    one_each = np.linalg.matrix_rank(together) == n
+    if one_each or abs(np.linalg.det(expected / expected.max())) < 1e-12:
+        point, run = squares[0] / max(expected[0, 0], 1e-300), 0.0
+    else:
+        point, run = np.linalg.solve(expected, squares)
+        if run < 0:
+            point, run = squares[0] / expected[0, 0], 0.0
+        elif point < 0:
+            point, run = 0.0, squares[1] / expected[1, 1]
+    covariance = left @ (point * forms[0] + run * forms[1]) @ left
+    product = covariance @ forms[1]
+    dof = np.trace(product) ** 2 / max(np.sum(product * product.T), 1e-300)
+    return float(point), float(run), float(max(dof, 0.5))
+
+
+def inflate(residual: Array, hat: Array, clusters: Indices) -> Array:
+    """Residuals of each cluster times (I - H_cc)^(-1/2), the bias-reduced CR2 correction.
+
+    Bell & McCaffrey 2002: least squares pulls the law towards each run, the more so the fewer runs
+    there are, and residuals are smaller than the noise by as much.
+    """
+    out = residual.copy()
+    for cluster in range(clusters.max() + 1):
+        own = np.flatnonzero(clusters == cluster)
+        values, vectors = np.linalg.eigh(np.eye(len(own)) - hat[np.ix_(own, own)])
+        # A direction that the fit absorbs wholly shows no residual, and none can be made of it.
+        scale = 1 / np.sqrt(np.maximum(values, 0.05))
+        out[own] = vectors @ (scale * (vectors.T @ residual[own]))
+    return out
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Scatter of one mix's loss, relative: between seeds at equal size and D, and about the law.
+
+    `seed_sd` is NaN where no size has two seeds; `lack_of_fit` is the rms residual of seed means.
+    """
+
+    mix: str
+    seed_sd: float
+    seed_dof: int
+    lack_of_fit: float
+
+
+def seed_noise(fit: Fit) -> list[Noise]:
+    """Seed-to-seed standard deviation of log loss beside the lack of fit, mix by mix."""
+    table = fit.points.assign(residual=fit.residual, log_loss=np.log(fit.points["loss"]))
+    found = []
+    for mix in fit.mixes:
+        cells = table[table["mix"] == mix].groupby(["size", "D"])
+        spread, count = cells["log_loss"].var(ddof=1), cells["log_loss"].count()
+        dof = int((count - 1).sum())
+        sd = float(np.sqrt((spread.fillna(0) * (count - 1)).sum() / dof)) if dof else float("nan")
+        lack = float(np.sqrt((cells["residual"].mean() ** 2).mean()))
+        found.append(Noise(mix, sd, dof, lack))
+    return found
