@@ -45,10 +45,14 @@ class SizeSettings:
     """Multiples with a point each, where the protocol leaves them open."""
     lr_multiplier: float
     """On the ladder's peak learning rate, where the protocol leaves it open."""
+    init: str
+    """How weights begin: see models.config.Blueprint."""
 
     @property
     def blueprint(self) -> Blueprint:
-        return Blueprint(self.name, self.d_model, self.n_layers, self.n_heads, self.mlp_hidden)
+        return Blueprint(
+            self.name, self.d_model, self.n_layers, self.n_heads, self.mlp_hidden, self.init
+        )
 
 
 @dataclass(frozen=True)

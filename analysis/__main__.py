@@ -129,7 +129,6 @@ def _fit(options: argparse.Namespace) -> str:
         "loss": fitted.loss,
         "delta": fitted.delta if fitted.loss == "huber" else None,
         "objective": fitted.objective,
-        "aicc": fitted.aicc,
     }
     rows = [{"mix": mix} | one for mix, one in mixes.items()]
     return _shown(options.format, head | {"mixes": mixes}, rows)

@@ -17,12 +17,27 @@ import pandas as pd
 
 from analysis.load import Run, Sweep
 
-# Fields that follow from the mix: its pattern, the MLP width that makes N equal, mixers' own shapes.
-TREATMENT = ("mix", "matched", "model.layers", "model.mlp_hidden", "model.mixers", "model.gdn")
+# Fields that follow from the mix: its pattern, the MLP width that makes N equal, mixers' shapes.
+TREATMENT: tuple[str, ...] = (
+    "mix",
+    "matched",
+    "model.layers",
+    "model.mlp_hidden",
+    "model.mixers",
+    "model.gdn",
+)
 TREATMENT += ("model.mamba2", "model.attn", "model.attention", "model.pattern", "model.counts")
 # Where and under which name a run ran says nothing about the model.
 IGNORED = ("sweep", "resources", "logging", "paths", "seed", "name", "identity", "hash")
-MANIFEST = ("revision", "diff_sha256", "versions", "device", "precision", "backends", "compiled")
+MANIFEST: tuple[str, ...] = (
+    "revision",
+    "diff_sha256",
+    "versions",
+    "device",
+    "precision",
+    "backends",
+    "compiled",
+)
 MANIFEST += ("data",)
 # The controlled protocol's tolerance on N.
 EQUAL_N_PERCENT = 0.5
@@ -144,8 +159,8 @@ def _confounds_of_pairs(pairs: pd.DataFrame) -> list[str]:
     found = []
     off = pairs[pairs["N_percent"].abs() > EQUAL_N_PERCENT]
     if len(off):
-        low, high = off["N_percent"].min(), off["N_percent"].max()
-        span = f"{low:+.1f} %" if low == high else f"{low:+.1f} to {high:+.1f} %"
+        ends = [f"{off['N_percent'].agg(end):+.1f}" for end in ("min", "max")]
+        span = " to ".join(dict.fromkeys(ends)) + " %"
         found.append(f"N: {span} at size {', '.join(dict.fromkeys(off['size']))}")
     for column, words in (("equal_tokens", "tokens"), ("equal_batches", "batches")):
         unequal = pairs[pairs[column].eq(False)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import matplotlib
 import numpy as np
 import pandas as pd
@@ -20,6 +22,7 @@ from analysis.uncertainty import Draws, interval
 # How far beyond the largest size savings are drawn, as extrapolation.
 DRAWN_BEYOND = 4.0
 CURVE_POINTS = 60
+DASHED = (0, (3, 2))
 
 
 def loss_against_tokens(
@@ -48,7 +51,7 @@ def loss_against_tokens(
                 zorder=3,
             )
             axes.plot(mean["D"], mean["loss"], look.marker, ms=2.2, color=look.colour, zorder=4)
-            if fit is None:
+            if fit is None or mix not in fit.mixes:
                 axes.plot(mean["D"], mean["loss"], color=look.colour, ls=look.line, lw=0.9)
                 continue
             D = np.geomspace(own["D"].min() / 1.15, own["D"].max() * 1.15, CURVE_POINTS)
@@ -94,7 +97,13 @@ def fit_with_residuals(fit: Fit, note: str) -> tuple[Figure, pd.DataFrame]:
         jitter = {mix: 1.02 ** (i - (len(style) - 1) / 2) for i, mix in enumerate(style)}
         for mix, own in table.groupby("mix", sort=False):
             look = style[str(mix)]
-            kind = {"ls": "", "marker": look.marker, "ms": 3.2, "mfc": "none", "mew": 0.7}
+            kind: dict[str, Any] = {
+                "ls": "",
+                "marker": look.marker,
+                "ms": 3.2,
+                "mfc": "none",
+                "mew": 0.7,
+            }
             top.plot(own["fitted"], own["loss"], color=look.colour, **kind)
             below.plot(own["fitted"], own["residual_percent"], color=look.colour, **kind)
             by_d.plot(own["D"], own["residual_percent"], color=look.colour, **kind)
@@ -201,9 +210,7 @@ def _draw_savings(axes: Axes, curve: pd.DataFrame, look: Look, low_n: float, hig
     )
     axes.plot(inside["N"], inside["value"], color=look.colour, lw=1.7)
     for beyond in (curve[curve["N"] <= low_n], curve[curve["N"] >= high_n]):
-        axes.plot(
-            beyond["N"], beyond["value"].clip(1e-3), color=look.colour, ls=(0, (3, 2)), lw=1.2
-        )
+        axes.plot(beyond["N"], beyond["value"].clip(1e-3), color=look.colour, ls=DASHED, lw=1.2)
 
 
 def _annotate(
@@ -311,9 +318,9 @@ def _savings_handles(style: dict[str, Look], others: list[str], free: pd.DataFra
     ]  # fmt: skip
     grey = "#777777"
     found.append(Line2D([], [], color=grey, lw=6, alpha=0.3, label="95 % interval"))
-    found.append(Line2D([], [], color=grey, lw=1.2, ls=(0, (3, 2)), label="extrapolated"))
+    found.append(Line2D([], [], color=grey, lw=1.2, ls=DASHED, label="extrapolated"))
     if len(free):
-        mark = {"marker": "o", "ls": "", "color": grey}
+        mark: dict[str, Any] = {"marker": "o", "ls": "", "color": grey}
         found.append(Line2D([], [], ms=4.5, label="no fit, seed mean", **mark))
         found.append(Line2D([], [], ms=3, mfc="none", label="no fit, one seed", **mark))
     return found

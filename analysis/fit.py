@@ -13,9 +13,10 @@ from typing import Literal, get_args
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from ablations.records import SettingError
-from analysis.laws import Array, Chinchilla
+from analysis.laws import Array, Chinchilla, Indices
 from analysis.solver import GRID, Polished, Problem, polish, project
 
 Model = Literal["free", "shared_exponents", "shared"]
@@ -63,9 +64,9 @@ class Block:
 
     problem: Problem
     mixes: tuple[str, ...]
-    rows: Array
+    rows: Indices
     theta: Array
-    free: Array
+    free: NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,8 @@ def fit(
     points = points.reset_index(drop=True)
     names = tuple(dict.fromkeys(points["mix"]))
     groups = [(name,) for name in names] if model == "free" else [names]
-    blocks, mixes = [], {}
+    blocks: list[Block] = []
+    mixes: dict[str, MixFit] = {}
     residual = np.zeros(len(points))
     for group in groups:
         rows = np.flatnonzero(points["mix"].isin(group).to_numpy())
@@ -153,13 +155,14 @@ def fit(
 
 def _fit_block(
     points: pd.DataFrame,
-    rows: Array,
+    rows: Indices,
     group: tuple[str, ...],
     model: Model,
     loss: Loss,
     delta: float,
 ) -> tuple[Block, dict[str, MixFit], Array]:
-    index = points["mix"].map({name: i for i, name in enumerate(group)}).to_numpy()
+    places = [group.index(mix) for mix in points["mix"]]
+    index = np.array(places, dtype=np.intp)
     N, D = points["N"].to_numpy(float), points["D"].to_numpy(float)
     problem = Problem(N, D, index, len(group), share_E=model == "shared")
     log_loss = np.log(points["loss"].to_numpy(float))
@@ -218,7 +221,7 @@ def _multistart(problem: Problem, log_loss: Array, threshold: float) -> Polished
     ]
     minima = np.flatnonzero((objective[0] < np.min(around, axis=0)).ravel())
     minima = minima[np.argsort(objective[0].ravel()[minima])][:6]
-    spread = cells[0][1::4, 1::4].reshape(-1, problem.n_parameters)
+    spread = cells[0][2::5, 2::5].reshape(-1, problem.n_parameters)
     starts = np.concatenate([flat[minima], spread])
     S = len(starts)
     return polish(
@@ -251,7 +254,7 @@ def _condition(jacobian: Array) -> float:
     return float(values[0] / max(values[-1], 1e-300))
 
 
-def _bounds_met(problem: Problem, mix: int, free: Array) -> tuple[str, ...]:
+def _bounds_met(problem: Problem, mix: int, free: NDArray[np.bool_]) -> tuple[str, ...]:
     at = {
         "E": 0 if problem.share_E else mix,
         "A": problem.n_E + mix,

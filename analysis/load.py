@@ -97,9 +97,9 @@ def load_csv(path: Path) -> pd.DataFrame:
         raise SettingError(
             f"points={path} is not there; give a CSV with columns {', '.join(REQUIRED)}."
         ) from None
-    except (UnicodeDecodeError, IsADirectoryError, pd.errors.ParserError, pd.errors.EmptyDataError):
+    except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError):
         raise SettingError(
-            f"points={path} is not a CSV; its first line must name the columns {', '.join(REQUIRED)}."
+            f"points={path} is not a CSV; its first line must name columns {', '.join(REQUIRED)}."
         ) from None
     missing = [name for name in REQUIRED if name not in table]
     if missing:
@@ -198,7 +198,7 @@ def _tidy(table: pd.DataFrame) -> pd.DataFrame:
     for name in NUMBERS:
         table[name] = pd.to_numeric(table[name], errors="coerce") if name in table else np.nan
     table["mix"] = table["mix"].astype(str)
-    table["seed"] = table["seed"] if "seed" in table else 0
+    table["seed"] = table.get("seed", 0)
     if "size" not in table:
         table["size"] = _size_names(table["N"])
     table["size"] = table["size"].astype(str)

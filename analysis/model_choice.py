@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 
 from analysis.fit import MODELS, Fit, Model, fit
-from analysis.laws import Array
-from analysis.noise import Indices, cluster_ids, hat_matrix, noise_components
+from analysis.laws import Array, Indices
+from analysis.noise import cluster_ids, hat_matrix, noise_components
 
 # A run effect alone would make points of one run exact copies, and the likelihood singular.
 LEAST_POINT_SHARE = 1e-3
@@ -66,7 +66,7 @@ def aicc(
     if runs is not None:
         covariance += run_to_point * (runs[:, None] == runs)
     log_det = np.linalg.slogdet(covariance)[1]
-    square = max(residual @ np.linalg.solve(covariance, residual), 1e-300)
+    square = max(float(residual @ np.linalg.solve(covariance, residual)), 1e-300)
     return float(n * np.log(square / n) + log_det + 2 * k + 2 * k * (k + 1) / (n - k - 1))
 
 

@@ -10,12 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from analysis.fit import Fit
-from analysis.laws import Array
-
-Indices = NDArray[np.intp]
+from analysis.laws import Array, Indices
 
 
 def cluster_ids(points: pd.DataFrame, paired: bool = False) -> Indices:
@@ -55,7 +52,7 @@ def noise_components(residual: Array, hat: Array, clusters: Indices) -> tuple[fl
     seen = [left @ form for form in forms]
     squares = np.array([residual @ form @ residual for form in forms])
     expected = np.array([[np.sum(a * b.T) for b in seen] for a in seen])
-    one_each = np.linalg.matrix_rank(together) == n
+    one_each = clusters.max() + 1 == n
     if one_each or abs(np.linalg.det(expected / expected.max())) < 1e-12:
         point, run = squares[0] / max(expected[0, 0], 1e-300), 0.0
     else:

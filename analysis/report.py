@@ -16,14 +16,12 @@ import pandas as pd
 
 from ablations.records import SettingError, write_atomic
 from analysis import tables
+from analysis.answer import answers, caveats
 from analysis.compare import Comparison, compare
 from analysis.fit import MODEL_WORDS
 from analysis.load import Run, Sweep
-from analysis.savings import Saving, seconds_per_token, time_ratio
+from analysis.savings import matched_factor, seconds_per_token, time_ratio
 from analysis.study import Study, study
-
-# A difference in FLOPs per token that changes what token savings mean for cost.
-NOTABLE_FLOPS_PERCENT = 3.0
 
 
 def write_report(
@@ -47,7 +45,7 @@ def write_report(
     comparisons = [compare(sweep, baseline, mix) for mix in others]
     _make_writable(out)
     provenance = _provenance(sweep, comparisons, command)
-    figures = _draw(result, sweep, comparisons, out, provenance)
+    figures = _draw(result, sweep, out, provenance)
     written = _write_tables(result, sweep, out)
     text = "\n".join(_sections(result, sweep, comparisons, figures, provenance))
     write_atomic(out / "report.md", text.rstrip() + "\n")
@@ -77,7 +75,7 @@ def _provenance(sweep: Sweep, comparisons: list[Comparison], command: str) -> di
         "command": command,
         "sweep": sweep.name,
         "sweep_command": sorted(
-            {str(run.manifest.get("command", "")) for run in sweep.runs} - {""}
+            {str(run.manifest["command"]) for run in sweep.runs if run.manifest.get("command")}
         ),
         "revision": sorted(revisions),
         "points_sha256": hashlib.sha256(text.encode()).hexdigest(),
@@ -118,7 +116,6 @@ def _note(facts: dict[str, Any], *more: str) -> str:
 def _draw(
     result: Study,
     sweep: Sweep,
-    comparisons: list[Comparison],
     out: Path,
     facts: dict[str, Any],
 ) -> dict[str, Path]:
@@ -189,9 +186,9 @@ def _sections(
 ) -> Iterable[str]:
     yield f"# Sweep {sweep.name}\n"
     yield "\n\n".join(answers(result)) + "\n"
-    if caveats := list(_caveats(result, sweep, comparisons)):
+    if told := list(caveats(result, sweep, comparisons)):
         yield "What to keep in mind:\n"
-        yield "\n".join(f"- {caveat}" for caveat in caveats) + "\n"
+        yield "\n".join(f"- {caveat}" for caveat in told) + "\n"
     yield from _savings_section(result, sweep)
     yield "## Figures\n"
     titles = {
@@ -215,109 +212,6 @@ def _sections(
     commands = [*facts["sweep_command"], facts["command"]]
     yield "```\n" + "\n".join(commands) + "\n```\n"
     yield f"Points sha256 `{facts['points_sha256']}`, revision {', '.join(facts['revision'])}."
-
-
-def answers(result: Study) -> list[str]:
-    """The answer for each mix, at the largest size measured, in a sentence or two."""
-    mixes = list(dict.fromkeys(result.points["mix"]))
-    if len(mixes) == 1:
-        return [f"**One mix only ({mixes[0]}): there is nothing to compare, so no savings.**"]
-    found, waiting = [], []
-    for mix in (m for m in mixes if m != result.baseline):
-        own = [one for one in result.savings if one.mix == mix]
-        if own and result.draws is not None:
-            found.append(_answer(own[-1], result.draws.resamples))
-        else:
-            waiting.append(mix)
-    if waiting:
-        lacks = [
-            f"{name} has {result.unfitted[name]}"
-            for name in (result.baseline, *waiting)
-            if name in result.unfitted
-        ] or [f"{result.baseline} has no points"]
-        found.append(
-            f"**No interval yet for {', '.join(waiting)}, as no law can be fitted: "
-            f"{'; '.join(lacks)}.**"
-        )
-        found += [told for mix in waiting if (told := _answer_without_fit(result, mix))]
-    return found
-
-
-def _answer_without_fit(result: Study, mix: str) -> str:
-    own = result.free[(result.free["mix"] == mix) & (result.free["seed"] == "mean")]
-    if own.empty:
-        return ""
-    last = own.iloc[-1]
-    seeds = int(((result.free["mix"] == mix) & (result.free["size"] == last["size"])).sum()) - 1
-    return (
-        f"Without a fit, at size {last['size']}: token savings of {mix} over {result.baseline} are "
-        f"{last['bound']} {last['value']:.2f}".replace("  ", " ")
-        + f" at a loss of {last['target_loss']:.3f}, from {seeds} seed(s); that is no interval."
-    )
-
-
-def _answer(one: Saving, resamples: int) -> str:
-    told = tables.with_interval(one.value, one.low, one.high)
-    place = f"At N = {tables.count(one.N)} parameters and D = {tables.count(one.D)} tokens"
-    if one.value > 1:
-        body = f"{one.mix} needs {told} times fewer tokens than {one.baseline} for the same loss"
-    elif one.value > 0:
-        body = f"{one.mix} needs more tokens than {one.baseline} for the same loss: savings {told}"
-    else:
-        body = f"{one.mix} never reaches the loss of {one.baseline}: savings {told}"
-    body += " (95 % interval)"
-    if one.low <= 1 <= one.high:
-        verdict = "the interval includes 1: no saving has been shown"
-    elif one.low > 1:
-        verdict = "the interval excludes 1: a saving at this size"
-    else:
-        verdict = "the whole interval is below 1: this mix costs tokens at this size"
-    chance = tables.probability(one.p_above_1, resamples)
-    return f"**{place}, {body}; {verdict}.** P(savings > 1) {chance}; {one.range_words}."
-
-
-def _caveats(result: Study, sweep: Sweep, comparisons: list[Comparison]) -> Iterable[str]:
-    for told in comparisons:
-        if told.confounds or told.unknown:
-            yield f"Confounds of {told.mix} against {told.baseline}: {told.words}."
-        flops = told.pairs["flops_percent"].mean() if len(told.pairs) else 0.0
-        if abs(flops) > NOTABLE_FLOPS_PERCENT:
-            yield (
-                f"{told.mix} spends {flops:+.0f} % training FLOPs per token: its token savings are "
-                "not savings of compute."
-            )
-    open_runs = [run for run in sweep.runs if run.state != "done"]
-    if open_runs:
-        yield f"{len(open_runs)} of {len(sweep.runs)} runs have not finished (see Runs)."
-    for point in sweep.dropped:
-        yield f"Left out, as its loss is not a number: {point}."
-    if result.fit is None:
-        return
-    for mix, one in result.fit.mixes.items():
-        if one.at_bound:
-            yield (
-                f"{mix}: {', '.join(one.at_bound)} sits on its bound: these points do not identify "
-                "it, and its value is not to be read."
-            )
-    condition = max(one.condition for one in result.fit.mixes.values())
-    if any(not one.identified for one in result.fit.mixes.values()):
-        yield (
-            f"The coefficients trade against each other (condition number {condition:.0f}); savings "
-            "inside the measured range rest on the fitted losses and not on single coefficients."
-        )
-    sizes = result.fit.points["size"].nunique()
-    if sizes == 3:
-        yield (
-            "Three sizes: a curve in N goes through three values exactly, so the points cannot show "
-            "whether the law holds in N; beyond them it is an assumption."
-        )
-    if result.choice and len(result.weights) > 1 and math.isinf(min(result.choice.aicc.values())):
-        yield "Too few points for AICc to compare joint models: the one that shares most was taken."
-    if all(one.seed_dof == 0 for one in result.noise):
-        yield "One seed a size: run-to-run noise is told from lack of fit by the law alone."
-    epochs = sweep.points["epochs"].max()
-    if epochs > 1:
-        yield f"The corpus was repeated, up to {epochs:.1f} epochs: the law has no term for that."
 
 
 def _savings_section(result: Study, sweep: Sweep) -> Iterable[str]:
@@ -360,17 +254,14 @@ def _savings_section(result: Study, sweep: Sweep) -> Iterable[str]:
 def _model_sensitivity(result: Study) -> Iterable[str]:
     if result.choice is None or len(result.choice.fits) < 2:
         return
-    from analysis.savings import matched_factor
-
     rows = []
     lowest = min(result.choice.aicc.values())
     for model, one in result.choice.fits.items():
-        row = {
+        excess = result.choice.aicc[model] - lowest
+        row: dict[str, Any] = {
             "model": MODEL_WORDS[model],
             "coefficients": one.n_parameters,
-            "AICc − lowest": f"{result.choice.aicc[model] - lowest:.1f}"
-            if math.isfinite(lowest)
-            else "∞",
+            "AICc − lowest": "–" if math.isnan(excess) else f"{excess:.1f}",
             "weight": f"{result.weights[model]:.2f}",
         }
         laws = {mix: fitted.law for mix, fitted in one.mixes.items()}

@@ -178,11 +178,11 @@ def places(points: pd.DataFrame, baseline: str) -> list[tuple[str, float, float]
 def fit_free(points: pd.DataFrame, baseline: str) -> pd.DataFrame:
     """Savings read off the measured losses, size by size, without a law.
 
-    At each size both mixes' losses are interpolated in log D (monotone cubic, log loss) and compared
-    at the lowest loss that both reach. Rows for each seed that both have, and one (`seed` "mean")
-    for the mean over those seeds. Columns: mix, size, N, seed, target_loss, D_baseline, D_mix,
-    value, bound ("", or "at least" where the mix is below the target at its first point already, or
-    "at most" where the baseline is).
+    At each size both mixes' losses are interpolated in log D (monotone cubic, of log loss) and
+    compared at the lowest loss that both reach. Rows for each seed that both have, and one (`seed`
+    "mean") for the mean over those seeds. Columns: mix, size, N, seed, target_loss, D_baseline,
+    D_mix, value, bound ("", or "at least" where the mix is below the target at its first point
+    already, or "at most" where the baseline is).
     """
     rows = []
     others = [mix for mix in dict.fromkeys(points["mix"]) if mix != baseline]

@@ -12,10 +12,12 @@ two terms' values at the centre (N0, D0) of the data, which keeps them nearly un
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
+from numpy.typing import NDArray
 
-from analysis.laws import Array, Chinchilla
+from analysis.laws import Array, Chinchilla, Indices
 
 EXPONENT_BOUNDS = (0.01, 2.0)
 GRID = np.geomspace(*EXPONENT_BOUNDS, 24)
@@ -32,19 +34,19 @@ class Problem:
 
     N: Array
     D: Array
-    mix: Array
+    mix: Indices
     n_mixes: int
     share_E: bool
 
-    @property
+    @cached_property
     def log_n(self) -> Array:
         return np.log(self.N) - self.centre[0]
 
-    @property
+    @cached_property
     def log_d(self) -> Array:
         return np.log(self.D) - self.centre[1]
 
-    @property
+    @cached_property
     def centre(self) -> tuple[float, float]:
         return float(np.log(self.N).mean()), float(np.log(self.D).mean())
 
@@ -56,8 +58,8 @@ class Problem:
     def n_parameters(self) -> int:
         return self.n_E + 2 * self.n_mixes + 2
 
-    @property
-    def columns(self) -> tuple[Array, Array, Array]:
+    @cached_property
+    def columns(self) -> tuple[Indices, Indices, Indices]:
         """For each point, the index of its E, its log a and its log b."""
         e = np.zeros_like(self.mix) if self.share_E else self.mix
         return e, self.n_E + self.mix, self.n_E + self.n_mixes + self.mix
@@ -103,7 +105,7 @@ class Problem:
 
 
 def huber(residual: Array, delta: float) -> Array:
-    """Huber's loss: r^2/2 within delta, delta (|r| - delta/2) beyond; delta=inf is least squares."""
+    """Huber's loss: r^2/2 within delta, delta (|r| - delta/2) beyond; r^2/2 for delta=inf."""
     size = np.abs(residual)
     if np.isinf(delta):
         return residual**2 / 2
@@ -195,30 +197,115 @@ def polish(
     norm = np.zeros(len(theta))
     active = np.arange(len(theta))
     for _ in range(max_steps):
-        step, promised, norm[active] = _step(
-            theta[active], gradient[active], curvature[active], damping[active], low, high
-        )
-        going = promised > 1e-13 * value[active] + 1e-28
-        # A promise kept small by damping alone is no optimum.
-        going |= (damping[active] > 1) & (damping[active] < 1e10)
-        going |= ~near[active] & np.isfinite(delta)
-        near[active] |= promised <= 1e-13 * value[active] + 1e-28
-        active, step = active[going], step[going]
+        now, slope = theta[active], gradient[active]
+        fixed = ((now <= low) & (slope > 0)) | ((now >= high) & (slope < 0))
+        norm[active] = np.linalg.norm(np.where(fixed, 0, slope), axis=1)
+        step, promised = _inside(problem, now, slope, curvature[active], fixed, damping[active])
+        small = promised <= 1e-13 * value[active] + 1e-28
+        # A promise kept small by damping alone is no optimum, nor one that the majoriser makes.
+        done = small & ((damping[active] <= 1) | (damping[active] >= 1e10))
+        done &= near[active] | np.isinf(delta)
+        near[active] |= small
+        active, step, fixed = active[~done], step[~done], fixed[~done]
         if not len(active):
             break
-        trial = np.clip(theta[active] + step, low, high)
+        trial = np.clip(_to_boundary(problem, theta[active], step, fixed), low, high)
         new, grad, curve = _model(
             problem, trial, log_loss[active], weight[active], delta, near[active]
         )
         better = new <= value[active]
-        drop = value[active] - new
-        near[active] |= better & (drop < 0.02 * value[active])
+        near[active] |= better & (value[active] - new < 0.02 * value[active])
         damping[active] = np.where(better, damping[active] / 8, damping[active] * 5)
         damping[active] = np.clip(damping[active], 1e-12, 1e12)
         took = active[better]
         theta[took], value[took] = trial[better], new[better]
         gradient[took], curvature[took] = grad[better], curve[better]
     return Polished(theta, value, norm)
+
+
+def _straighten(problem: Problem, theta: Array, fixed: NDArray[np.bool_]) -> Array:
+    """Derivatives (S, p, p) of the parameters by coordinates in which the valley is straight.
+
+    Data fix the loss at their centre, E + a + b, and its slopes there, a alpha and b beta, far
+    better than E or an exponent: along the valley a grows as 1/alpha while E makes room. Steps are
+    taken in (loss at the centre, log slopes, log exponents); where E is held at its bound the
+    parameters themselves are straight enough.
+    """
+    p, M = problem.n_parameters, problem.n_mixes
+    e = np.zeros(M, np.intp) if problem.share_E else np.arange(M)
+    a, b = problem.n_E + np.arange(M), problem.n_E + M + np.arange(M)
+    trades = ~fixed[:, e]
+    straight = np.zeros((len(theta), p, p))
+    straight[:, np.arange(p), np.arange(p)] = 1
+    per_mix = M / problem.n_E
+    for terms, exponent in ((a, p - 2), (b, p - 1)):
+        value = np.where(trades, np.exp(theta[:, terms]), 0) / per_mix
+        straight[:, e, terms] = -value
+        for m in range(M):
+            straight[:, e[m], exponent] += value[:, m]
+        straight[:, terms, exponent] = -1.0 * trades
+        straight[:, exponent, exponent] = theta[:, exponent]
+    return straight
+
+
+def _move(problem: Problem, theta: Array, step: Array, fixed: NDArray[np.bool_]) -> Array:
+    """The parameters after a step in the straight coordinates."""
+    M, n_E = problem.n_mixes, problem.n_E
+    e = np.zeros(M, np.intp) if problem.share_E else np.arange(M)
+    moved = theta.copy()
+    stretch = np.clip(step[:, -2:], -1, 1)
+    moved[:, -2:] = np.clip(theta[:, -2:] * np.exp(stretch), *EXPONENT_BOUNDS)
+    stretch = np.log(moved[:, -2:] / theta[:, -2:])
+    trades = ~fixed[:, e]
+    terms = slice(n_E, n_E + 2 * M)
+    moved[:, terms] += np.clip(step[:, terms], -5, 5)
+    moved[:, terms] -= np.tile(trades, 2) * np.repeat(stretch, M, axis=1)
+    before = np.exp(theta[:, terms]).reshape(-1, 2, n_E, M // n_E).sum(1).mean(-1)
+    after = np.exp(moved[:, terms]).reshape(-1, 2, n_E, M // n_E).sum(1).mean(-1)
+    E = theta[:, :n_E] + step[:, :n_E] + before - after
+    moved[:, :n_E] = np.where(fixed[:, :n_E], theta[:, :n_E], E)
+    return moved
+
+
+def _inside(
+    problem: Problem,
+    theta: Array,
+    gradient: Array,
+    curvature: Array,
+    fixed: NDArray[np.bool_],
+    damping: Array,
+) -> tuple[Array, Array]:
+    """The step and its promise; an E at zero that would leave through its bound joins `fixed`."""
+    straight = _straighten(problem, theta, fixed)
+    step, promised = _step(gradient, curvature, straight, fixed, damping)
+    n_E = problem.n_E
+    leaves = (theta[:, :n_E] <= 0) & ~fixed[:, :n_E]
+    leaves &= np.matmul(straight[:, :n_E], step[:, :, None])[:, :, 0] < 0
+    again = np.asarray(leaves.any(1))
+    if again.any():
+        fixed[:, :n_E] |= leaves
+        held = fixed[again]
+        straight = _straighten(problem, theta[again], held)
+        step[again], promised[again] = _step(
+            gradient[again], curvature[again], straight, held, damping[again]
+        )
+    return step, promised
+
+
+def _to_boundary(problem: Problem, theta: Array, step: Array, fixed: NDArray[np.bool_]) -> Array:
+    """The parameters after a step, cut short where an E first reaches zero."""
+    moved = _move(problem, theta, step, fixed)
+    over = np.flatnonzero((moved[:, : problem.n_E] < 0).any(1))
+    if not len(over):
+        return moved
+    inside, outside = np.zeros((len(over), 1)), np.ones((len(over), 1))
+    for _ in range(12):
+        middle = (inside + outside) / 2
+        trial = _move(problem, theta[over], middle * step[over], fixed[over])
+        beyond = (trial[:, : problem.n_E] < 0).any(1, keepdims=True)
+        inside, outside = np.where(beyond, inside, middle), np.where(beyond, middle, outside)
+    moved[over] = _move(problem, theta[over], outside * step[over], fixed[over])
+    return moved
 
 
 def _model(
@@ -261,12 +348,18 @@ def _model(
 
 
 def _step(
-    theta: Array, gradient: Array, curvature: Array, damping: Array, low: Array, high: Array
-) -> tuple[Array, Array, Array]:
-    """A damped Newton step inside the bounds, the decrease it promises, the projected gradient."""
-    fixed = ((theta <= low) & (gradient > 0)) | ((theta >= high) & (gradient < 0))
+    gradient: Array,
+    curvature: Array,
+    straight: Array,
+    fixed: NDArray[np.bool_],
+    damping: Array,
+) -> tuple[Array, Array]:
+    """A damped Newton step in the straight coordinates (S, p), and the decrease it promises."""
+    across = straight.transpose(0, 2, 1)
+    gradient = np.matmul(across, gradient[:, :, None])[:, :, 0]
+    curvature = np.matmul(np.matmul(across, curvature), straight)
+    p = gradient.shape[1]
     free = ~fixed
-    p = theta.shape[1]
     diagonal = np.abs(curvature[:, np.arange(p), np.arange(p)])
     scale = 1 / np.sqrt(np.maximum(diagonal, 1e-12 * diagonal.max(1, keepdims=True) + 1e-300))
     g = np.where(free, gradient, 0) * scale
@@ -276,9 +369,7 @@ def _step(
     values, vectors = np.linalg.eigh(H)
     along = np.matmul(g[:, None, :], vectors)[:, 0]
     # |eigenvalue|: a saddle is left downhill, not sought.
-    stiffness = (
-        np.abs(values) + damping[:, None] * np.maximum(np.abs(values).max(1), 1e-300)[:, None]
-    )
+    stiffness = np.abs(values)
+    stiffness = stiffness + damping[:, None] * np.maximum(stiffness.max(1, keepdims=True), 1e-300)
     step = -np.matmul(vectors, (along / stiffness)[:, :, None])[:, :, 0] * scale
-    promised = (along**2 / stiffness).sum(1) / 2
-    return np.where(free, step, 0), promised, np.sqrt((np.where(free, gradient, 0) ** 2).sum(1))
+    return np.where(free, step, 0), (along**2 / stiffness).sum(1) / 2

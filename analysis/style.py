@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from ablations.records import write_atomic
 
 DOUBLE_COLUMN_INCHES = 6.75
-RC = {
+RC: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 8,
     "axes.titlesize": 8,
@@ -110,6 +110,10 @@ def save(figure: Figure, stem: Path, data: pd.DataFrame, provenance: dict[str, A
         "png": {"Software": None},
         "svg": {"Date": None, "Creator": None},
     }
+    # One layout for all three files: laying out is most of the time.
+    with matplotlib.rc_context(RC):
+        figure.draw_without_rendering()
+    figure.set_layout_engine("none")
     paths = []
     for kind, metadata in undated.items():
         path = stem.with_suffix(f".{kind}")

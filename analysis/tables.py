@@ -163,8 +163,9 @@ def points_table(points: pd.DataFrame) -> pd.DataFrame:
     keys = ["mix", "size", "D"]
     cells = points.groupby(keys, sort=False)
     table = cells.agg(
-        N=("N", "mean"), chinchilla=("chinchilla", "mean"), C=("C", "mean"), seeds=("seed", "nunique"),
-        loss=("loss", "mean"), sd=("loss", "std"), bpb=("bpb", "mean"), epochs=("epochs", "mean"),
+        N=("N", "mean"), chinchilla=("chinchilla", "mean"), C=("C", "mean"),
+        seeds=("seed", "nunique"), loss=("loss", "mean"), sd=("loss", "std"),
+        bpb=("bpb", "mean"), epochs=("epochs", "mean"),
     ).reset_index()  # fmt: skip
     order = table["mix"].map({mix: i for i, mix in enumerate(dict.fromkeys(table["mix"]))})
     table = table.assign(order=order).sort_values(["order", "N", "D"])

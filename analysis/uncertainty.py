@@ -23,9 +23,9 @@ import numpy as np
 import pandas as pd
 
 from analysis.fit import Fit, refit
-from analysis.laws import PARAMETERS, Array, Chinchilla
+from analysis.laws import PARAMETERS, Array, Chinchilla, Indices
 from analysis.model_choice import Choice
-from analysis.noise import Indices, cluster_ids, hat_matrix, inflate, noise_components
+from analysis.noise import cluster_ids, hat_matrix, inflate, noise_components
 
 Method = Literal["parametric", "wild", "run", "case"]
 METHODS: tuple[Method, ...] = get_args(Method)

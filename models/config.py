@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from models.errors import SettingError, one_of
 
 MIXERS = ("attn", "gdn", "mamba2")
+INITS = ("normal", "fan_in")
 PLACEMENTS = ("interleaved", "middle")
 
 
@@ -76,8 +77,13 @@ class Blueprint:
     n_layers: int
     n_heads: int
     mlp_hidden: int
+    init: str = "normal"
+    """Matrices and embedding: `normal` draws all at 0.02, as Olmo 3 does; `fan_in` matrices at
+    1/√inputs and the embedding at 1, for widths at which 0.02 is far too small."""
 
     def __post_init__(self) -> None:
+        if self.init not in INITS:
+            raise one_of("size.init", self.init, INITS)
         for setting in ("d_model", "n_layers", "n_heads", "mlp_hidden"):
             if (value := getattr(self, setting)) < 1:
                 raise SettingError(f"size.{setting}={value} must be at least 1.")
@@ -119,6 +125,7 @@ class ModelConfig:
     windows: tuple[int, ...]
     """Attention window of every layer in tokens, 0 for full."""
     rope_theta: float
+    init: str
     gdn_key_dim: int
     gdn_value_dim: int
     gdn_output_gate: bool
@@ -165,6 +172,7 @@ def build_config(
         layers=layers,
         windows=tuple(w if m == "attn" else 0 for w, m in zip(windows, layers, strict=True)),
         rope_theta=geometry.rope_theta,
+        init=size.init,
         gdn_key_dim=key_dim,
         gdn_value_dim=2 * key_dim,
         gdn_output_gate=mix.gdn_output_gate,

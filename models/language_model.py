@@ -23,7 +23,7 @@ from models.config import ModelConfig
 from models.gated_deltanet import GatedDeltaNet
 from models.mamba2 import Mamba2
 
-INIT_STD = 0.02  # Olmo 3: one normal for every matrix
+INIT_STD = 0.02  # Olmo 3: one normal for every matrix and the embedding
 LOGITS_AT_ONCE = 2**26  # float32 logits held at a time: 256 MB
 
 
@@ -147,7 +147,10 @@ def _initial(
         return torch.ones(shape)
     if role in ("bias", "conv_bias"):
         return torch.zeros(shape)
-    return torch.randn(shape, generator=generator) * INIT_STD
+    std = INIT_STD
+    if config.init == "fan_in":
+        std = 1.0 if name == "embedding.weight" else shape[-1] ** -0.5
+    return torch.randn(shape, generator=generator) * std
 
 
 def _is_mamba2(name: str, config: ModelConfig) -> bool:

@@ -92,7 +92,8 @@ class _Chunked(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         T, dtypes = q.shape[1], [x.dtype for x in (q, k, v, g, beta, initial_state)]
         K, V = q.shape[-1], v.shape[-1]
-        q, k, v = by_chunk(q, C).mul_(scale), by_chunk(k, C), by_chunk(v, C)
+        # Not in place: a contiguous input comes back as it is.
+        q, k, v = by_chunk(q, C) * scale, by_chunk(k, C), by_chunk(v, C)
         g, beta = by_chunk(g.unsqueeze(-1), C), by_chunk(beta.unsqueeze(-1), C)
         log_decay = g.cumsum(-2)  # [B, H, N, C, 1]
         decay = decay_matrix(log_decay)  # [B, H, N, C, C]

@@ -1,116 +1,14 @@
-"""Synthetic sweeps with the schema of docs/contracts.md and a law that is known."""
+"""What the tests of the analysis share."""
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pytest
-
-from ablations.records import RunDirectory
-from analysis.laws import Chinchilla
-
-DATA = Path(__file__).parent.parent / "data" / "scaling"
-# A byte-level ladder in miniature; token savings of gdn3_attn1 over transformer are 1.3 everywhere.
-BETA = 0.35
-TRUTH = {
-    "transformer": Chinchilla(0.9, 60.0, 0.42, 90.0, BETA),
-    "gdn3_attn1": Chinchilla(0.9, 60.0, 0.42, 90.0 * 1.3**-BETA, BETA),
-    "gdn": Chinchilla(0.9, 66.0, 0.42, 90.0, BETA),
-}
-SIZES = {"50k": 50_112, "100k": 99_840, "200k": 201_024, "400k": 399_360}
-
-
-@dataclass(frozen=True)
-class SweepWriter:
-    """Writes run directories as training would; noise sd is relative, for runs and for points."""
-
-    path: Path
-    run_sd: float = 0.003
-    point_sd: float = 0.001
-
-    def run(
-        self, mix: str, size: str, seed: int, multiples: tuple[float, ...] = (1, 2, 4),
-        finished: int | None = None, state: str = "done", n_factor: float = 1.0,
-        lr: float = 3e-3,
-    ) -> RunDirectory:  # fmt: skip
-        N = round(SIZES[size] * n_factor)
-        key = f"{mix}-{size}-{seed}"
-        rng = np.random.default_rng(int(hashlib.sha256(key.encode()).hexdigest()[:8], 16))
-        run = RunDirectory(
-            self.path / f"{mix}-{size}-s{seed}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
-        )
-        batch = 4096
-        run.write_spec(
-            {
-                "sweep": self.path.name,
-                "mix": {"name": mix, "pattern": mix.split("_")},
-                "size": {"name": size},
-                "protocol": {"name": "controlled"},
-                "data": {"name": "embedded"},
-                "train": {"optimizer": "adamw"},
-                "seed": seed,
-                "model": {"layers": [mix] * 4, "d_model": 32, "mlp_hidden": 96 + len(mix)},
-                "recipe": {
-                    "batch_tokens": batch, "context": 256, "peak_lr": lr,
-                    "milestones": [{"chinchilla": c} for c in multiples],
-                },
-                "matched": f"mlp_hidden 96 to {96 + len(mix)}",
-                "resources": {"threads": 1, "at_once": 2},
-            }
-        )  # fmt: skip
-        run.write_manifest(
-            {
-                "run": run.name,
-                "revision": "0123456789abcdef",
-                "dirty": False,
-                "diff_sha256": "",
-                "versions": {"python": "3.11", "torch": "2.13"},
-                "device": {"kind": "cpu", "name": "test CPU", "threads": 1},
-                "precision": "fp32",
-                "backends": {} if mix == "transformer" else {"gated_delta_rule": "chunked"},
-                "counts": {"N": N, "flops_per_token": 6 * N},
-                "data": {"name": "embedded", "fingerprint": "feedbeef" * 4},
-                "command": f"python sweeps/run.py -m sweep={self.path.name}",
-            }
-        )
-        luck = rng.normal(0, self.run_sd)
-        for multiple in multiples[:finished]:
-            step = round(20 * multiple * SIZES[size] / batch)
-            D = step * batch
-            loss = float(TRUTH[mix].loss(N, D)) * np.exp(luck + rng.normal(0, self.point_sd))
-            run.append("metrics.jsonl", {"step": step, "tokens": D, "seconds": D / 5e4})
-            run.append(
-                "points.jsonl",
-                {
-                    "mix": mix, "size": size, "seed": seed, "step": step, "chinchilla": multiple,
-                    "N": N, "N_total": N + 8192, "N_body": N - 8192, "D": D, "C": 6 * N * D,
-                    "epochs": D / 3e7, "loss": loss, "bpb": loss / np.log(2),
-                    "domains": {"prose": {"loss": loss, "bpb": loss / np.log(2)}},
-                    "data_hash": f"{size}{seed}{step}", "skipped_steps": 0,
-                },
-            )  # fmt: skip
-        done = state if finished is None else ("running" if state == "done" else state)
-        run.write_status(done, step=0)
-        return run
+from synthetic_sweeps import SweepWriter
 
 
 @pytest.fixture
 def sweep(tmp_path: Path) -> SweepWriter:
     """A writer into runs/trial under a temporary folder."""
     return SweepWriter(tmp_path / "runs" / "trial")
-
-
-def write_ladder(
-    sweep: SweepWriter,
-    mixes: tuple[str, ...] = ("transformer", "gdn3_attn1"),
-    sizes: tuple[str, ...] = ("50k", "100k", "200k"),
-    seeds: tuple[int, ...] = (0, 1),
-) -> None:
-    """Every combination, finished."""
-    for mix in mixes:
-        for size in sizes:
-            for seed in seeds:
-                sweep.run(mix, size, seed)

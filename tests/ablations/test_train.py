@@ -1,0 +1,192 @@
+"""Training: resume to the bit, equal data for every mix, and what the records say."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from ablations import checkpoint
+from ablations.data.order import Batches
+from ablations.data.source import open_corpus
+from ablations.evaluate.loss import HeldOut, evaluate
+from ablations.optim import ENOUGH, OutlierRule, build_adamw
+from ablations.records import project_root
+from ablations.spec import load, resolve
+from ablations.train import train
+from models.errors import SettingError
+from models.language_model import LanguageModel
+
+from .conftest import settings
+
+MIXES = ("transformer", "gdn", "mamba2", "gdn3_attn1", "mamba2x3_attn1")
+
+
+def finish(run, spec, stop_at=()):
+    """Train to the end, stopped and started again after each step of `stop_at`."""
+    for step in stop_at:
+        state = train(run, spec, stop=lambda s=step: len(rows(run)) >= s, say=lambda _: None)
+        assert state == "preempted"
+    assert train(run, spec, stop=lambda: False, say=lambda _: None) == "done"
+
+
+def rows(run):
+    return list(run.rows("metrics.jsonl"))
+
+
+def final(run):
+    content, warnings = checkpoint.load_latest(run.checkpoints)
+    assert not warnings
+    return content
+
+
+def tensors(content):
+    yield from content["model"].items()
+    for index, state in content["optimizer"]["state"].items():
+        yield from ((f"{index}.{k}", v) for k, v in state.items())
+
+
+def without_time(row):
+    return {k: v for k, v in row.items() if k not in ("seconds", "tokens_per_second")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mix", MIXES)
+def test_a_stopped_run_ends_with_the_bits_of_one_never_stopped(make_run, mix):
+    whole, spec = make_run(mix, name="whole")
+    finish(whole, spec)
+    cut, _ = make_run(mix, name="cut")
+    finish(cut, spec, stop_at=(1, 4, 5, spec.recipe.milestones[0].step + 1))
+    for (name, a), (_, b) in zip(tensors(final(whole)), tensors(final(cut)), strict=True):
+        assert torch.equal(a, b), name
+    assert (whole.path / "points.jsonl").read_bytes() == (cut.path / "points.jsonl").read_bytes()
+    assert list(map(without_time, rows(whole))) == list(map(without_time, rows(cut)))
+
+
+def test_a_torn_checkpoint_is_passed_over_for_the_one_before(make_run):
+    whole, spec = make_run(name="whole")
+    finish(whole, spec)
+    torn, _ = make_run(name="torn")
+    finish(torn, spec)
+    latest = max(torn.checkpoints.glob("*.pt"))
+    latest.write_bytes(latest.read_bytes()[:1000])
+    said = []
+    train(torn, spec, stop=lambda: False, say=said.append)
+    assert any("cannot be read" in line for line in said)
+    assert (whole.path / "points.jsonl").read_bytes() == (torn.path / "points.jsonl").read_bytes()
+
+
+def test_every_mix_of_a_size_and_seed_sees_the_same_batches(make_run):
+    hashes = {}
+    for mix in ("transformer", "gdn3_attn1", "mamba2x3_attn1"):
+        run, spec = make_run(mix)
+        finish(run, spec)
+        hashes[mix] = [(p["step"], p["D"], p["data_hash"]) for p in run.rows("points.jsonl")]
+        assert len(hashes[mix]) == 3
+    assert len({tuple(h) for h in hashes.values()}) == 1
+    run, spec = make_run("transformer", seed=1)
+    finish(run, spec)
+    assert [p["data_hash"] for p in run.rows("points.jsonl")] != [h[2] for h in hashes["gdn3_attn1"]]
+
+
+def test_points_hold_what_the_contract_says(make_run):
+    run, spec = make_run("gdn3_attn1")
+    finish(run, spec)
+    counts = spec.counts
+    for point, milestone in zip(run.rows("points.jsonl"), spec.recipe.milestones, strict=True):
+        assert point["step"] == milestone.step
+        assert point["D"] == milestone.step * 256
+        assert point["C"] == pytest.approx(point["D"] * counts.flops_per_token)
+        assert (point["N"], point["N_total"]) == (counts.N, counts.N_total)
+        domains = point["domains"]
+        assert set(domains) == {"prose", "code", "literary", "definitions"}
+        for sums in domains.values():
+            assert sums["tokens"] == 2048
+            assert sums["loss"] == pytest.approx(sums["nats"] / sums["tokens"])
+            assert sums["bpb"] == pytest.approx(sums["nats"] / math.log(2) / sums["bytes"])
+        assert point["loss"] == pytest.approx(np.mean([d["loss"] for d in domains.values()]))
+        assert any(row["step"] == point["step"] for row in rows(run))
+    manifest = run.read_manifest()
+    assert manifest["counts"]["N"] == counts.N
+    assert manifest["versions"]["torch"] == torch.__version__
+    assert load(run.read_spec()) == spec
+
+
+def test_micro_batches_give_the_gradient_of_the_whole_batch(make_run):
+    results = []
+    for micro in (64, 10_000):
+        run, spec = make_run(name=f"micro{micro}", resources__micro_batch_tokens=micro)
+        finish(run, spec)
+        results.append([row["loss"] for row in rows(run)])
+    assert results[0] == pytest.approx(results[1], rel=1e-5)
+
+
+def test_training_learns(make_run):
+    run, spec = make_run(
+        protocol__chinchilla=[0.05], protocol__batch_tokens=1024, data__eval_tokens=4096
+    )
+    finish(run, spec)
+    (point,) = run.rows("points.jsonl")
+    assert point["loss"] < 0.8 * math.log(256)
+
+
+def test_evaluation_equals_the_definition():
+    spec = resolve(settings("gdn3_attn1"))
+    model = LanguageModel(spec.model)
+    model.initialize(0)
+    windows = np.random.default_rng(0).integers(0, 256, (5, 65))
+    import contextlib
+
+    result = evaluate(
+        model, {"x": HeldOut(windows, 300)}, device=torch.device("cpu"),
+        autocast=contextlib.nullcontext, batch_tokens=128,
+    )  # fmt: skip
+    tokens = torch.from_numpy(windows)
+    log_p = model(tokens[:, :-1]).log_softmax(-1)
+    nats = -log_p.gather(-1, tokens[:, 1:, None]).sum().item()
+    assert result["domains"]["x"]["nats"] == pytest.approx(nats, rel=1e-5)
+    assert result["bpb"] == pytest.approx(nats / math.log(2) / 300, rel=1e-5)
+
+
+def test_batches_are_those_of_the_order_and_not_of_the_run():
+    spec = resolve(settings())
+    corpus = open_corpus("embedded", None, project_root() / ".cache" / "corpora")
+    one = Batches(corpus.train, corpus.fingerprint, 64, 4, spec.seed)
+    two = Batches(corpus.train, corpus.fingerprint, 64, 2, spec.seed)
+    both = np.concatenate([two.batch(6), two.batch(7)])
+    assert np.array_equal(one.batch(3), both)
+
+
+def test_outliers_are_skipped_by_the_rule_and_never_before_it_has_seen_enough():
+    rule = OutlierRule(6.0)
+    generator = np.random.default_rng(0)
+    assert not any(rule.skips(100.0 if i == 10 else 3.0, 1.0) for i in range(ENOUGH))
+    rule = OutlierRule(6.0)
+    for _ in range(ENOUGH):
+        assert not rule.skips(3 + 0.1 * generator.standard_normal(), 1.0)
+    assert rule.skips(5.0, 1.0)
+    assert not rule.skips(3.1, 1.0)
+    assert rule.skips(float("nan"), 1.0)
+    assert rule.skips(3.0, float("inf"))
+    assert not OutlierRule(0.0).skips(1e9, 1e9)
+
+
+def test_weight_decay_spares_the_embedding_and_the_recurrences_own():
+    spec = resolve(settings("mamba2x3_attn1"))
+    model = LanguageModel(spec.model)
+    names = {id(p): n for n, p in model.named_parameters()}
+    decayed, spared = build_adamw(model, spec.recipe).param_groups
+    assert decayed["weight_decay"] == 0.1
+    assert spared["weight_decay"] == 0.0
+    spared_names = {names[id(p)] for p in spared["params"]}
+    assert "embedding.weight" in spared_names
+    assert {n.rsplit(".", 1)[-1] for n in spared_names} == {"weight", "A_log", "dt_bias", "D"}
+    assert sum(n.endswith("weight") for n in spared_names) == 1
+
+
+def test_a_device_that_is_not_there_is_refused(make_run):
+    if torch.cuda.is_available():
+        pytest.skip("a CUDA device is there")
+    run, spec = make_run(resources__device="cuda")
+    with pytest.raises(SettingError, match="not on this machine"):
+        train(run, spec, stop=lambda: False, say=lambda _: None)

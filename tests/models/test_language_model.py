@@ -1,0 +1,243 @@
+"""Whole models against transformers' own classes, and the properties that control rests on."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from models import language_model
+from models.config import Blueprint, Geometry, Mix, build_config
+from models.language_model import LanguageModel
+from models.mamba2 import Mamba2
+
+SIZE = Blueprint("x", 64, 4, 2, 96)
+TRANSFORMER = Mix("transformer", ("attn",))
+HYBRID = Mix("gdn3_attn1", ("gdn", "gdn", "gdn", "attn"), last="attn")
+MAMBA2_HYBRID = Mix("mamba2x3_attn1", ("mamba2", "mamba2", "mamba2", "attn"), last="attn")
+ALL = (TRANSFORMER, HYBRID, MAMBA2_HYBRID, Mix("gdn", ("gdn",)), Mix("mamba2", ("mamba2",)))
+
+
+def build(mix, seed=0, vocab=256, size=SIZE, geometry=Geometry()):  # noqa: B008
+    model = LanguageModel(build_config(mix, size, geometry, vocab))
+    model.initialize(seed)
+    return model
+
+
+def spread(model, seed=1):
+    """Weights large enough that every part shows in the logits."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() == 2 and "conv" not in name:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.15)
+            elif "norm" in name:
+                parameter.copy_(1 + 0.2 * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+def to_published(name, layers):
+    """Our parameter's name in transformers' Olmo 3 and Olmo Hybrid."""
+    top = {
+        "embedding.weight": "model.embed_tokens.weight",
+        "norm.weight": "model.norm.weight",
+        "head.weight": "lm_head.weight",
+    }
+    if name in top:
+        return top[name]
+    _, index, rest = name.split(".", 2)
+    layer = f"model.layers.{index}."
+    if rest.startswith("mlp."):
+        return layer + rest
+    if layers[int(index)] == "attn":
+        norms = {
+            "mixer_norm.weight": "post_attention_layernorm.weight",
+            "mlp_norm.weight": "post_feedforward_layernorm.weight",
+        }
+        return layer + norms.get(rest, rest.replace("mixer.", "self_attn."))
+    norms = {
+        "mixer_norm.weight": "input_layernorm.weight",
+        "mlp_norm.weight": "post_attention_layernorm.weight",
+        "mixer.o_norm": "linear_attn.o_norm.weight",
+    }
+    return layer + norms.get(rest, rest.replace("mixer.", "linear_attn."))
+
+
+def load_into(theirs, ours):
+    wanted = dict(theirs.named_parameters())
+    taken = set()
+    with torch.no_grad():
+        for name, parameter in ours.named_parameters():
+            target = to_published(name, ours.config.layers)
+            if target.endswith(".conv"):
+                prefix = target.removesuffix("conv")
+                if f"{prefix}conv1d.weight" in wanted:
+                    pieces = {f"{prefix}conv1d.weight": parameter}
+                else:
+                    c = ours.config
+                    key, value = c.n_heads * c.gdn_key_dim, c.n_heads * c.gdn_value_dim
+                    q, k, v = parameter.split([key, key, value])
+                    pieces = {f"{prefix}{n}_conv1d.weight": x for n, x in zip("qkv", (q, k, v))}
+                for piece, value in pieces.items():
+                    wanted[piece].copy_(value.unsqueeze(1))
+                    taken.add(piece)
+                continue
+            wanted[target].copy_(parameter)
+            taken.add(target)
+    assert taken == set(wanted)
+
+
+def olmo3(config):
+    transformers = pytest.importorskip("transformers")
+    return transformers.Olmo3ForCausalLM(
+        transformers.Olmo3Config(
+            vocab_size=config.vocab_size, hidden_size=config.d_model,
+            intermediate_size=config.mlp_hidden, num_hidden_layers=config.n_layers,
+            num_attention_heads=config.n_heads, max_position_embeddings=512,
+            rope_parameters={"rope_theta": config.rope_theta, "rope_type": "default"},
+            layer_types=["full_attention"] * config.n_layers, tie_word_embeddings=False,
+            rms_norm_eps=config.norm_eps, pad_token_id=None, bos_token_id=None, eos_token_id=None,
+        )
+    )  # fmt: skip
+
+
+def olmo_hybrid(config):
+    transformers = pytest.importorskip("transformers")
+    kinds = {"attn": "full_attention", "gdn": "linear_attention"}
+    return transformers.OlmoHybridForCausalLM(
+        transformers.OlmoHybridConfig(
+            vocab_size=config.vocab_size, hidden_size=config.d_model,
+            intermediate_size=config.mlp_hidden, num_hidden_layers=config.n_layers,
+            num_attention_heads=config.n_heads, max_position_embeddings=512,
+            rope_parameters={"rope_theta": config.rope_theta, "rope_type": "default"},
+            layer_types=[kinds[m] for m in config.layers], tie_word_embeddings=False,
+            rms_norm_eps=config.norm_eps, pad_token_id=None, bos_token_id=None, eos_token_id=None,
+            linear_key_head_dim=config.gdn_key_dim, linear_value_head_dim=config.gdn_value_dim,
+            linear_num_key_heads=config.n_heads, linear_num_value_heads=config.n_heads,
+            linear_allow_neg_eigval=config.gdn_allow_neg_eigval,
+        )
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("mix", "published"),
+    [
+        (TRANSFORMER, olmo3),
+        (HYBRID, olmo_hybrid),
+        (Mix("positive", HYBRID.pattern, gdn_allow_neg_eigval=False), olmo_hybrid),
+    ],
+    ids=["transformer-Olmo3", "gdn3_attn1-OlmoHybrid", "positive-OlmoHybrid"],
+)
+def test_model_equals_transformers_in_logits_and_gradients(mix, published):
+    ours = spread(build(mix))
+    theirs = published(ours.config).float()
+    load_into(theirs, ours)
+    tokens = torch.randint(0, 256, (2, 70), generator=torch.Generator().manual_seed(2))
+    expected = theirs(tokens, use_cache=False).logits
+    actual = ours(tokens)
+    assert (actual - expected).abs().max() < 1e-4
+    F.cross_entropy(expected[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()).backward()
+    nll, _ = ours.losses(tokens[:, :-1], tokens[:, 1:])
+    # Their last position is fed but never scored; causality makes the gradients the same.
+    nll.mean().backward()
+    gradients = dict(theirs.named_parameters())
+    for name, parameter in ours.named_parameters():
+        target = to_published(name, ours.config.layers)
+        if not target.endswith(".conv"):
+            expected_grad = gradients[target].grad
+            scale = expected_grad.abs().max().clamp_min(1e-6)
+            assert (parameter.grad - expected_grad).abs().max() / scale < 1e-3, name
+
+
+@pytest.mark.slow
+def test_mamba2_layer_equals_transformers():
+    modeling = pytest.importorskip("transformers.models.mamba2.modeling_mamba2")
+    config = build_config(MAMBA2_HYBRID, SIZE, Geometry(), 256)
+    theirs = modeling.Mamba2Mixer(
+        modeling.Mamba2Config(
+            hidden_size=config.d_model, num_heads=config.n_heads, head_dim=config.mamba2_head_dim,
+            state_size=config.mamba2_state, n_groups=1, expand=2, conv_kernel=4, chunk_size=16,
+            use_bias=True, use_conv_bias=True, layer_norm_epsilon=config.gated_norm_eps,
+            hidden_act="silu",
+        ),
+        layer_idx=0,
+    )  # fmt: skip
+    model = spread(build(MAMBA2_HYBRID))
+    ours = model.blocks[0].mixer
+    assert isinstance(ours, Mamba2)
+    names = {"conv": "conv1d.weight", "conv_bias": "conv1d.bias", "o_norm": "norm.weight"}
+    wanted = dict(theirs.named_parameters())
+    with torch.no_grad():
+        for name, parameter in ours.named_parameters():
+            target = wanted.pop(names.get(name, name))
+            target.copy_(parameter.view_as(target))
+    assert not wanted
+    x = torch.randn(2, 45, config.d_model, generator=torch.Generator().manual_seed(3))
+    expected = theirs(x)
+    torch.testing.assert_close(ours(x), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("mix", ALL, ids=lambda m: m.name)
+def test_no_mix_sees_the_future(mix):
+    model = spread(build(mix))
+    tokens = torch.randint(0, 256, (1, 50), generator=torch.Generator().manual_seed(0))
+    changed = tokens.clone()
+    changed[0, 30:] = (changed[0, 30:] + 1) % 256
+    with torch.no_grad():
+        before, after = model(tokens), model(changed)
+    torch.testing.assert_close(before[:, :30], after[:, :30], rtol=1e-5, atol=1e-5)
+    assert (before[:, 30:] - after[:, 30:]).abs().max() > 1e-2
+
+
+def test_a_window_hides_what_lies_further_back():
+    model = spread(build(TRANSFORMER, geometry=Geometry(windows=(8,))))
+    # Layers 0 to 2 see 7 back each; the last is full, so look at what it reads.
+    model.blocks = model.blocks[:1]
+    tokens = torch.randint(0, 256, (1, 40), generator=torch.Generator().manual_seed(0))
+    changed = tokens.clone()
+    changed[0, 10] = (changed[0, 10] + 1) % 256
+    with torch.no_grad():
+        moved = (model(tokens) - model(changed)).abs().amax(-1)[0] > 1e-6
+    assert moved.nonzero().flatten().tolist() == list(range(10, 18))
+
+
+def test_one_seed_gives_two_mixes_the_same_shared_parameters():
+    a, b = (dict(build(mix).named_parameters()) for mix in (TRANSFORMER, HYBRID))
+    shared = [n for n in a if n in b and a[n].shape == b[n].shape]
+    assert {"embedding.weight", "head.weight", "blocks.0.mlp.up_proj.weight"} <= set(shared)
+    assert all(torch.equal(a[n], b[n]) for n in shared)
+    assert not torch.equal(a["head.weight"], build(TRANSFORMER, seed=1).head.weight)
+
+
+def test_initial_statistics_by_role():
+    parameters = dict(build(HYBRID, size=Blueprint("x", 256, 4, 16, 512)).named_parameters())
+    for name in ("embedding.weight", "blocks.0.mixer.q_proj.weight", "blocks.3.mlp.up_proj.weight"):
+        assert parameters[name].std().item() == pytest.approx(0.02, rel=0.05), name
+        assert abs(parameters[name].mean().item()) < 1e-3
+    dt = F.softplus(parameters["blocks.0.mixer.dt_bias"])
+    assert ((dt > 0.9e-3) & (dt < 0.11)).all()
+    assert (parameters["blocks.0.mixer.A_log"].exp() <= 16).all()
+    assert (parameters["blocks.0.mixer.o_norm"] == 1).all()
+
+
+def test_fresh_models_predict_about_uniformly():
+    tokens = torch.randint(0, 256, (2, 65), generator=torch.Generator().manual_seed(0))
+    for mix in ALL:
+        nll, _ = build(mix).losses(tokens[:, :-1], tokens[:, 1:])
+        assert nll.mean().item() == pytest.approx(math.log(256), abs=0.1)
+
+
+def test_losses_equal_plain_cross_entropy_whole_and_in_pieces(monkeypatch):
+    model = spread(build(TRANSFORMER))
+    tokens = torch.randint(0, 256, (3, 41), generator=torch.Generator().manual_seed(0))
+    logits = model(tokens[:, :-1])
+    plain = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
+    z2 = logits.logsumexp(-1).square()
+    expected = torch.autograd.grad(plain.mean() + 1e-2 * z2.mean(), model.head.weight)[0]
+    for at_once in (2**26, 256 * 7):
+        monkeypatch.setattr(language_model, "LOGITS_AT_ONCE", at_once)
+        nll, squared = model.losses(tokens[:, :-1], tokens[:, 1:])
+        torch.testing.assert_close(nll.flatten(), plain, rtol=1e-5, atol=1e-5)
+        actual = torch.autograd.grad(nll.mean() + 1e-2 * squared.mean(), model.head.weight)[0]
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-6)

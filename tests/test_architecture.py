@@ -1,0 +1,62 @@
+"""The floors: a file imports from its own floor or from below, and planning loads no torch."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+ALLOWED = {
+    "models": {"models"},
+    "ablations": {"models", "ablations"},
+    "sweeps": {"models", "ablations", "sweeps"},
+    "analysis": {"ablations.records", "analysis"},
+}
+ROOMS = tuple(ALLOWED)
+# Where torch may be imported: what computes with it, and nothing that plans or reads.
+TORCH = ("models/", "ablations/")
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def files() -> list[Path]:
+    return sorted(p for room in ROOMS for p in (ROOT / room).rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_come_from_the_same_floor_or_below(path):
+    room = path.relative_to(ROOT).parts[0]
+    for name in imports(path):
+        if name.split(".")[0] not in ROOMS:
+            continue
+        # `from ablations import records` shows as both `ablations` and `ablations.records`.
+        below = any(name == a or name.startswith(f"{a}.") or a.startswith(f"{name}.")
+                    for a in ALLOWED[room])
+        assert below, f"{path.relative_to(ROOT)} imports {name}"
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_torch_stays_on_the_lower_floors_and_kernels_in_ops(path):
+    relative = str(path.relative_to(ROOT))
+    for name in imports(path):
+        top = name.split(".")[0]
+        assert top != "torch" or relative.startswith(TORCH), f"{relative} imports torch"
+        assert top not in ("fla", "triton") or relative.startswith("models/ops/"), relative
+
+
+@pytest.mark.parametrize(
+    "module", ["analysis", "ablations.spec", "ablations.control", "sweeps.plan", "sweeps.local"]
+)
+def test_planning_and_analysis_load_no_torch(module):
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
