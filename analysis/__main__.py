@@ -87,7 +87,7 @@ def _report(options: argparse.Namespace) -> str:
     root = project_root()
     sweep = load_sweep(Path(given.get("runs", root / "runs")) / given["sweep"])
     out = Path(given.get("out", root / "reports" / given["sweep"]))
-    written = write_report(
+    answers, written = write_report(
         sweep,
         out,
         baseline=given.get("baseline", "transformer"),
@@ -95,9 +95,8 @@ def _report(options: argparse.Namespace) -> str:
         seed=_whole("seed", given.get("seed", "0"), 0),
         command=" ".join(["python -m analysis report", *options.settings]),
     )
-    answer = (out / "report.md").read_text(encoding="utf-8").split("\n\n")[1]
-    shown = [str(path) for path in written if path.suffix != ".csv"]
-    return "\n".join([answer.replace("**", ""), "", *shown])
+    told = [answer.replace("**", "") for answer in answers]
+    return "\n".join([*told, "", *(str(path) for path in written if path.suffix != ".csv")])
 
 
 def _fit(options: argparse.Namespace) -> str:

@@ -136,7 +136,7 @@ def savings_against_size(
     )
     N = np.geomspace(low_n / 1.3, high_n * DRAWN_BEYOND, CURVE_POINTS)
     N = np.unique(np.concatenate([N, [low_n, high_n]]))
-    D = np.array([token_range(fit.points, baseline, n)[1] for n in N])
+    D = token_range(fit.points, baseline, N)[1]
     others = [mix for mix in fit.mixes if mix != baseline]
     shown = []
     with matplotlib.rc_context(RC):

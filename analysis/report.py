@@ -26,8 +26,8 @@ from analysis.study import Study, study
 
 def write_report(
     sweep: Sweep, out: Path, baseline: str, resamples: int, seed: int, command: str
-) -> list[Path]:
-    """Write report.md, figures and tables of a sweep under `out`, and return the files.
+) -> tuple[list[str], list[Path]]:
+    """Write report.md, figures and tables of a sweep under `out`; return the answers, the files.
 
     Raises SettingError for a baseline that the sweep does not have, or an `out` that cannot be
     written, before anything is written.
@@ -49,7 +49,7 @@ def write_report(
     written = _write_tables(result, sweep, out)
     text = "\n".join(_sections(result, sweep, comparisons, figures, provenance))
     write_atomic(out / "report.md", text.rstrip() + "\n")
-    return [out / "report.md", *figures.values(), *written]
+    return answers(result), [out / "report.md", *figures.values(), *written]
 
 
 def _make_writable(out: Path) -> None:
@@ -130,7 +130,10 @@ def _draw(
         drawn["fits"] = figures.fit_with_residuals(result.fit, _note(facts, words))
         extra["fits"] = {"model": result.fit.words}
     if result.savings and result.fit is not None and result.draws is not None:
-        words = f"Fit: {result.fit.words}. Interval: {result.draws.words}{_averaged(result)}."
+        words = (
+            f"Fit: {result.fit.words}. Interval: {result.draws.words}{_averaged(result)}. "
+            "Points without a fit: at the lowest loss that both mixes reached."
+        )
         drawn["savings"] = figures.savings_against_size(
             result.fit, result.draws, result.free, result.baseline, _note(facts, words)
         )

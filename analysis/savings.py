@@ -129,8 +129,8 @@ def token_savings(
                 unreachable=unreachable,
                 tokens_mix=tokens_mix,
                 N_beyond=n_beyond,
-                D_beyond=_beyond(D, *token_range(fit.points, baseline, N)),
-                D_mix_beyond=_beyond(tokens_mix, *token_range(fit.points, name, N)),
+                D_beyond=_beyond(D, *map(float, token_range(fit.points, baseline, N))),
+                D_mix_beyond=_beyond(tokens_mix, *map(float, token_range(fit.points, name, N))),
                 model=fit.words,
             )
         )
@@ -151,8 +151,8 @@ def _beyond(value: float, low: float, high: float) -> float:
     return float(max(value / high, low / value, 1.0))
 
 
-def token_range(points: pd.DataFrame, mix: str, N: float) -> tuple[float, float]:
-    """Smallest and largest D measured for a mix at N, interpolated in log N between sizes.
+def token_range(points: pd.DataFrame, mix: str, N: Array | float) -> tuple[Array, Array]:
+    """Smallest and largest D measured for a mix at each N, interpolated in log N between sizes.
 
     Beyond the sizes measured, tokens per parameter are carried on from the nearest one.
     """
@@ -164,7 +164,7 @@ def token_range(points: pd.DataFrame, mix: str, N: float) -> tuple[float, float]
     sizes = sizes.sort_values("N")
     log_n = np.log(sizes["N"].to_numpy())
     ratios = [np.log((sizes[end] / sizes["N"]).to_numpy()) for end in ("low", "high")]
-    low, high = (float(N * np.exp(np.interp(np.log(N), log_n, ratio))) for ratio in ratios)
+    low, high = (N * np.exp(np.interp(np.log(N), log_n, ratio)) for ratio in ratios)
     return low, high
 
 

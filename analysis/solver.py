@@ -23,6 +23,7 @@ EXPONENT_BOUNDS = (0.01, 2.0)
 GRID = np.geomspace(*EXPONENT_BOUNDS, 24)
 # Terms below this share of the loss are at their lower bound: they are not in the data.
 SMALLEST_TERM = 1e-8
+HALVINGS = 10
 
 
 @dataclass(frozen=True)
@@ -298,8 +299,9 @@ def _to_boundary(problem: Problem, theta: Array, step: Array, fixed: NDArray[np.
     over = np.flatnonzero((moved[:, : problem.n_E] < 0).any(1))
     if not len(over):
         return moved
+    # By halving, as E need not fall evenly; the outer end is kept, so that E ends on its bound.
     inside, outside = np.zeros((len(over), 1)), np.ones((len(over), 1))
-    for _ in range(12):
+    for _ in range(HALVINGS):
         middle = (inside + outside) / 2
         trial = _move(problem, theta[over], middle * step[over], fixed[over])
         beyond = (trial[:, : problem.n_E] < 0).any(1, keepdims=True)

@@ -16,6 +16,9 @@ from synthetic_sweeps import DATA, SweepWriter, write_ladder
 
 from ablations.records import project_root
 from analysis.__main__ import main
+from analysis.answer import answers
+from analysis.load import load_sweep
+from analysis.study import study
 
 ROOT = project_root()
 
@@ -91,19 +94,18 @@ def test_figures_embed_truetype_and_carry_their_data_and_provenance(
     assert (shown["kind"] == "fitted").sum() > 100
 
 
-def test_an_interval_that_holds_1_is_said_in_words(
-    sweep: SweepWriter, report: Callable[..., str]
-) -> None:
-    writer = SweepWriter(sweep.path, run_sd=0.05)
-    write_ladder(writer)
-    assert "the interval includes 1: no saving has been shown" in report("resamples=100")
+def test_an_interval_that_holds_1_is_said_in_words(sweep: SweepWriter) -> None:
+    write_ladder(SweepWriter(sweep.path, run_sd=0.05))
+    (told,) = answers(study(load_sweep(sweep.path).points, "transformer", resamples=100))
+    assert "the interval includes 1: no saving has been shown" in told
 
 
-def test_a_mix_that_costs_tokens_is_said_to(sweep: SweepWriter, report: Callable[..., str]) -> None:
+def test_a_mix_that_costs_tokens_is_said_to(sweep: SweepWriter) -> None:
     write_ladder(sweep, mixes=("transformer", "gdn"))
-    opening = report("resamples=60").split("\n\n")[1]
-    assert "gdn needs more tokens than transformer" in opening
-    assert "costs tokens at this size" in opening
+    (told,) = answers(study(load_sweep(sweep.path).points, "transformer", resamples=60))
+    assert "gdn needs more tokens than transformer" in told
+    assert "costs tokens at this size" in told
+    assert "extrapolated: the mix's D" in told
 
 
 def test_a_sweep_that_still_runs_says_what_is_missing(

@@ -71,9 +71,10 @@ def test_what_lies_outside_the_measured_range_is_said_by_how_much(exact: pd.Data
 
 
 def test_the_range_of_tokens_is_interpolated_between_sizes(exact: pd.DataFrame) -> None:
-    low, high = token_range(exact, "transformer", 141_000)
-    assert low == pytest.approx(20 * 141_000, rel=0.01)
-    assert high == pytest.approx(80 * 141_000, rel=0.01)
+    N = np.array([50_112, 141_000, 1e6])
+    low, high = token_range(exact, "transformer", N)
+    assert low == pytest.approx(20 * N, rel=0.01)
+    assert high == pytest.approx(80 * N, rel=0.01)
 
 
 def test_a_target_out_of_reach_is_zero_infinite_or_undefined() -> None:

@@ -1,0 +1,203 @@
+"""The command as a user types it: plans, sentences, and a sweep that survives being stopped."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ablations.records import RunDirectory
+
+ROOT = Path(__file__).parents[2]
+SMALL = (
+    "size=50k", "size.context=64", "protocol.batch_tokens=256", "data.eval_tokens=2048",
+    "protocol.chinchilla=[0.002,0.004]",
+)  # fmt: skip
+
+
+def sweep(*arguments, env=None, **options):
+    environment = {k: v for k, v in os.environ.items() if k != "ARCHLADDER_DATA"} | (env or {})
+    return subprocess.run(
+        [sys.executable, "sweeps/run.py", *arguments], cwd=ROOT, capture_output=True, text=True,
+        env=environment, check=False, timeout=300, **options,
+    )  # fmt: skip
+
+
+def points(runs, name="default"):
+    return {d.name: (d / "points.jsonl").read_bytes() for d in (runs / name).iterdir()}
+
+
+def options(group):
+    return ",".join(sorted(p.stem for p in (ROOT / "conf" / group).glob("*.yaml")))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [(f"mix={options('mix')}", "size=50k"), ("mix=mamba2x3_attn1", f"size={options('size')}"),
+     ("protocol=olmo_hybrid", f"mix={options('mix')}", "size=60m")],
+    ids=["mixes", "sizes", "olmo_hybrid"],
+)  # fmt: skip
+def test_every_option_plans_and_nothing_is_written(tmp_path, arguments):
+    done = sweep("-m", *arguments, "plan=true", f"runs={tmp_path}/runs")
+    assert done.returncode == 0, done.stderr
+    runs = max(argument.count(",") + 1 for argument in arguments)
+    assert f"{runs} runs, 0 done" in done.stdout
+    assert not any(tmp_path.iterdir())
+
+
+def test_large_sizes_show_their_plan_and_say_how_to_give_a_corpus(tmp_path):
+    done = sweep("-m", "mix=gdn3_attn1", "size=60m,150m,1b", f"runs={tmp_path}/runs")
+    assert done.returncode == 2
+    assert "57.42M" in done.stdout
+    assert "204.7B" in done.stdout
+    assert done.stderr.count("\n") == 1
+    assert "data.path=FOLDER" in done.stderr
+    assert not any(tmp_path.iterdir())
+
+
+def test_days_of_cpu_work_are_refused_with_the_ways_out(tmp_path):
+    done = sweep("size=60m", "data=embedded", "protocol.max_epochs=1000", f"runs={tmp_path}/runs")
+    assert done.returncode == 2
+    assert "max_local_hours" in done.stderr
+    assert "18.99M" in done.stdout  # its real N with 256 byte tokens
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["mix=nope"], "mix=nope is not known; valid: gdn, gdn1_attn1"),
+        (["size=2m"], "valid: 100k, 100m"),
+        (["experiment=nope"], "valid: demo"),
+        (["protocol=nope"], "valid: controlled, olmo_hybrid"),
+        (["bogus=1"], "bogus is not a setting"),
+        (["+mix.nope=1"], "mix.nope is not a setting"),
+        (["seed"], "write GROUP=OPTION or KEY=VALUE"),
+        (["protocol.chinchilla=[-1]"], "positive multiples"),
+        (["protocol.tokens_per_parameter=-20"], "tokens_per_parameter=-20"),
+        (["seed=-1"], "seed=-1"),
+        (["max_parallel=0"], "max_parallel=0"),
+        (["-m", "seed=0,0"], "asked for twice"),
+        (["-m", "train.weight_decay=0,0.1"], "train.weight_decay differs"),
+        (["data=tokens", "data.path=/nowhere/at/all"], "data.path=/nowhere/at/all"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_leaves_nothing(tmp_path, arguments, words):
+    done = sweep(*arguments, f"runs={tmp_path}/runs")
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert "Traceback" not in done.stderr
+    assert not any(tmp_path.iterdir())
+
+
+def test_an_output_that_cannot_be_written_is_said_and_leaves_nothing(tmp_path):
+    blocker = tmp_path / "file"
+    blocker.write_text("in the way")
+    done = sweep(*SMALL, f"runs={blocker}/runs")
+    assert done.returncode == 2
+    assert "cannot be written" in done.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.slow
+def test_a_sweep_runs_skips_what_is_done_and_refuses_to_mix_protocols(tmp_path):
+    command = ("-m", "mix=transformer,gdn3_attn1", *SMALL, f"runs={tmp_path}")
+    first = sweep(*command)
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert "2 done" in first.stdout
+    before = points(tmp_path)
+    assert len(before) == 2
+    again = sweep(*command)
+    assert again.returncode == 0
+    assert "2 runs, 2 done" in again.stdout
+    assert points(tmp_path) == before
+    other = sweep("mix=gdn", *SMALL, "protocol.lr_multiplier=2", f"runs={tmp_path}")
+    assert other.returncode == 2
+    assert "another sweep=NAME" in other.stderr
+    assert points(tmp_path) == before
+
+
+@pytest.mark.slow
+def test_a_stopped_sweep_goes_on_to_the_same_bits(tmp_path):
+    long = (*SMALL, "protocol.chinchilla=[0.01,0.05]")
+    whole = sweep(*long, f"runs={tmp_path}/whole")
+    assert whole.returncode == 0, whole.stderr
+    command = [sys.executable, "sweeps/run.py", *long, f"runs={tmp_path}/cut"]
+    driver = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    metrics = None
+    deadline = time.monotonic() + 120
+    while metrics is None and time.monotonic() < deadline:
+        metrics = next((tmp_path / "cut").glob("*/*/metrics.jsonl"), None)
+        time.sleep(0.05)
+    assert metrics is not None
+    driver.send_signal(signal.SIGINT)
+    out, _ = driver.communicate(timeout=120)
+    assert driver.returncode == 1, out
+    assert RunDirectory(metrics.parent).read_status()["state"] == "preempted"
+    assert not (metrics.parent / "points.jsonl").exists() or points(tmp_path / "cut") != points(
+        tmp_path / "whole"
+    )
+    resumed = sweep(*long, f"runs={tmp_path}/cut")
+    assert resumed.returncode == 0, resumed.stdout
+    assert points(tmp_path / "cut") == points(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_a_failed_run_takes_no_other_down_and_is_named(tmp_path):
+    command = ("-m", "mix=transformer,gdn", *SMALL, f"runs={tmp_path}")
+    planned = sweep(*command, "plan=true")
+    assert planned.returncode == 0
+    sweep(*command)
+    (victim,) = (tmp_path / "default").glob("gdn-*")
+    for file in ("points.jsonl", "status.json"):
+        (victim / file).unlink()
+    spec = (victim / "spec.yaml").read_text()
+    (victim / "spec.yaml").write_text(spec.replace("peak_lr:", "peak_learning_rate:"))
+    done = sweep(*command)
+    assert done.returncode in (1, 2)
+    assert "peak_l" in done.stdout + done.stderr
+    (other,) = (tmp_path / "default").glob("transformer-*")
+    assert RunDirectory(other).read_status()["state"] == "done"
+
+
+@pytest.mark.slow
+def test_wandb_offline_writes_inside_the_run_and_no_key_anywhere(tmp_path):
+    secret = "0123456789abcdef0123456789abcdef01234567"
+    done = sweep(
+        *SMALL, "logging.wandb=offline", f"runs={tmp_path}", env={"WANDB_API_KEY": secret}
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (run,) = (tmp_path / "default").iterdir()
+    assert list(run.glob("wandb/offline-run-*/run-*.wandb"))
+    held = [p for p in run.rglob("*") if p.is_file() and secret.encode() in p.read_bytes()]
+    assert held == []
+
+
+def test_the_demo_plans_what_the_readme_says():
+    done = sweep("-m", "experiment=demo", "plan=true")
+    assert done.returncode == 0, done.stderr
+    assert "12 runs" in done.stdout
+    composed = sweep("experiment=demo", "--cfg", "job")
+    assert composed.returncode == 0
+    assert "chinchilla" in composed.stdout
+
+
+def test_help_names_the_groups():
+    done = sweep("--help")
+    assert done.returncode == 0
+    assert "gdn3_attn1" in done.stdout
+    assert "plan=true" in done.stdout
+
+
+def test_status_of_a_run_is_json_with_its_place(tmp_path):
+    done = sweep(*SMALL, f"runs={tmp_path}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    (run,) = (tmp_path / "default").iterdir()
+    status = json.loads((run / "status.json").read_text())
+    assert status["state"] == "done"
+    assert status["step"] == status["steps"]
