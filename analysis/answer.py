@@ -28,17 +28,22 @@ def answers(result: Study) -> list[str]:
         else:
             waiting.append(mix)
     if waiting:
-        lacks = [
-            f"{name} has {result.unfitted[name]}"
-            for name in (result.baseline, *waiting)
-            if name in result.unfitted
-        ] or [f"{result.baseline} has no points"]
+        concerned = [name for name in (result.baseline, *waiting) if name in result.unfitted]
+        lacks = lacking_words({name: result.unfitted[name] for name in concerned})
         found.append(
             f"**No interval yet for {', '.join(waiting)}, as no law can be fitted: "
-            f"{'; '.join(lacks)}.**"
+            f"{lacks or f'{result.baseline} has no points'}.**"
         )
         found += [told for mix in waiting if (told := _answer_without_fit(result, mix))]
     return found
+
+
+def lacking_words(unfitted: dict[str, str]) -> str:
+    """Mixes that cannot be fitted by what they lack, in one clause."""
+    by_clause: dict[str, list[str]] = {}
+    for mix, clause in unfitted.items():
+        by_clause.setdefault(clause, []).append(mix)
+    return "; ".join(f"{', '.join(mixes)}: {clause}" for clause, mixes in by_clause.items())
 
 
 def _answer_without_fit(result: Study, mix: str) -> str:

@@ -69,7 +69,7 @@ class Comparison:
 
 def compare(sweep: Sweep, baseline: str, mix: str) -> Comparison:
     """Compare every pair of runs with one size and seed."""
-    by_key = {(run.mix, run.size, run.seed): run for run in sweep.runs}
+    by_key = {(run.mix, run.size, run.seed): run for run in reversed(sweep.runs)}
     places = sweep.points.groupby("size")["N"].mean().to_dict()
     keys = sorted(
         {(size, seed) for _, size, seed in by_key},
@@ -96,6 +96,7 @@ def compare(sweep: Sweep, baseline: str, mix: str) -> Comparison:
     for field, values in differing.fields.items():
         told = f"{field}: {' / '.join(values)}"
         (treatment if _under(field, TREATMENT) else confounds).append(told)
+    confounds += _repeats(sweep, (baseline, mix))
     if len(pairs):
         confounds += _confounds_of_pairs(pairs)
         unknown |= {
@@ -168,6 +169,28 @@ def _confounds_of_pairs(pairs: pd.DataFrame) -> list[str]:
             where = ", ".join(f"{r.size}/s{r.seed}" for r in unequal.itertuples(index=False))
             found.append(f"{words}: not equal in {where}")
     return found
+
+
+def _repeats(sweep: Sweep, mixes: tuple[str, ...]) -> list[str]:
+    """Runs that share mix, size and seed: something else was varied, and the first is compared."""
+    groups: dict[tuple[str, str, int], list[Run]] = {}
+    for run in sweep.runs:
+        if run.mix in mixes:
+            groups.setdefault((run.mix, run.size, run.seed), []).append(run)
+    differing = _Differences()
+    several = {key: runs for key, runs in groups.items() if len(runs) > 1}
+    for first, *others in several.values():
+        for other in others:
+            differing.add(_spec_fields(first.spec), _spec_fields(other.spec))
+    if not several:
+        return []
+    where = ", ".join(
+        f"{mix} {size}/s{seed} ×{len(runs)}" for (mix, size, seed), runs in several.items()
+    )
+    return [
+        f"several runs of one mix, size and seed ({where}), "
+        f"differing in {', '.join(differing.fields) or 'nothing recorded'}"
+    ]
 
 
 def _count(run: Run, points: pd.DataFrame, name: str) -> float:

@@ -16,7 +16,7 @@ import pandas as pd
 
 from ablations.records import SettingError, write_atomic
 from analysis import tables
-from analysis.answer import answers, caveats
+from analysis.answer import answers, caveats, lacking_words
 from analysis.compare import Comparison, compare
 from analysis.fit import MODEL_WORDS
 from analysis.load import Run, Sweep
@@ -282,8 +282,7 @@ def _model_sensitivity(result: Study) -> Iterable[str]:
 def _fit_section(result: Study) -> Iterable[str]:
     yield "## Fits\n"
     if result.unfitted:
-        lacks = "; ".join(f"{mix} has {clause}" for mix, clause in result.unfitted.items())
-        yield f"No law for {', '.join(result.unfitted)}: {lacks}.\n"
+        yield f"No law yet: {lacking_words(result.unfitted)}.\n"
     if result.fit is None:
         return
     yield f"L = E + A/N^α + B/D^β, N in parameters and D in tokens; {result.fit.words}.\n"

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.config import ModelConfig
+from models.pointwise import RMSNorm
 
 
 def rotary_tables(T: int, D: int, theta: float, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -37,8 +38,8 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(d, d, bias=False)
         self.v_proj = nn.Linear(d, d, bias=False)
         self.o_proj = nn.Linear(d, d, bias=False)
-        self.q_norm = nn.RMSNorm(d, eps=config.norm_eps)
-        self.k_norm = nn.RMSNorm(d, eps=config.norm_eps)
+        self.q_norm = RMSNorm(d, config.norm_eps)
+        self.k_norm = RMSNorm(d, config.norm_eps)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [B, T, d_model] -> [B, T, d_model]."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from models.config import ModelConfig
 from models.convolution import short_convolution
 from models.ops.backend import gated_delta_rule
+from models.pointwise import rms_norm
 
 
 class GatedDeltaNet(nn.Module):
@@ -52,8 +53,7 @@ class GatedDeltaNet(nn.Module):
         beta = torch.sigmoid(self.b_proj(x).float()) * self.beta_max
         g = -self.A_log.float().exp() * F.softplus(self.a_proj(x).float() + self.dt_bias.float())
         o, _ = gated_delta_rule(qk[:, :, 0], qk[:, :, 1], v.view(B, T, H, V), g, beta)
-        o = F.rms_norm(o.float(), (V,), self.o_norm.float(), self.eps).to(v.dtype)
-        o = o.reshape(B, T, H * V)
+        o = rms_norm(o, self.o_norm, self.eps).reshape(B, T, H * V)
         if self.g_proj is not None:
             o = o * F.silu(self.g_proj(x))
         return self.o_proj(o)

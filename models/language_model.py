@@ -22,6 +22,7 @@ from models.attention import Attention
 from models.config import ModelConfig
 from models.gated_deltanet import GatedDeltaNet
 from models.mamba2 import Mamba2
+from models.pointwise import RMSNorm, token_losses
 
 INIT_STD = 0.02  # Olmo 3: one normal for every matrix and the embedding
 LOGITS_AT_ONCE = 2**26  # float32 logits held at a time: 256 MB
@@ -54,8 +55,8 @@ class Block(nn.Module):
         else:
             self.mixer = Mamba2(config)
         self.norm_output = kind == "attn"
-        self.mixer_norm = nn.RMSNorm(config.d_model, eps=config.norm_eps)
-        self.mlp_norm = nn.RMSNorm(config.d_model, eps=config.norm_eps)
+        self.mixer_norm = RMSNorm(config.d_model, config.norm_eps)
+        self.mlp_norm = RMSNorm(config.d_model, config.norm_eps)
         self.mlp = SwiGLU(config.d_model, config.mlp_hidden)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -75,7 +76,7 @@ class LanguageModel(nn.Module):
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
         self.blocks = nn.ModuleList(Block(config, i) for i in range(config.n_layers))
-        self.norm = nn.RMSNorm(config.d_model, eps=config.norm_eps)
+        self.norm = RMSNorm(config.d_model, config.norm_eps)
         self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
 
     def features(self, tokens: Tensor) -> Tensor:
@@ -99,10 +100,10 @@ class LanguageModel(nn.Module):
         y = targets.flatten()
         step = max(1, LOGITS_AT_ONCE // self.config.vocab_size)
         if len(x) <= step:
-            nll, z2 = _token_losses(x, self.head.weight, y)
+            nll, z2 = token_losses(x, self.head.weight, y)
         else:
             parts = [
-                checkpoint(_token_losses, xs, self.head.weight, ys, use_reentrant=False)
+                checkpoint(token_losses, xs, self.head.weight, ys, use_reentrant=False)
                 for xs, ys in zip(x.split(step), y.split(step), strict=True)
             ]
             nll, z2 = (torch.cat(part) for part in zip(*parts, strict=True))
@@ -115,13 +116,6 @@ class LanguageModel(nn.Module):
             digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
             generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
             parameter.copy_(_initial(name, parameter, self.config, generator))
-
-
-def _token_losses(x: Tensor, head: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    logits = F.linear(x, head).float()
-    log_partition = logits.logsumexp(-1)
-    chosen = logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
-    return log_partition - chosen, log_partition.square()
 
 
 def _initial(

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from models.config import ModelConfig
 from models.convolution import short_convolution
 from models.ops.backend import ssd
+from models.pointwise import rms_norm
 
 
 class Mamba2(nn.Module):
@@ -46,6 +47,4 @@ class Mamba2(nn.Module):
         v = u * dt.unsqueeze(-1).to(u.dtype)
         o, _ = ssd(Cs, Bs, v, g)
         o = (o + u * self.D.to(u.dtype).unsqueeze(-1)).reshape(B, T, self.inner)
-        gated = (o * F.silu(z)).float()
-        o = F.rms_norm(gated, (self.inner,), self.o_norm.float(), self.eps)
-        return self.out_proj(o.to(x.dtype))
+        return self.out_proj(rms_norm(o * F.silu(z), self.o_norm, self.eps))

@@ -113,3 +113,13 @@ def test_mixes_without_a_common_size_and_seed_say_so(sweep: SweepWriter) -> None
     sweep.run("transformer", "50k", 0)
     sweep.run("gdn3_attn1", "100k", 0)
     assert compared(sweep).confounds == ("no size and seed was run with both mixes",)
+
+
+def test_several_runs_of_one_mix_size_and_seed_are_a_confound(sweep: SweepWriter) -> None:
+    sweep.run("transformer", "50k", 0)
+    first = sweep.run("gdn3_attn1", "50k", 0, lr=1e-2).path
+    first.rename(first.with_name("gdn3_attn1-50k-s0-ffffffff"))
+    sweep.run("gdn3_attn1", "50k", 0)
+    (told,) = compared(sweep).confounds
+    assert "gdn3_attn1 50k/s0 ×2" in told
+    assert "differing in recipe.peak_lr" in told

@@ -150,7 +150,7 @@ def test_one_baseline_point_short_of_a_law_leaves_the_others_fitted(
     sweep.run("transformer", "50k", 0)
     text = report("resamples=40")
     assert "No interval yet for gdn, gdn3_attn1" in text
-    assert "No law for transformer" in text
+    assert "No law yet: transformer: 3 points" in text
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,36 @@
+"""The written-out backward passes against torch's own functions and against finite differences."""
+
+import torch
+import torch.nn.functional as F
+
+from models.pointwise import rms_norm, token_losses
+
+
+def randn(*shape, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64, requires_grad=True)
+
+
+def test_rms_norm_equals_torchs_in_value_and_gradient():
+    x, weight = randn(2, 5, 12), randn(12, seed=1)
+    torch.testing.assert_close(rms_norm(x, weight, 1e-5), F.rms_norm(x, (12,), weight, 1e-5))
+    assert torch.autograd.gradcheck(lambda x, w: rms_norm(x, w, 1e-5), (x, weight))
+    zero = torch.zeros(1, 12, requires_grad=True)
+    rms_norm(zero, torch.ones(12), 1e-6).sum().backward()
+    assert zero.grad.isfinite().all()
+
+
+def test_rms_norm_of_bfloat16_is_computed_in_float32():
+    x = randn(4, 64).detach().bfloat16()
+    expected = F.rms_norm(x.float(), (64,), torch.ones(64), 1e-6)
+    torch.testing.assert_close(rms_norm(x, torch.ones(64), 1e-6), expected.bfloat16())
+
+
+def test_token_losses_equal_cross_entropy_and_the_log_partition():
+    x, head = randn(7, 5), randn(11, 5, seed=1)
+    targets = torch.tensor([0, 3, 10, 3, 7, 1, 1])
+    nll, z2 = token_losses(x, head, targets)
+    logits = x @ head.mT
+    torch.testing.assert_close(nll, F.cross_entropy(logits, targets, reduction="none"))
+    torch.testing.assert_close(z2, logits.logsumexp(-1).square())
+    assert torch.autograd.gradcheck(lambda x, h: token_losses(x, h, targets), (x, head))
