@@ -52,7 +52,9 @@ def load_latest(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
             content = torch.load(path, map_location="cpu", weights_only=True)
             return content, warnings
         except Exception as error:  # a torn file raises many kinds: zip, pickle, key, runtime
-            warnings.append(f"checkpoint {path.name} cannot be read ({error}); trying the one before")
+            warnings.append(
+                f"checkpoint {path.name} cannot be read ({error}); trying the one before"
+            )
     return None, warnings
 
 

@@ -111,7 +111,9 @@ def plan_recipe(
             "Chinchilla budget, like [0.5,1,2]."
         )
     if list(chinchilla) != sorted(set(chinchilla)):
-        raise SettingError(f"protocol.chinchilla={list(chinchilla)} must rise from one to the next.")
+        raise SettingError(
+            f"protocol.chinchilla={list(chinchilla)} must rise from one to the next."
+        )
     for name, value in (
         ("tokens_per_parameter", tokens_per_parameter),
         ("lr_multiplier", lr_multiplier),

@@ -18,7 +18,8 @@ ENOUGH = WINDOW // 2  # before that many, nothing is an outlier
 def build_adamw(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
     """AdamW at learning rate 0 (the loop sets it), no decay on the embedding (Olmo Hybrid's
     ladder) nor on the recurrences' A_log, dt_bias and D (as their authors mark them)."""
-    decayed, undecayed = [], []
+    decayed: list[nn.Parameter] = []
+    undecayed: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         exempt = name.startswith("embedding.") or name.rsplit(".", 1)[-1] in UNDECAYED
         (undecayed if exempt else decayed).append(parameter)

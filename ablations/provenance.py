@@ -13,7 +13,7 @@ PACKAGES = ("torch", "numpy", "hydra-core", "flash-linear-attention", "triton")
 
 
 def code(root: Path) -> tuple[dict[str, Any], str]:
-    """({revision, dirty, diff_sha256}, diff) of the checkout at `root`; revision None without git."""
+    """({revision, dirty, diff_sha256}, diff) of the checkout; revision None without git."""
     revision = _git(root, "rev-parse", "HEAD")
     diff = _git(root, "diff", "HEAD", "--", "*.py", "*.yaml", "*.toml", "*.txt") or ""
     return {

@@ -177,9 +177,7 @@ def _loop(
             run.append("metrics.jsonl", row)
             tracker.log(row)
         if milestone:
-            measured = evaluate(
-                model, domains, device=hardware.device, autocast=hardware.autocast
-            )
+            measured = evaluate(model, domains, device=hardware.device, autocast=hardware.autocast)
             point = _point(spec, progress, milestone.chinchilla, measured, flops)
             run.append("points.jsonl", point)
             tracker.log({"step": step, "eval/loss": point["loss"], "eval/bpb": point["bpb"]})
@@ -328,5 +326,3 @@ def _status(
         heartbeat=time.time(),
         **extra,
     )
-
-

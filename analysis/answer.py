@@ -115,7 +115,7 @@ def caveats(result: Study, sweep: Sweep, comparisons: list[Comparison]) -> Itera
             "show whether the law holds in N; beyond them it is an assumption."
         )
     if result.choice and len(result.weights) > 1 and math.isinf(min(result.choice.aicc.values())):
-        yield "Too few points for AICc to compare joint models: the one that shares most was taken."
+        yield "Too few points for AICc to compare joint models: shared exponents were taken."
     if all(one.seed_dof == 0 for one in result.noise):
         yield "One seed a size: run-to-run noise is told from lack of fit by the law alone."
     epochs = sweep.points["epochs"].max()

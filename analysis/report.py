@@ -265,7 +265,7 @@ def _model_sensitivity(result: Study) -> Iterable[str]:
             "model": MODEL_WORDS[model],
             "coefficients": one.n_parameters,
             "AICc − lowest": "–" if math.isnan(excess) else f"{excess:.1f}",
-            "weight": f"{result.weights[model]:.2f}",
+            "weight": f"{result.weights[model]:.2f}" if model in result.weights else "not used",
         }
         laws = {mix: fitted.law for mix, fitted in one.mixes.items()}
         last = result.savings[-1].N
@@ -275,7 +275,10 @@ def _model_sensitivity(result: Study) -> Iterable[str]:
             )
             row[f"savings of {saving.mix}, largest size"] = f"{value:.3f}"
         rows.append(row)
-    yield "What the choice of the joint model does (chosen by AICc):\n"
+    yield (
+        "What the choice of the joint model does. Chosen and weighted by AICc, with a run effect; one "
+        "E for all mixes is shown only, as few runs cannot tell whether it is so.\n"
+    )
     yield tables.markdown(pd.DataFrame(rows))
 
 

@@ -104,8 +104,8 @@ def averaged_bootstrap(
     # Largest remainders get what rounding down left over.
     counts[np.argsort(counts - shares, kind="stable")[: resamples - counts.sum()]] += 1
     parts = [
-        bootstrap(one, method, int(count), seed + 1_000_003 * i, paired)
-        for i, (one, count) in enumerate(zip(choice.fits.values(), counts, strict=True))
+        bootstrap(choice.fits[model], method, int(count), seed + 1_000_003 * i, paired)
+        for i, (model, count) in enumerate(zip(choice.weights, counts, strict=True))
         if count
     ]
     laws = {

@@ -1,4 +1,4 @@
-"""The one exception that means "the user can mend this"; every command turns it into exit code 2."""
+"""The one exception that means "the user can mend this": every command makes it exit code 2."""
 
 
 class SettingError(ValueError):

@@ -135,8 +135,8 @@ def show(plan: Plan, console: Console) -> None:
     todo = plan.todo
     console.print(
         f"{len(plan.estimates)} runs, {len(plan.estimates) - len(todo)} done; to go: "
-        f"{_short(sum(e.spec.recipe.tokens for e in todo))} tokens, {sum(e.flops for e in todo):.2e} "
-        f"FLOPs, about {_hours(plan.hours_here)} h here ({plan.parallel} at a time, "
+        f"{_short(sum(e.spec.recipe.tokens for e in todo))} tokens, "
+        f"{sum(e.flops for e in todo):.2e} FLOPs, about {_hours(plan.hours_here)} h here ({plan.parallel} at a time, "
         f"{plan.threads} thread{'s' if plan.threads > 1 else ''} each), "
         f"{_hours(sum(e.gpu_hours for e in todo))} h on one {GPU_NAME}."
     )

@@ -40,8 +40,9 @@ def test_imports_come_from_the_same_floor_or_below(path):
         if name.split(".")[0] not in ROOMS:
             continue
         # `from ablations import records` shows as both `ablations` and `ablations.records`.
-        below = any(name == a or name.startswith(f"{a}.") or a.startswith(f"{name}.")
-                    for a in ALLOWED[room])
+        below = any(
+            name == a or name.startswith(f"{a}.") or a.startswith(f"{name}.") for a in ALLOWED[room]
+        )
         assert below, f"{path.relative_to(ROOT)} imports {name}"
 
 

@@ -1,6 +1,7 @@
 """The ladder's rules against the published code's values, and the schedule's shape."""
 
 import csv
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -50,7 +51,7 @@ def test_wsds_warms_up_once_holds_and_decays_before_every_point():
         period = milestone.step - previous
         decay = lrs[milestone.decay_from : milestone.step]
         assert len(decay) == pytest.approx(0.1 * period, abs=1)
-        differences = {round(a - b, 12) for a, b in zip(decay, decay[1:], strict=False)}
+        differences = {round(a - b, 12) for a, b in pairwise(decay)}
         assert len(differences) <= 1  # linear
         assert 0 < decay[-1] <= made.peak_lr / len(decay)
         assert lrs[milestone.decay_from - 1] == made.peak_lr
@@ -64,8 +65,10 @@ def test_each_point_is_at_its_multiple_of_the_budget_within_a_batch():
     for milestone in made.milestones:
         wanted = milestone.chinchilla * 20 * made.N
         assert abs(milestone.step * made.batch_tokens - wanted) <= made.batch_tokens / 2
-    assert made.tokens == made.steps * made.batch_tokens == made.milestones[-1].step * (
-        made.batch_instances * made.context
+    assert (
+        made.tokens
+        == made.steps * made.batch_tokens
+        == made.milestones[-1].step * (made.batch_instances * made.context)
     )
 
 

@@ -102,7 +102,7 @@ def test_a_large_size_on_the_embedded_corpus_has_its_real_N_and_epochs():
     assert spec.model.vocab_size == 256
     assert spec.counts.N < 20e6
     assert spec.epochs == pytest.approx(spec.recipe.tokens / spec.corpus.train_tokens)
-    with pytest.raises(SettingError, match="protocol.max_epochs=4"):
+    with pytest.raises(SettingError, match=r"protocol\.max_epochs=4"):
         resolve(wanted)
 
 

@@ -86,7 +86,9 @@ def test_every_mix_of_a_size_and_seed_sees_the_same_batches(make_run):
     assert len({tuple(h) for h in hashes.values()}) == 1
     run, spec = make_run("transformer", seed=1)
     finish(run, spec)
-    assert [p["data_hash"] for p in run.rows("points.jsonl")] != [h[2] for h in hashes["gdn3_attn1"]]
+    assert [p["data_hash"] for p in run.rows("points.jsonl")] != [
+        h[2] for h in hashes["gdn3_attn1"]
+    ]
 
 
 def test_points_hold_what_the_contract_says(make_run):

@@ -196,8 +196,8 @@ def test_fit_prints_the_contracted_json(capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_savings_prints_the_contracted_json(capsys: pytest.CaptureFixture[str]) -> None:
-    # Independent values for this place, all token/parameter runs and shared alpha, beta and E:
-    # 1.66 with a 95 % interval of 1.23 to 2.19 by a stratified bootstrap of cases.
+    # Independent values for this place, all token/parameter runs and shared alpha and
+    # beta: 1.62 with a 95 % interval of 1.28 to 2.17 by a stratified bootstrap of cases.
     arguments = ["savings", str(DATA / "xlstm_tokenparam.csv"), "--baseline", "transformer"]
     arguments += ["--at", "N=1.42e9,D=2.84e10", "--resamples", "200", "--seed", "0"]
     assert main([*arguments, "--format", "json"]) == 0
@@ -205,8 +205,9 @@ def test_savings_prints_the_contracted_json(capsys: pytest.CaptureFixture[str]) 
     assert {
         "mix", "N", "D", "target_loss", "value", "low", "high", "p_above_1", "in_range", "model",
     } <= one.keys()  # fmt: skip
-    assert one["value"] == pytest.approx(1.66, abs=0.03)
-    assert 1 < one["low"] < one["value"] < one["high"] < 3
+    assert one["value"] == pytest.approx(1.62, abs=0.01)
+    assert one["low"] == pytest.approx(1.28, rel=0.1)
+    assert one["high"] == pytest.approx(2.17, rel=0.1)
     # Runs there begin at 22 tokens per parameter: the place itself is just outside.
     assert one["in_range"] is False
     assert "shared by the mixes" in one["model"]

@@ -77,7 +77,10 @@ def load_into(theirs, ours):
                     c = ours.config
                     key, value = c.n_heads * c.gdn_key_dim, c.n_heads * c.gdn_value_dim
                     q, k, v = parameter.split([key, key, value])
-                    pieces = {f"{prefix}{n}_conv1d.weight": x for n, x in zip("qkv", (q, k, v))}
+                    pieces = {
+                        f"{prefix}{n}_conv1d.weight": x
+                        for n, x in zip("qkv", (q, k, v), strict=True)
+                    }
                 for piece, value in pieces.items():
                     wanted[piece].copy_(value.unsqueeze(1))
                     taken.add(piece)

@@ -168,9 +168,7 @@ def test_a_failed_run_takes_no_other_down_and_is_named(tmp_path):
 @pytest.mark.slow
 def test_wandb_offline_writes_inside_the_run_and_no_key_anywhere(tmp_path):
     secret = "0123456789abcdef0123456789abcdef01234567"
-    done = sweep(
-        *SMALL, "logging.wandb=offline", f"runs={tmp_path}", env={"WANDB_API_KEY": secret}
-    )
+    done = sweep(*SMALL, "logging.wandb=offline", f"runs={tmp_path}", env={"WANDB_API_KEY": secret})
     assert done.returncode == 0, done.stdout + done.stderr
     (run,) = (tmp_path / "default").iterdir()
     assert list(run.glob("wandb/offline-run-*/run-*.wandb"))
