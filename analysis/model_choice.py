@@ -16,8 +16,8 @@ from analysis.fit import MODELS, Fit, Model, fit
 from analysis.laws import Array, Indices
 from analysis.noise import cluster_ids, hat_matrix, noise_components
 
-# One E for all mixes is compared but never chosen: a ladder of few runs cannot tell two E apart, and
-# taking that for proof costs coverage. On ladders of three sizes and two seeds whose E differ by
+# One E for all mixes is compared but never chosen: a ladder of few runs cannot tell two E apart,
+# and taking that for proof costs coverage. On ladders of three sizes and two seeds whose E differ by
 # 3 %, 95 % intervals that share E hold the true savings in 60 to 70 % of cases, those of the two
 # freer models in 91 to 95 %; where E is equal the price is an interval wider by 4 %.
 CANDIDATES: tuple[Model, ...] = ("free", "shared_exponents")

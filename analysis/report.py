@@ -276,8 +276,8 @@ def _model_sensitivity(result: Study) -> Iterable[str]:
             row[f"savings of {saving.mix}, largest size"] = f"{value:.3f}"
         rows.append(row)
     yield (
-        "What the choice of the joint model does. Chosen and weighted by AICc, with a run effect; one "
-        "E for all mixes is shown only, as few runs cannot tell whether it is so.\n"
+        "What the choice of the joint model does. Chosen and weighted by AICc, with a run effect; "
+        "one E for all mixes is shown only, as few runs cannot tell whether it is so.\n"
     )
     yield tables.markdown(pd.DataFrame(rows))
 

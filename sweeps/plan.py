@@ -6,7 +6,9 @@ there is one under runs/, else from FLOPs and a stated rate; hours on a GPU alwa
 
 from __future__ import annotations
 
+import functools
 import os
+import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +23,10 @@ TINY = 10_000_000
 """N below which one core a run is the best use of a CPU."""
 CORE_FLOPS = {"tiny": 10e9, "large": 40e9}
 """Training FLOP/s a CPU core reaches in eager float32, below and above TINY; low, round figures."""
-GPU_NAME, GPU_PEAK_FLOPS, GPU_MFU = "H200", 989e12, 0.40
-"""Dense bf16 peak, and the share of it assumed for planning."""
+GPU_PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}
+"""Dense bf16 peak by name."""
+GPU_NAME, GPU_MFU = "H200", 0.40
+"""The GPU that a plan quotes, and the share of its peak assumed."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,17 @@ class Plan:
         return max(sum(seconds) / self.parallel, max(seconds, default=0.0)) / 3600
 
 
+@functools.cache
+def gpu_of_this_machine() -> str | None:
+    """The kind of NVIDIA GPU here, by its driver's tool (torch is not loaded to plan)."""
+    try:
+        asked = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+        names = subprocess.run(asked, capture_output=True, text=True, timeout=10, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return next((kind for kind in GPU_PEAK_FLOPS if kind in names), None)
+
+
 def _core_flops(spec: RunSpec) -> float:
     return CORE_FLOPS["tiny" if spec.counts.N < TINY else "large"]
 
@@ -68,15 +83,17 @@ def cores() -> int:
 def make_plan(specs: Sequence[RunSpec], runs_root: Path, max_parallel: int | None) -> Plan:
     """Estimate every run of a sweep and see which are done already."""
     tiny = all(spec.counts.N < TINY for spec in specs)
-    parallel = max_parallel or (cores() if tiny else 1)
+    parallel = max_parallel or (cores() if tiny and not gpu_of_this_machine() else 1)
     parallel = max(1, min(parallel, len(specs)))
     threads = max(1, cores() // parallel)
     rates = measured_rates(runs_root)
+    gpu_here = None if specs[0].resources.device == "cpu" else gpu_of_this_machine()
     estimates = []
     for spec in specs:
         flops = spec.counts.flops_per_token * spec.recipe.tokens
         rate = rates.get((spec.mix.name, spec.size.name))
-        seconds = spec.recipe.tokens / rate if rate else flops / (_core_flops(spec) * threads)
+        speed = GPU_PEAK_FLOPS[gpu_here] * GPU_MFU if gpu_here else _core_flops(spec) * threads
+        seconds = spec.recipe.tokens / rate if rate else flops / speed
         status = RunDirectory(runs_root / spec.sweep / spec.run_name).read_status()
         estimates.append(
             Estimate(
@@ -85,7 +102,7 @@ def make_plan(specs: Sequence[RunSpec], runs_root: Path, max_parallel: int | Non
                 flops,
                 seconds,
                 rate is not None,
-                flops / (GPU_PEAK_FLOPS * GPU_MFU) / 3600,
+                flops / (GPU_PEAK_FLOPS[GPU_NAME] * GPU_MFU) / 3600,
             )
         )
     return Plan(tuple(estimates), parallel, threads)
@@ -133,20 +150,25 @@ def show(plan: Plan, console: Console) -> None:
         )
     console.print(table)
     todo = plan.todo
+    each = f"{_many(plan.threads, 'thread')} each"
     console.print(
-        f"{len(plan.estimates)} runs, {len(plan.estimates) - len(todo)} done; to go: "
+        f"{_many(len(plan.estimates), 'run')}, {len(plan.estimates) - len(todo)} done; to go: "
         f"{_short(sum(e.spec.recipe.tokens for e in todo))} tokens, "
-        f"{sum(e.flops for e in todo):.2e} FLOPs, about {_hours(plan.hours_here)} h here ({plan.parallel} at a time, "
-        f"{plan.threads} thread{'s' if plan.threads > 1 else ''} each), "
+        f"{sum(e.flops for e in todo):.2e} FLOPs, about {_hours(plan.hours_here)} h here "
+        f"({plan.parallel} at a time, {each}), "
         f"{_hours(sum(e.gpu_hours for e in todo))} h on one {GPU_NAME}."
     )
     if not all(e.measured for e in plan.estimates):
         console.print(
             f"~ by formula: {CORE_FLOPS['tiny'] / 1e9:g} GFLOP/s a core here "
             f"({CORE_FLOPS['large'] / 1e9:g} from N = {TINY / 1e6:g}M), {GPU_MFU:.0%} of "
-            f"{GPU_PEAK_FLOPS / 1e12:g} TFLOP/s on one {GPU_NAME}; others as measured here.",
+            f"{GPU_PEAK_FLOPS[GPU_NAME] / 1e12:g} TFLOP/s on one {GPU_NAME}; others as measured.",
             style="dim",
         )
+
+
+def _many(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _short(number: float) -> str:
