@@ -24,9 +24,17 @@ from typing import Any
 
 import yaml
 
-from models.errors import SettingError
+from models.errors import SettingError, one_of
 
-__all__ = ["STATES", "RunDirectory", "SettingError", "project_root", "read_sweep", "write_atomic"]
+__all__ = [
+    "STATES",
+    "RunDirectory",
+    "SettingError",
+    "one_of",
+    "project_root",
+    "read_sweep",
+    "write_atomic",
+]
 
 STATES = ("queued", "running", "preempted", "failed", "done")
 
