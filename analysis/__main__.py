@@ -18,8 +18,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ablations.records import SettingError, project_root
-from models.errors import one_of
+from ablations.records import SettingError, one_of, project_root
 
 if TYPE_CHECKING:
     import pandas as pd

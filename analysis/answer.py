@@ -23,7 +23,10 @@ def answers(result: Study) -> list[str]:
     found, waiting = [], []
     for mix in (m for m in mixes if m != result.baseline):
         own = [one for one in result.savings if one.mix == mix]
-        if own and result.draws is not None:
+        measured = _answer_by_seeds(result, mix) if result.law_fails else ""
+        if measured:
+            found.append(measured)
+        elif own and result.draws is not None:
             found.append(_answer(own[-1], result.draws.resamples))
         else:
             waiting.append(mix)
@@ -36,6 +39,31 @@ def answers(result: Study) -> list[str]:
         )
         found += [told for mix in waiting if (told := _answer_without_fit(result, mix))]
     return found
+
+
+def _verdict(low: float, high: float) -> str:
+    if low <= 1 <= high:
+        return "the interval includes 1: no saving has been shown"
+    if low > 1:
+        return "the interval excludes 1: a saving at this size"
+    return "the whole interval is below 1: this mix costs tokens at this size"
+
+
+def _answer_by_seeds(result: Study, mix: str) -> str:
+    """The answer where the law fails: read off the losses, with the scatter of seeds."""
+    own = result.free[(result.free["mix"] == mix) & result.free["low"].notna()]
+    if own.empty:
+        return ""
+    last = own.iloc[-1]
+    told = tables.with_interval(last["value"], last["low"], last["high"])
+    chance = tables.probability(last["p_above_1"], 1000)
+    return (
+        f"**At N = {tables.count(last['N'])} parameters and D = {tables.count(last['D_baseline'])} "
+        f"tokens, token savings of {mix} over {result.baseline} are {told} (95 % interval, from "
+        f"seeds, without a fit); {_verdict(last['low'], last['high'])}.** "
+        f"P(savings > 1) {chance}; in range. The fitted law is not used for this, as it does not "
+        "describe these points."
+    )
 
 
 def lacking_words(unfitted: dict[str, str]) -> str:
@@ -69,12 +97,7 @@ def _answer(one: Saving, resamples: int) -> str:
     else:
         body = f"{one.mix} never reaches the loss of {one.baseline}: savings {told}"
     body += " (95 % interval)"
-    if one.low <= 1 <= one.high:
-        verdict = "the interval includes 1: no saving has been shown"
-    elif one.low > 1:
-        verdict = "the interval excludes 1: a saving at this size"
-    else:
-        verdict = "the whole interval is below 1: this mix costs tokens at this size"
+    verdict = _verdict(one.low, one.high)
     chance = tables.probability(one.p_above_1, resamples)
     return f"**{place}, {body}; {verdict}.** P(savings > 1) {chance}; {one.range_words}."
 
@@ -96,11 +119,19 @@ def caveats(result: Study, sweep: Sweep, comparisons: list[Comparison]) -> Itera
         yield f"Left out, as its loss is not a number: {point}."
     if result.fit is None:
         return
+    if result.lack is not None and result.lack.found:
+        yield (
+            f"The law does not describe these points (lack of fit, F = {result.lack.F:.1f}, "
+            f"p = {result.lack.p:.2g}): residuals of seed means would need a seed-to-seed scatter "
+            f"of {100 * result.lack.leftover:.2f} %, and it is {100 * result.lack.scatter:.2f} %. "
+            "Intervals of the fit hold no error of the law itself: extrapolations are not to be "
+            "read, and the savings without a fit are the measurement."
+        )
     for mix, one in result.fit.mixes.items():
         if one.at_bound:
             yield (
-                f"{mix}: {', '.join(one.at_bound)} sits on its bound: these points do not identify "
-                "it, and its value is not to be read."
+                f"{mix}: on its bound {', '.join(one.at_bound)}, which these points do not "
+                "identify: not to be read by itself."
             )
     condition = max(one.condition for one in result.fit.mixes.values())
     if any(not one.identified for one in result.fit.mixes.values()):

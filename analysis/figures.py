@@ -76,6 +76,7 @@ def _name_sizes(axes: Axes, points: pd.DataFrame) -> None:
         axes.annotate(
             str(size), (last["D"].max() * 1.15, last["loss"].mean()), xytext=(3, 0),
             textcoords="offset points", va="center", fontsize=7, color="#444444",
+            bbox={"facecolor": "white", "alpha": 0.8, "lw": 0, "pad": 0.5},
         )  # fmt: skip
     axes.margins(x=0.07)
 
@@ -127,14 +128,18 @@ def fit_with_residuals(fit: Fit, note: str) -> tuple[Figure, pd.DataFrame]:
 
 
 def savings_against_size(
-    fit: Fit, draws: Draws, free: pd.DataFrame, baseline: str, note: str
+    fit: Fit, draws: Draws, free: pd.DataFrame, baseline: str, note: str, law_fails: bool = False
 ) -> tuple[Figure, pd.DataFrame]:
-    """Token savings against N at the largest tokens per parameter measured, with 95 % bands."""
+    """Token savings against N at the largest tokens per parameter measured, with 95 % bands.
+
+    Where the law fails its test nothing is extrapolated, and chances are those of the seeds.
+    """
     style = looks(fit.mixes)
     low_n, high_n = (
         (max if end == 0 else min)(one.N_range[end] for one in fit.mixes.values()) for end in (0, 1)
     )
-    N = np.geomspace(low_n / 1.3, high_n * DRAWN_BEYOND, CURVE_POINTS)
+    margin = (1.0, 1.0) if law_fails else (1.3, DRAWN_BEYOND)
+    N = np.geomspace(low_n / margin[0], high_n * margin[1], CURVE_POINTS)
     N = np.unique(np.concatenate([N, [low_n, high_n]]))
     D = token_range(fit.points, baseline, N)[1]
     others = [mix for mix in fit.mixes if mix != baseline]
@@ -148,7 +153,10 @@ def savings_against_size(
             curve = _savings_curve(fit, draws, baseline, mix, N, D)
             _draw_savings(axes, curve, style[mix], low_n, high_n)
             shown.append(curve.assign(mix=mix, kind="fitted"))
-            _annotate(axes, curve, style[mix], high_n, mix, place, draws.resamples)
+            chance = _chance(curve, free, mix, high_n, draws.resamples, law_fails)
+            text = f"P(savings of {mix} > 1) {chance} at the largest size measured"
+            at = (0.012, 0.03 + 0.065 * place)
+            axes.annotate(text, at, xycoords="axes fraction", fontsize=7, color=style[mix].colour)
         axes.set_yscale("log")
         axes.set_xscale("log")
         _limit(axes, pd.concat(shown), free, low_n, high_n)
@@ -166,8 +174,19 @@ def savings_against_size(
             fontsize=7,
             color="#777777",
         )
+        if law_fails:
+            axes.text(
+                0.5,
+                0.92,
+                "The law fits these points badly: no extrapolation drawn",
+                ha="center",
+                va="top",
+                transform=axes.transAxes,
+                fontsize=7,
+                color="#444444",
+            )
         axes.legend(
-            handles=_savings_handles(style, others, free),
+            handles=_savings_handles(style, others, free, law_fails),
             loc="upper left",
             bbox_to_anchor=(1.0, 1.0),
             borderaxespad=0.2,
@@ -213,16 +232,20 @@ def _draw_savings(axes: Axes, curve: pd.DataFrame, look: Look, low_n: float, hig
         axes.plot(beyond["N"], beyond["value"].clip(1e-3), color=look.colour, ls=DASHED, lw=1.2)
 
 
-def _annotate(
-    axes: Axes, curve: pd.DataFrame, look: Look, high_n: float, mix: str, place: int,
+def _chance(
+    curve: pd.DataFrame,
+    free: pd.DataFrame,
+    mix: str,
+    high_n: float,
     resamples: int,
-) -> None:  # fmt: skip
-    at = curve.iloc[(curve["N"] - high_n).abs().argmin()]
-    chance = probability(float(at["p_above_1"]), resamples)
-    text = f"P(savings of {mix} > 1) {chance} at the largest size measured"
-    axes.annotate(
-        text, (0.012, 0.03 + 0.065 * place), xycoords="axes fraction", fontsize=7, color=look.colour
-    )
+    law_fails: bool,
+) -> str:
+    """P(savings > 1) at the largest size: of the draws, or of the seeds where the law fails."""
+    if not law_fails:
+        at = curve.iloc[(curve["N"] - high_n).abs().argmin()]
+        return probability(float(at["p_above_1"]), resamples)
+    own = free[(free["mix"] == mix) & free["p_above_1"].notna()]
+    return "not known" if own.empty else f"{probability(own['p_above_1'].iloc[-1], 1000)} by seeds"
 
 
 def _draw_fit_free(axes: Axes, free: pd.DataFrame, style: dict[str, Look]) -> pd.DataFrame:
@@ -239,6 +262,7 @@ def _draw_fit_free(axes: Axes, free: pd.DataFrame, style: dict[str, Look]) -> pd
             mew=0.6,
             alpha=0.8,
         )
+        axes.vlines(mean["N"], mean["low"], mean["high"], color=look.colour, lw=1, zorder=4)
         axes.plot(
             mean["N"],
             mean["value"],
@@ -249,9 +273,9 @@ def _draw_fit_free(axes: Axes, free: pd.DataFrame, style: dict[str, Look]) -> pd
             mew=0.6,
             zorder=5,
         )
-    return free[["mix", "size", "N", "seed", "target_loss", "value", "bound"]].assign(
-        kind="measured", D=free["D_baseline"]
-    )
+    return free[
+        ["mix", "size", "N", "seed", "target_loss", "value", "bound", "low", "high"]
+    ].assign(kind="measured", D=free["D_baseline"])
 
 
 def _limit(
@@ -259,20 +283,18 @@ def _limit(
 ) -> None:
     """Fit the view to what was measured; bands that leave it are cut, not the message."""
     inside = curves[(curves["N"] >= low_n) & (curves["N"] <= high_n)]
-    everything = np.concatenate(
-        [inside[name].to_numpy(float) for name in ("value", "low", "high")]
-        + [curves["value"].to_numpy(float), free["value"].to_numpy(float), [1.0]]
-    )
+    shown = [inside[["value", "low", "high"]], curves[["value"]], free[["value", "low", "high"]]]
+    everything = np.concatenate([table.to_numpy(float).ravel() for table in shown] + [[1.0]])
     good = everything[np.isfinite(everything) & (everything > 0)]
     low, high = max(good.min() / 1.2, 0.05), min(good.max() * 1.15, 20.0)
     axes.set_ylim(min(low, 0.8), max(high, 1.25))
-    axes.set_xlim(curves["N"].min(), curves["N"].max())
+    axes.set_xlim(min(curves["N"].min(), low_n / 1.3), max(curves["N"].max(), high_n * 1.3))
 
 
 def _ratio_axis(axes: Axes) -> None:
     low, high = axes.get_ylim()
     fine = [0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.3, 1.4, 1.5, 1.75, 2, 2.5]
-    coarse = [0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20]
+    coarse = [0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5, 7, 10, 20]
     ticks = [tick for tick in (fine if high / low < 4 else coarse) if low <= tick <= high]
     axes.yaxis.set_major_locator(FixedLocator(ticks))
     axes.yaxis.set_minor_locator(FixedLocator([]))
@@ -310,7 +332,9 @@ def _handles(style: dict[str, Look], fitted: bool = False) -> list[Line2D]:
     return found
 
 
-def _savings_handles(style: dict[str, Look], others: list[str], free: pd.DataFrame) -> list[Line2D]:
+def _savings_handles(
+    style: dict[str, Look], others: list[str], free: pd.DataFrame, law_fails: bool
+) -> list[Line2D]:
     found = [
         Line2D([], [], color=style[mix].colour, lw=1.7, marker=style[mix].marker, ms=4.5,
                mec="white", mew=0.6, label=mix)
@@ -318,7 +342,8 @@ def _savings_handles(style: dict[str, Look], others: list[str], free: pd.DataFra
     ]  # fmt: skip
     grey = "#777777"
     found.append(Line2D([], [], color=grey, lw=6, alpha=0.3, label="95 % interval"))
-    found.append(Line2D([], [], color=grey, lw=1.2, ls=DASHED, label="extrapolated"))
+    if not law_fails:
+        found.append(Line2D([], [], color=grey, lw=1.2, ls=DASHED, label="extrapolated"))
     if len(free):
         mark: dict[str, Any] = {"marker": "o", "ls": "", "color": grey}
         found.append(Line2D([], [], ms=4.5, label="no fit, seed mean", **mark))

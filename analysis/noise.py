@@ -108,3 +108,46 @@ def seed_noise(fit: Fit) -> list[Noise]:
         lack = float(np.sqrt((cells["residual"].mean() ** 2).mean()))
         found.append(Noise(mix, sd, dof, lack))
     return found
+
+
+@dataclass(frozen=True)
+class LackOfFit:
+    """F test of the law against seeds: what seed means leave over, beside the scatter of seeds.
+
+    `scatter` and `leftover` are standard deviations of log loss of one run: between seeds, and as
+    it would have to be for the residuals of seed means to be chance.
+    """
+
+    F: float
+    p: float
+    scatter: float
+    leftover: float
+
+    @property
+    def found(self) -> bool:
+        """Whether the law fails to describe the points (5 % level)."""
+        return self.p < 0.05
+
+
+def lack_of_fit(fit: Fit) -> LackOfFit | None:
+    """Test for lack of fit by pure error (Draper & Smith 1998, 2.1); None without repeated seeds.
+
+    Points of one run move together, so the scatter of seeds has no more degrees of freedom than
+    there are repeated runs: fewer than points would give, which errs towards finding nothing.
+    """
+    from scipy.stats import f as f_distribution
+
+    table = fit.points.assign(residual=fit.residual)
+    cells = table.groupby(["mix", "size", "D"])["residual"]
+    count = cells.count()
+    dof_lack = len(count) - fit.n_parameters
+    groups = table.groupby(["mix", "size"])["run"].nunique()
+    dof_seeds = int((groups - 1).sum())
+    repeats = int((count - 1).sum())
+    if dof_lack < 1 or dof_seeds < 1 or repeats < 1:
+        return None
+    scatter = float(((table["residual"] - cells.transform("mean")) ** 2).sum() / repeats)
+    leftover = float((count * cells.mean() ** 2).sum() / dof_lack)
+    F = leftover / max(scatter, 1e-300)
+    p = float(f_distribution.sf(F, dof_lack, dof_seeds))
+    return LackOfFit(F, p, float(np.sqrt(scatter)), float(np.sqrt(leftover)))

@@ -67,7 +67,7 @@ def _make_writable(out: Path) -> None:
 def _provenance(sweep: Sweep, comparisons: list[Comparison], command: str) -> dict[str, Any]:
     text = sweep.points.to_csv(index=False, float_format="%.12g", lineterminator="\n")
     revisions = {
-        str(run.manifest.get("revision", "not recorded"))
+        str(run.manifest.get("revision", "not recorded"))[:12]
         + (" with changes" if run.manifest.get("dirty") else "")
         for run in sweep.runs
     }
@@ -105,7 +105,7 @@ def _note(facts: dict[str, Any], *more: str) -> str:
         f"Sweep {facts['sweep']}: {facts['points']} points of {facts['runs']} runs"
         + ("" if facts["runs_done"] == facts["runs"] else f" ({facts['runs_done']} finished)")
         + f"; {', '.join(facts['data'])}; points sha256 {facts['points_sha256'][:8]}; "
-        f"revision {', '.join(revision[:12] for revision in facts['revision'])}.",
+        f"revision {', '.join(facts['revision'])}.",
         f"Confounds: {confounds}." if confounds else "",
         f"$ {facts['command']}",
     ]
@@ -132,10 +132,15 @@ def _draw(
     if result.savings and result.fit is not None and result.draws is not None:
         words = (
             f"Fit: {result.fit.words}. Interval: {result.draws.words}{_averaged(result)}. "
-            "Points without a fit: at the lowest loss that both mixes reached."
+            "Points without a fit: at the lowest loss that both mixes reached, bars: 95 % by seeds."
         )
         drawn["savings"] = figures.savings_against_size(
-            result.fit, result.draws, result.free, result.baseline, _note(facts, words)
+            result.fit,
+            result.draws,
+            result.free,
+            result.baseline,
+            _note(facts, words),
+            result.law_fails,
         )
         extra["savings"] = {
             "model": result.fit.words,
@@ -225,6 +230,9 @@ def _savings_section(result: Study, sweep: Sweep) -> Iterable[str]:
         "D of the baseline over D of the mix at equal N and equal loss. The target at each size is "
         "the baseline's fitted loss at the largest budget it was trained on.\n"
     )
+    if result.law_fails:
+        yield from _fit_free_section(result)
+        yield "By the fitted laws, which do not describe these points:\n"
     speeds = seconds_per_token(sweep.points)
     if result.savings and result.fit is not None and result.draws is not None:
         names = {
@@ -246,10 +254,15 @@ def _savings_section(result: Study, sweep: Sweep) -> Iterable[str]:
                 f"{_measured_on(sweep)}; their interval holds no scatter of the timing itself.\n"
             )
         yield from _model_sensitivity(result)
+    if not result.law_fails:
+        yield from _fit_free_section(result)
+
+
+def _fit_free_section(result: Study) -> Iterable[str]:
     if len(result.free):
         yield (
             "Free of any fit, interpolating between measured budgets, at the lowest loss that both "
-            "mixes reached:\n"
+            "mixes reached; intervals by Student's t from seeds, their scatter pooled over sizes:\n"
         )
         yield tables.markdown(tables.fit_free_table(result.free))
 
@@ -307,15 +320,15 @@ def _control_section(comparisons: list[Comparison]) -> Iterable[str]:
 
 
 def _pairs_table(one: Comparison) -> pd.DataFrame:
-    words = {True: "yes", False: "**no**", None: "not recorded"}
+    words = {True: "yes", False: "**no**", None: "–"}
     return pd.DataFrame(
         [
             {
                 "size": pair["size"],
                 "seed": pair["seed"],
                 "points in both": pair["points"],
-                "N": f"{pair['N_percent']:+.2f} %",
-                "FLOPs per token": f"{pair['flops_percent']:+.1f} %",
+                "N": _signed(pair["N_percent"], 2),
+                "FLOPs per token": _signed(pair["flops_percent"], 1),
                 "equal tokens": words[pair["equal_tokens"]],
                 "equal batches": words[pair["equal_batches"]],
                 "skipped steps": f"{pair['skipped_baseline']:.0f} / {pair['skipped_mix']:.0f}",
@@ -323,6 +336,10 @@ def _pairs_table(one: Comparison) -> pd.DataFrame:
             for pair in one.pairs.to_dict("records")
         ]
     )
+
+
+def _signed(percent: float, decimals: int) -> str:
+    return "–" if math.isnan(percent) else f"{percent:+.{decimals}f} %"
 
 
 def _runs_section(sweep: Sweep) -> Iterable[str]:

@@ -182,7 +182,8 @@ def fit_free(points: pd.DataFrame, baseline: str) -> pd.DataFrame:
     compared at the lowest loss that both reach. Rows for each seed that both have, and one (`seed`
     "mean") for the mean over those seeds. Columns: mix, size, N, seed, target_loss, D_baseline,
     D_mix, value, bound ("", or "at least" where the mix is below the target at its first point
-    already, or "at most" where the baseline is).
+    already, or "at most" where the baseline is), and on the means low, high (95 %), p_above_1: by
+    Student's t on the seeds' log savings, whose scatter is pooled over sizes. NaN with one seed.
     """
     rows = []
     others = [mix for mix in dict.fromkeys(points["mix"]) if mix != baseline]
@@ -197,7 +198,32 @@ def fit_free(points: pd.DataFrame, baseline: str) -> pd.DataFrame:
                     N = float(ours["N"].mean())
                     rows.append({"mix": mix, "size": size, "N": N, "seed": label} | found)
     columns = ["mix", "size", "N", "seed", "target_loss", "D_baseline", "D_mix", "value", "bound"]
-    return pd.DataFrame(rows, columns=columns).sort_values(["mix", "N", "seed"], ignore_index=True)
+    table = pd.DataFrame(rows, columns=columns).sort_values(["mix", "N", "seed"], ignore_index=True)
+    return pd.concat([_with_interval(own) for _, own in table.groupby("mix")] or [table])
+
+
+def _with_interval(table: pd.DataFrame) -> pd.DataFrame:
+    """One mix's rows with low, high and p_above_1 on those that are means of seeds."""
+    from scipy.stats import t as student
+
+    table = table.assign(low=np.nan, high=np.nan, p_above_1=np.nan)
+    single = table[(table["seed"] != "mean") & (table["bound"] == "")]
+    logs = np.log(single["value"]).groupby(single["size"])
+    count = logs.count()
+    dof = int((count - 1).sum())
+    if dof < 1:
+        return table
+    sd = np.sqrt(((logs.var(ddof=1).fillna(0)) * (count - 1)).sum() / dof)
+    means = table.index[(table["seed"] == "mean") & (table["bound"] == "")]
+    for row in means:
+        seeds = int(count.get(table["size"][row], 0))
+        if not seeds:
+            continue
+        middle, error = float(np.log(table["value"][row])), float(sd / np.sqrt(seeds))
+        reach = student.ppf(0.975, dof) * error
+        table.loc[row, ["low", "high"]] = np.exp([middle - reach, middle + reach])
+        table.loc[row, "p_above_1"] = student.cdf(middle / max(error, 1e-300), dof)
+    return table
 
 
 def _curve(points: pd.DataFrame, seeds: list[int]) -> pd.Series:

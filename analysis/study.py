@@ -9,7 +9,7 @@ import pandas as pd
 from ablations.records import SettingError
 from analysis.fit import MODELS, Fit, Loss, Model, fit, lacking
 from analysis.model_choice import Choice, choose
-from analysis.noise import Noise, seed_noise
+from analysis.noise import LackOfFit, Noise, lack_of_fit, seed_noise
 from analysis.savings import Saving, check_baseline, fit_free, places, token_savings
 from analysis.uncertainty import Draws, Method, averaged_bootstrap, bootstrap
 
@@ -31,6 +31,12 @@ class Study:
     savings: tuple[Saving, ...]
     free: pd.DataFrame
     noise: tuple[Noise, ...]
+    lack: LackOfFit | None
+
+    @property
+    def law_fails(self) -> bool:
+        """Whether seeds show that the law does not describe the points."""
+        return self.lack is not None and self.lack.found
 
     @property
     def weights(self) -> dict[Model, float]:
@@ -55,7 +61,7 @@ def study(
     ready = points[~points["mix"].isin(list(unfitted))]
     free = fit_free(points, baseline)
     if ready.empty:
-        return Study(points, baseline, None, None, None, unfitted, (), free, ())
+        return Study(points, baseline, None, None, None, unfitted, (), free, (), None)
     choice = choose(ready)
     best = choice.best
     draws = averaged_bootstrap(choice, method, resamples, seed, paired)
@@ -65,7 +71,18 @@ def study(
             if len(best.mixes) > 1:
                 savings += token_savings(best, draws, baseline, N, D)
     noise = tuple(seed_noise(best))
-    return Study(points, baseline, best, choice, draws, unfitted, tuple(savings), free, noise)
+    return Study(
+        points=points,
+        baseline=baseline,
+        fit=best,
+        choice=choice,
+        draws=draws,
+        unfitted=unfitted,
+        savings=tuple(savings),
+        free=free,
+        noise=noise,
+        lack=lack_of_fit(best),
+    )
 
 
 def savings_at(

@@ -42,15 +42,17 @@ def _number(value: float, decimals: int) -> str:
         return "∞"
     if math.isnan(value):
         return "–"
-    if abs(value) >= 1e6:
-        return f"{value:.3g}"
+    if abs(value) >= 1e5 or (decimals > 4 and value != 0):
+        return f"{value:.2g}"
+    decimals = min(decimals, 4)
     return f"{value:.{decimals}f}"
 
 
 def probability(share: float, resamples: int) -> str:
     """`= 0.97`, or the bound that so many resamples can show: `> 0.999`."""
-    if share in (0.0, 1.0):
-        return f"{'<' if share == 0 else '>'} {abs(share - 1 / resamples):.4g}"
+    least = 1 / resamples
+    if share < least or share > 1 - least:
+        return f"< {least:.4g}" if share < least else f"> {1 - least:.4g}"
     return f"= {share:.2f}" if 0.005 < share < 0.995 else f"= {share:.3f}"
 
 
@@ -107,7 +109,11 @@ def fit_free_table(free: pd.DataFrame) -> pd.DataFrame:
                 "size": size,
                 "N": count(one["N"]),
                 "target loss": f"{one['target_loss']:.4f}",
-                "savings, mean of seeds": f"{one['bound']} {one['value']:.2f}".strip(),
+                "savings, mean of seeds [95 %]": (
+                    f"{one['bound']} {one['value']:.2f}".strip()
+                    if math.isnan(one["low"])
+                    else with_interval(one["value"], one["low"], one["high"])
+                ),
                 "one seed at a time": ", ".join(
                     f"{row.bound} {row.value:.2f}".strip() for row in seeds.itertuples()
                 ),
@@ -128,8 +134,9 @@ def fits_table(fit: Fit, draws: Draws | None) -> pd.DataFrame:
             else:
                 low, high, _ = interval(getattr(draws.laws[mix], name))
                 row[name] = with_interval(value, low, high)
+                if name in one.at_bound:
+                    row[name] = f"at its bound [{low:.2g}, {high:.2g}]"
         row["rms residual"] = f"{100 * one.rms:.3f} %"
-        row["at a bound"] = ", ".join(one.at_bound) or "none"
         rows.append(row)
     return pd.DataFrame(rows)
 

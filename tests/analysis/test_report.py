@@ -84,7 +84,7 @@ def test_figures_embed_truetype_and_carry_their_data_and_provenance(
         assert b"/Type3" not in (figures / f"{name}.pdf").read_bytes()
         facts = json.loads((figures / f"{name}.json").read_text())
         assert facts["sweep"] == "trial"
-        assert facts["revision"] == ["0123456789abcdef"]
+        assert facts["revision"] == ["0123456789ab"]
         assert facts["confounds"] == {"gdn3_attn1": []}
         assert facts["command"].startswith("python -m analysis report sweep=trial")
         csv = (figures / f"{name}.csv").read_bytes()
@@ -106,6 +106,20 @@ def test_a_mix_that_costs_tokens_is_said_to(sweep: SweepWriter) -> None:
     assert "gdn needs more tokens than transformer" in told
     assert "costs tokens at this size" in told
     assert "extrapolated: the mix's D" in told
+
+
+def test_where_the_law_fails_the_answer_is_what_seeds_measured(
+    sweep: SweepWriter, report: Callable[..., str]
+) -> None:
+    write_ladder(sweep)
+    for path in sweep.path.glob("*-100k-*/points.jsonl"):
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        rows[1]["loss"] *= 1.05
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    text = report("resamples=40")
+    assert "95 % interval, from seeds, without a fit" in text.split("\n\n")[1]
+    assert "The law does not describe these points (lack of fit" in text
+    assert "By the fitted laws, which do not describe these points:" in text
 
 
 def test_a_sweep_that_still_runs_says_what_is_missing(

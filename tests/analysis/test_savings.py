@@ -103,6 +103,21 @@ def test_without_a_fit_only_seeds_that_both_mixes_have_are_compared(exact: pd.Da
     assert free["value"].to_numpy() == pytest.approx(1.3, rel=0.01)
 
 
+def test_intervals_without_a_fit_are_students_t_on_the_seeds_log_savings(
+    sweep: SweepWriter,
+) -> None:
+    write_ladder(sweep, sizes=("50k", "100k"), seeds=(0, 1, 2))
+    free = fit_free(load_sweep(sweep.path).points, "transformer")
+    single = free[free["seed"] != "mean"]
+    logs = [np.log(own["value"].to_numpy()) for _, own in single.groupby("size")]
+    pooled = np.sqrt(np.mean([np.var(own, ddof=1) for own in logs]))
+    reach = 2.7764 * pooled / np.sqrt(3)  # Student's t, 97.5 %, four degrees of freedom
+    mean = free[free["seed"] == "mean"]
+    assert np.log(mean["high"] / mean["value"]).to_numpy() == pytest.approx(reach, rel=1e-3)
+    assert np.log(mean["value"] / mean["low"]).to_numpy() == pytest.approx(reach, rel=1e-3)
+    assert single["low"].isna().all()
+
+
 def test_time_per_token_is_that_of_the_last_point_of_each_run(exact: pd.DataFrame) -> None:
     slower = exact.assign(
         seconds=exact["seconds"].where(exact["mix"] == "transformer", exact["seconds"] * 2)
