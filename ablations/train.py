@@ -297,7 +297,12 @@ def _write_manifest(run: RunDirectory, spec: RunSpec, hardware: Hardware, corpus
             "run": run.name,
             **code,
             "versions": provenance.versions(),
-            "device": {"kind": kind, "name": name, "threads": torch.get_num_threads()},
+            "device": {
+                "kind": kind,
+                "name": name,
+                "threads": torch.get_num_threads(),
+                "runs_at_once": int(os.environ.get("ARCHLADDER_RUNS_AT_ONCE", "1")),
+            },
             "precision": hardware.precision,
             "backends": backend.NAMES,
             "compiled": hardware.compiled,

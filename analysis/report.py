@@ -383,10 +383,7 @@ def _measured_on(sweep: Sweep) -> str:
         if isinstance(device, dict):
             threads = f", {device['threads']} thread(s) a run" if "threads" in device else ""
             devices.add(f"{device.get('name', device.get('kind', 'unknown device'))}{threads}")
-        resources = run.spec.get("resources")
-        if isinstance(resources, dict):
-            for name in ("at_once", "runs_at_once", "parallel", "jobs", "concurrency"):
-                if name in resources:
-                    shared.add(f"{resources[name]} run(s) at a time")
+            if "runs_at_once" in device:
+                shared.add(f"{device['runs_at_once']} run(s) at a time")
     place = "; ".join(sorted(devices)) or "device not recorded"
     return f"measured on {place}, {'; '.join(sorted(shared)) or 'runs at a time not recorded'}"

@@ -49,6 +49,7 @@ def run_all(
         "OMP_NUM_THREADS": str(threads),
         "MKL_NUM_THREADS": str(threads),
         "ARCHLADDER_COMMAND": command,
+        "ARCHLADDER_RUNS_AT_ONCE": str(parallel),
     }
     waiting, asked = list(jobs), 0
     last_plain = time.monotonic()
