@@ -1,10 +1,11 @@
 # Two commands set everything up: `make demo` and `make test`. Both build .venv from pinned versions.
-# On a CPU-only machine elsewhere, say where pip finds CPU builds of torch: make demo PIP_ARGS="..."
+# pip's default torch for Linux carries CUDA, gigabytes of it. Without a GPU, say where pip finds CPU
+# builds (PyTorch's own site names the index): make demo TORCH_ARGS="--index-url ..."
 
 PYTHON ?= python3
-PIP_ARGS ?=
+TORCH_ARGS ?=
 BIN := .venv/bin
-PIP := PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install -qq --no-compile $(PIP_ARGS)
+PIP := PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install -qq --no-compile
 
 .PHONY: demo test test-fast lint format clean
 
@@ -37,7 +38,7 @@ clean:
 	@echo "installing into .venv (about a minute)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@# torch first and by its exact version: a range would fetch the newest CUDA build.
-	@$(PIP) torch==2.13.0
+	@$(PIP) torch==2.13.0 $(TORCH_ARGS)
 	@$(PIP) -e .
 	@touch $@
 

@@ -37,9 +37,9 @@ def save(folder: Path, step: int, content: dict[str, Any]) -> Path:
 
 
 def prune(folder: Path, keep_steps: set[int]) -> None:
-    """Remove all but the latest checkpoint and those of `keep_steps` (the points)."""
+    """Remove all but the latest two checkpoints and those of `keep_steps` (the points)."""
     paths = sorted(folder.glob(PATTERN))
-    for path in paths[:-1]:
+    for path in paths[:-2]:
         if _step(path) not in keep_steps:
             path.unlink()
 
@@ -51,6 +51,8 @@ def load_latest(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
         try:
             content = torch.load(path, map_location="cpu", weights_only=True)
             return content, warnings
+        except (OSError, MemoryError):
+            raise  # the file may be whole: passing it over would throw its steps away
         except Exception as error:  # a torn file raises many kinds: zip, pickle, key, runtime
             warnings.append(
                 f"checkpoint {path.name} cannot be read ({error}); trying the one before"

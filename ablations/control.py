@@ -1,8 +1,9 @@
 """Control: what may differ between the runs of a sweep, checked before anything runs.
 
-Runs of one size and seed may differ in a declared treatment (the mix, by default) and in what
+Runs of one size may differ in their seed, in a declared treatment (the mix, by default) and in what
 follows from it by rule: the model's layers and widths, and what the match moved. Runs of different
-sizes or seeds differ in these too. Anything else stops the sweep, by field, values and runs.
+sizes differ in the size, and in the recipe and corpus it decides. Anything else stops the sweep, by
+field, values and runs.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from typing import Any
 from ablations.settings import flatten
 from models.errors import SettingError
 
-AXES = ("size", "seed")
 FOLLOWS = ("model", "matched")
 """What a mix decides by rule."""
 FREE = ("sweep", "resources", "logging", "data.path", "corpus.name")
@@ -27,15 +27,16 @@ def check(specs: Mapping[str, Mapping[str, Any]], treatments: Sequence[str]) -> 
     `protocol.lr_multiplier`. Other treatments than the mix may change the recipe by its rules.
     """
     flat = {name: flatten(spec) for name, spec in specs.items()}
-    declared = (*treatments, *AXES, *FREE, *FOLLOWS)
-    # A size decides its recipe and, where data=auto, its corpus; both are compared inside a size.
-    _compare(flat, (*declared, "recipe", "corpus", "data.name"), treatments, "the sweep")
-    cells: dict[tuple[Any, Any], dict[str, dict[str, Any]]] = {}
+    declared = (*treatments, "seed", *FREE, *FOLLOWS)
+    # A size decides its recipe and, where data=auto, its corpus; all three are one inside a size.
+    by_size = ("size", "recipe", "corpus", "data.name")
+    _compare(flat, (*declared, *by_size), treatments, "the sweep")
+    sizes: dict[str, dict[str, dict[str, Any]]] = {}
     for name, spec in flat.items():
-        cells.setdefault((spec["size.name"], spec["seed"]), {})[name] = spec
+        sizes.setdefault(spec["size.name"], {})[name] = spec
     by_rule = ("recipe",) if any(t != "mix" for t in treatments) else ()
-    for (size, seed), runs in cells.items():
-        _compare(runs, (*declared, *by_rule), treatments, f"size={size} seed={seed}")
+    for size, runs in sizes.items():
+        _compare(runs, (*declared, *by_rule), treatments, f"size={size}")
 
 
 def _compare(

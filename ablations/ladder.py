@@ -45,7 +45,7 @@ class Milestone:
     decay_from: int
     """Step after which the learning rate falls linearly."""
     step: int
-    """Step at whose end it is zero and the point is taken."""
+    """Step after which the point is taken, its decay done."""
 
 
 @dataclass(frozen=True)
@@ -107,20 +107,18 @@ def plan_recipe(
     """
     if not chinchilla or any(c <= 0 for c in chinchilla):
         raise SettingError(
-            f"protocol.chinchilla={list(chinchilla)} must list positive multiples of the "
+            f"chinchilla={list(chinchilla)} must list positive multiples of the "
             "Chinchilla budget, like [0.5,1,2]."
         )
     if list(chinchilla) != sorted(set(chinchilla)):
-        raise SettingError(
-            f"protocol.chinchilla={list(chinchilla)} must rise from one to the next."
-        )
+        raise SettingError(f"chinchilla={list(chinchilla)} must rise from one to the next.")
     for name, value in (
         ("tokens_per_parameter", tokens_per_parameter),
         ("lr_multiplier", lr_multiplier),
         ("batch_tokens", 1 if batch is None else batch),
     ):
         if value <= 0:
-            raise SettingError(f"protocol.{name}={value} must be above 0.")
+            raise SettingError(f"{name}={value} must be above 0.")
     if not 0 < decay_fraction <= 1:
         raise SettingError(f"protocol.decay_fraction={decay_fraction} must be above 0, at most 1.")
     if context < 1:
@@ -135,7 +133,7 @@ def plan_recipe(
         start = milestones[-1].step if milestones else 0
         if step <= start:
             raise SettingError(
-                f"protocol.chinchilla={multiple:g} is {multiple * tokens_per_parameter * N:,.0f} "
+                f"chinchilla={multiple:g} is {multiple * tokens_per_parameter * N:,.0f} "
                 f"tokens, less than one batch of {actual:,} past the point before; give larger or "
                 "fewer multiples, or a smaller protocol.batch_tokens."
             )

@@ -3,24 +3,41 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import platform
+import re
 import subprocess
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+WHAT_RUNS = ("models/*.py", "ablations/*.py", "sweeps/*.py", "conf/*.yaml", "constraints.txt")
+SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSW", re.IGNORECASE)
 PACKAGES = ("torch", "numpy", "hydra-core", "flash-linear-attention", "triton")
 
 
 def code(root: Path) -> tuple[dict[str, Any], str]:
     """({revision, dirty, diff_sha256}, diff) of the checkout; revision None without git."""
     revision = _git(root, "rev-parse", "HEAD")
-    diff = _git(root, "diff", "HEAD", "--", "*.py", "*.yaml", "*.toml", "*.txt") or ""
+    diff = _git(root, "diff", "HEAD", "--", *WHAT_RUNS) or ""
+    # Files that git does not know yet change a run as well.
+    new = _git(root, "ls-files", "--others", "--exclude-standard", "--", *WHAT_RUNS) or ""
+    for name in new.splitlines():
+        diff += f"\n+++ {name}\n{(root / name).read_text(encoding='utf-8')}"
+    diff = redact(diff)
     return {
         "revision": revision.strip() if revision else None,
         "dirty": bool(diff),
         "diff_sha256": hashlib.sha256(diff.encode()).hexdigest() if diff else None,
     }, diff
+
+
+def redact(text: str) -> str:
+    """`text` without the values of environment variables that are named like secrets."""
+    for name, value in os.environ.items():
+        if SECRET.search(name) and len(value) >= 8:
+            text = text.replace(value, f"<{name}>")
+    return text
 
 
 def versions() -> dict[str, str]:

@@ -15,6 +15,8 @@ one, and a cut last line is skipped. No torch here: the analysis reads through t
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -79,6 +81,24 @@ class RunDirectory:
     @property
     def log(self) -> Path:
         return self.path / "log.txt"
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[bool]:
+        """Hold the run for as long as the block lasts; False where another process holds it."""
+        with (self.path / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+            else:
+                yield True
+
+    def is_locked(self) -> bool:
+        """Whether a process trains this run now."""
+        if not (self.path / ".lock").exists():
+            return False
+        with self.lock() as free:
+            return not free
 
     def write_spec(self, spec: dict[str, Any]) -> None:
         write_atomic(self.path / "spec.yaml", yaml.safe_dump(spec, sort_keys=False))

@@ -78,6 +78,8 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
         return tuple(_convert(args[0], v, f"{path}[{i}]") for i, v in enumerate(value))
     if dataclasses.is_dataclass(hint):
         return from_dict(typing.cast(type, hint), value, path)
+    if hint is str and isinstance(value, bool):
+        value = str(value).lower()  # YAML reads a bare off or true as a boolean
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if hint is int and isinstance(value, float) and value.is_integer():

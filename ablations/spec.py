@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,9 +22,12 @@ from models.cost import Counts, count
 from models.errors import SettingError, one_of
 from models.matching import match
 
+NAME = re.compile(r"[A-Za-z0-9_.]+")
 CORPORA = ("auto", "embedded", "tokens")
 PRECISIONS = ("auto", "fp32", "bf16")
 COMPILE = ("auto", "true", "false")
+DEVICES = ("auto", "cpu", "cuda")
+WANDB = ("off", "offline", "online")
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,7 @@ class TrainSettings:
     z_loss: float
     skip_sigma: float
     """A step whose loss or gradient norm is this many standard deviations above its rolling
-    mean is skipped; 0 never skips."""
+    mean is skipped; 0 skips only what is not finite."""
 
 
 @dataclass(frozen=True)
@@ -194,7 +198,8 @@ def resolve(settings: dict[str, Any], *, plan_only: bool = False) -> RunSpec:
     protocol: ProtocolSettings = parts["protocol"]
     data: DataSettings = parts["data"]
     train: TrainSettings = parts["train"]
-    _check_choices(data, parts["resources"])
+    _check_choices(data, parts["resources"], parts["logging"])
+    _check_ranges(parts)
 
     name = size.corpus if data.name == "auto" else data.name
     data = DataSettings(name, data.path if name == "tokens" else None, data.eval_tokens)
@@ -255,21 +260,54 @@ def load(content: dict[str, Any]) -> RunSpec:
     return from_dict(RunSpec, content, "spec")
 
 
-def _check_choices(data: DataSettings, resources: Resources) -> None:
-    if data.name not in CORPORA:
-        raise one_of("data.name", data.name, CORPORA)
-    if data.eval_tokens is not None and data.eval_tokens < 1:
-        raise SettingError(f"data.eval_tokens={data.eval_tokens} must be above 0, or null for all.")
-    if resources.precision not in PRECISIONS:
-        raise one_of("resources.precision", resources.precision, PRECISIONS)
-    if resources.compile not in COMPILE:
-        raise one_of("resources.compile", resources.compile, COMPILE)
-    for name, value in (
-        ("micro_batch_tokens", resources.micro_batch_tokens),
-        ("threads", resources.threads),
+def _check_choices(data: DataSettings, resources: Resources, logging: Logging) -> None:
+    for name, value, valid in (
+        ("data.name", data.name, CORPORA),
+        ("resources.device", resources.device, DEVICES),
+        ("resources.precision", resources.precision, PRECISIONS),
+        ("resources.compile", resources.compile, COMPILE),
+        ("logging.wandb", "off" if logging.wandb == "false" else logging.wandb, WANDB),
     ):
-        if value is not None and value < 1:
-            raise SettingError(f"resources.{name}={value} must be at least 1, or null.")
+        if value not in valid:
+            raise one_of(name, value, valid)
+
+
+# The least value of each number that has one; where a setting may be null, null is fine.
+LEAST = {
+    "data.eval_tokens": 1,
+    "resources.micro_batch_tokens": 1,
+    "resources.threads": 1,
+    "logging.log_every": 1,
+    "logging.checkpoint_every": 1,
+    "train.weight_decay": 0,
+    "train.grad_clip": 0,
+    "train.z_loss": 0,
+    "train.skip_sigma": 0,
+    "protocol.tolerance": 0,
+    "protocol.gdn_key_multiple": 1,
+    "protocol.mamba2_state": 1,
+    "protocol.rope_theta": 1,
+}
+
+
+def _check_ranges(parts: dict[str, Any]) -> None:
+    for name, least in LEAST.items():
+        group, key = name.split(".")
+        value = getattr(parts[group], key)
+        if value is not None and value < least:
+            raise SettingError(f"{name}={value} must be at least {least}.")
+    if any(window < 0 for window in parts["protocol"].windows):
+        raise SettingError(
+            f"protocol.windows={list(parts['protocol'].windows)} must list windows in tokens, "
+            "0 for full attention."
+        )
+    for group in ("mix", "size"):
+        name = parts[group].name
+        if not NAME.fullmatch(name):
+            raise SettingError(
+                f"{group}.name={name} must be letters, digits and underscores, as run folders are "
+                "named by it."
+            )
 
 
 def _check_epochs(spec: RunSpec) -> None:

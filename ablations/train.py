@@ -64,8 +64,6 @@ class Hardware:
 def choose_hardware(spec: RunSpec, say: Callable[[str], None]) -> Hardware:
     """Device, precision and compilation by the resources; `auto` by what this machine has."""
     wanted = spec.resources.device
-    if wanted not in ("auto", "cpu", "cuda"):
-        raise SettingError(f"resources.device={wanted} is not known; valid: auto, cpu, cuda.")
     if wanted == "cuda" and not torch.cuda.is_available():
         raise SettingError("resources.device=cuda is not on this machine; valid here: auto, cpu.")
     kind = "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
@@ -185,10 +183,11 @@ def _loop(
                 f"point {milestone.chinchilla:g}x Chinchilla: {point['D']:,} tokens, "
                 f"loss {point['loss']:.4f}, {point['bpb']:.4f} bits per byte"
             )
-        if milestone or step % spec.logging.checkpoint_every == 0 or stop():
+        stopping = stop() and step < recipe.steps
+        if milestone or step % spec.logging.checkpoint_every == 0 or stopping:
             progress.rule = rule.state()
             _save(run, model, optimizer, progress, set(milestones))
-        if stop():
+        if stopping:
             return "preempted"
         if time.monotonic() - heartbeat > HEARTBEAT_SECONDS:
             heartbeat = time.monotonic()
@@ -288,8 +287,15 @@ def _resume(
 
 def _write_manifest(run: RunDirectory, spec: RunSpec, hardware: Hardware, corpus: Corpus) -> None:
     code, diff = provenance.code(project_root())
+    # One file a diff: a run resumed by changed code keeps both.
     if diff:
-        (run.path / "code.diff").write_text(diff, encoding="utf-8")
+        name = f"code-{code['diff_sha256'][:8]}.diff"
+        (run.path / name).write_text(diff, encoding="utf-8")
+    try:
+        before = run.read_manifest()
+        earlier = [*before["earlier"], {k: before[k] for k in (*code, "device")}]
+    except (FileNotFoundError, KeyError):
+        earlier = []
     kind = hardware.device.type
     name = torch.cuda.get_device_name() if kind == "cuda" else provenance.cpu_name()
     run.write_manifest(
@@ -314,7 +320,8 @@ def _write_manifest(run: RunDirectory, spec: RunSpec, hardware: Hardware, corpus
                 "vocab_size": corpus.vocab_size,
             },
             "matched": spec.matched,
-            "command": os.environ.get("ARCHLADDER_COMMAND", ""),
+            "earlier": earlier,
+            "command": provenance.redact(os.environ.get("ARCHLADDER_COMMAND", "")),
         }
     )
 

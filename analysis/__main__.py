@@ -33,7 +33,7 @@ def main(arguments: list[str]) -> int:
     try:
         output = options.run(options)
     except SettingError as error:
-        print(error, file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 2
     print(output)
     return 0
@@ -84,7 +84,7 @@ def _report(options: argparse.Namespace) -> str:
     if "sweep" not in given:
         raise SettingError("sweep= is missing; give the name of a sweep, sweep=NAME.")
     root = project_root()
-    sweep = load_sweep(Path(given.get("runs", root / "runs")) / given["sweep"])
+    sweep = load_sweep(root / given.get("runs", "runs") / given["sweep"])
     out = Path(given.get("out", root / "reports" / given["sweep"]))
     answers, written = write_report(
         sweep,

@@ -23,10 +23,9 @@ TREATMENT: tuple[str, ...] = (
     "matched",
     "model.layers",
     "model.mlp_hidden",
-    "model.mixers",
-    "model.gdn",
+    "model.gdn_output_gate",
+    "model.gdn_allow_neg_eigval",
 )
-TREATMENT += ("model.mamba2", "model.attn", "model.attention", "model.pattern", "model.counts")
 # Where and under which name a run ran says nothing about the model.
 IGNORED = ("sweep", "resources", "logging", "paths", "seed", "name", "identity", "hash")
 MANIFEST: tuple[str, ...] = (

@@ -1,4 +1,4 @@
-"""What a model costs: parameters, training FLOPs, state bytes. Plain Python, no torch.
+"""What a model costs: parameters and training FLOPs. Plain Python, no torch.
 
 One FLOP convention for every mixer (a multiply-add is 2): forward and backward of everything
 (3 × forward), causal attention counted once (half of the square), windows as windows, the

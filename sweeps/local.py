@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from rich.live import Live
 from rich.table import Table
 
 from ablations.records import RunDirectory, project_root
+from sweeps.worker import ELSEWHERE
 
 POLL_SECONDS = 0.25
 PLAIN_EVERY_SECONDS = 15.0
@@ -51,32 +53,31 @@ def run_all(
         "ARCHLADDER_COMMAND": command,
         "ARCHLADDER_RUNS_AT_ONCE": str(parallel),
     }
-    waiting, asked = list(jobs), 0
+    waiting, heard = list(jobs), 0
+    asked: list[int] = []
     last_plain = time.monotonic()
-    with _display(console) as live:
-        while waiting or any(_alive(job) for job in jobs):
-            try:
+    with _display(console) as live, _listening(asked):
+        try:
+            while waiting or any(map(_alive, jobs)):
                 while waiting and not asked and sum(map(_alive, jobs)) < parallel:
                     _start(waiting.pop(0), environment)
                 time.sleep(POLL_SECONDS)
                 for job in jobs:
-                    _reap(job, console)
+                    _reap(job, console, bool(asked))
+                if len(asked) > heard:
+                    heard += 1
+                    waiting.clear()
+                    _signal(jobs, signal.SIGTERM if heard == 1 else signal.SIGKILL)
+                    if heard == 1:
+                        console.print("stopping: runs save and end; Ctrl-C again to kill them")
                 if live:
                     live.update(_table(jobs))
                 elif time.monotonic() - last_plain > PLAIN_EVERY_SECONDS:
                     last_plain = time.monotonic()
                     _plain(jobs, console)
-            except KeyboardInterrupt:
-                asked += 1
-                waiting.clear()
-                for job in filter(_alive, jobs):
-                    assert job.process is not None
-                    with contextlib.suppress(ProcessLookupError):
-                        job.process.send_signal(signal.SIGTERM if asked == 1 else signal.SIGKILL)
-                if asked == 1:
-                    console.print("stopping: runs save and end; Ctrl-C again to kill them")
-        if live:
-            live.update(_table(jobs))
+        finally:
+            # Whatever ends the driver, no run is left training behind its back.
+            _signal(jobs, signal.SIGTERM)
     return {job.run.name: dict(job.run.read_status()) for job in jobs}
 
 
@@ -97,7 +98,28 @@ def _start(job: Job, environment: dict[str, str]) -> None:
         )
 
 
-def _reap(job: Job, console: Console) -> None:
+@contextlib.contextmanager
+def _listening(asked: list[int]) -> Iterator[None]:
+    """Ctrl-C, TERM and a closed terminal become entries of `asked`."""
+    before = {
+        number: signal.signal(number, lambda received, _frame: asked.append(received))
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _signal(jobs: list[Job], number: int) -> None:
+    for job in filter(_alive, jobs):
+        assert job.process is not None
+        with contextlib.suppress(ProcessLookupError):
+            job.process.send_signal(number)
+
+
+def _reap(job: Job, console: Console, asked: bool) -> None:
     if not _alive(job):
         return
     assert job.process is not None
@@ -110,9 +132,14 @@ def _reap(job: Job, console: Console) -> None:
         result = f", loss {points[-1]['loss']:.4f}" if points else ""
         console.print(f"done    {job.run.name}  {status.get('seconds', 0):.0f} s{result}")
         return
+    if job.code == ELSEWHERE:
+        console.print(f"running {job.run.name}  is trained by another process")
+        return
     if status.get("state") in ("running", "queued"):
         # Killed from outside: it could not say so itself.
-        status = {**status, "state": "failed", "error": f"ended with code {job.code}"}
+        status["state"] = "preempted" if asked else "failed"
+        if not asked:
+            status["error"] = f"ended with code {job.code}"
         job.run.write_status(**status)
     word = "stopped" if status.get("state") == "preempted" else "failed "
     reason = f"  {status['error']}" if status.get("error") else ""
@@ -120,7 +147,7 @@ def _reap(job: Job, console: Console) -> None:
 
 
 @contextlib.contextmanager
-def _display(console: Console):  # type: ignore[no-untyped-def]
+def _display(console: Console) -> Iterator[Live | None]:
     if not console.is_terminal:
         yield None
         return

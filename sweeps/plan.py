@@ -62,13 +62,18 @@ class Plan:
 
 @functools.cache
 def gpu_of_this_machine() -> str | None:
-    """The kind of NVIDIA GPU here, by its driver's tool (torch is not loaded to plan)."""
+    """The name of the NVIDIA GPU here, by its driver's tool; None without one.
+
+    A kind of GPU_PEAK_FLOPS where it is one of those. Torch is not loaded to plan.
+    """
+    if os.environ.get("CUDA_VISIBLE_DEVICES") == "":
+        return None
     try:
         asked = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
         names = subprocess.run(asked, capture_output=True, text=True, timeout=10, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return None
-    return next((kind for kind in GPU_PEAK_FLOPS if kind in names), None)
+    return next((kind for kind in GPU_PEAK_FLOPS if kind in names), names.strip() or None)
 
 
 def _core_flops(spec: RunSpec) -> float:
@@ -83,16 +88,17 @@ def cores() -> int:
 def make_plan(specs: Sequence[RunSpec], runs_root: Path, max_parallel: int | None) -> Plan:
     """Estimate every run of a sweep and see which are done already."""
     tiny = all(spec.counts.N < TINY for spec in specs)
-    parallel = max_parallel or (cores() if tiny and not gpu_of_this_machine() else 1)
+    gpu_here = None if specs[0].resources.device == "cpu" else gpu_of_this_machine()
+    parallel = max_parallel or (cores() if tiny and gpu_here is None else 1)
     parallel = max(1, min(parallel, len(specs)))
     threads = max(1, cores() // parallel)
-    rates = measured_rates(runs_root)
-    gpu_here = None if specs[0].resources.device == "cpu" else gpu_of_this_machine()
+    rates = measured_rates(runs_root, "cpu" if gpu_here is None else "cuda")
     estimates = []
     for spec in specs:
         flops = spec.counts.flops_per_token * spec.recipe.tokens
-        rate = rates.get((spec.mix.name, spec.size.name))
-        speed = GPU_PEAK_FLOPS[gpu_here] * GPU_MFU if gpu_here else _core_flops(spec) * threads
+        rate = rates.get((spec.mix.name, spec.counts.N, spec.recipe.context))
+        gpu_speed = GPU_PEAK_FLOPS.get(gpu_here or GPU_NAME, GPU_PEAK_FLOPS["A100"]) * GPU_MFU
+        speed = gpu_speed if gpu_here else _core_flops(spec) * threads
         seconds = spec.recipe.tokens / rate if rate else flops / speed
         status = RunDirectory(runs_root / spec.sweep / spec.run_name).read_status()
         estimates.append(
@@ -108,18 +114,27 @@ def make_plan(specs: Sequence[RunSpec], runs_root: Path, max_parallel: int | Non
     return Plan(tuple(estimates), parallel, threads)
 
 
-def measured_rates(runs_root: Path) -> dict[tuple[str, str], float]:
-    """Mean tokens per second by (mix name, size name) over the finished runs under `runs_root`."""
-    tokens: dict[tuple[str, str], float] = {}
-    seconds: dict[tuple[str, str], float] = {}
+def measured_rates(runs_root: Path, device: str) -> dict[tuple[str, int, int], float]:
+    """Mean tokens per second of the finished runs under `runs_root` on a kind of device.
+
+    By mix name, N and context: what a size's name stands for depends on the corpus.
+    """
+    totals: dict[tuple[str, int, int], tuple[float, float]] = {}
     for status_file in runs_root.glob("*/*/status.json"):
-        status = RunDirectory(status_file.parent).read_status()
-        # Mix and size names hold no dash: mix-size-seed-hash.
-        mix, size, *_ = status_file.parent.name.split("-")
-        if status.get("state") == "done" and status.get("seconds"):
-            tokens[mix, size] = tokens.get((mix, size), 0.0) + status["tokens"]
-            seconds[mix, size] = seconds.get((mix, size), 0.0) + status["seconds"]
-    return {key: tokens[key] / seconds[key] for key in tokens}
+        run = RunDirectory(status_file.parent)
+        status = run.read_status()
+        if status.get("state") != "done" or not status.get("seconds"):
+            continue
+        try:
+            spec, manifest = run.read_spec(), run.read_manifest()
+            key = (spec["mix"]["name"], manifest["counts"]["N"], spec["recipe"]["context"])
+            kind = manifest["device"]["kind"]
+        except (OSError, KeyError, TypeError):
+            continue  # a run of another version, or half removed
+        if kind == device:
+            tokens, seconds = totals.get(key, (0.0, 0.0))
+            totals[key] = (tokens + status["tokens"], seconds + status["seconds"])
+    return {key: tokens / seconds for key, (tokens, seconds) in totals.items()}
 
 
 def show(plan: Plan, console: Console) -> None:

@@ -50,6 +50,8 @@ def main() -> int:
             os.environ["ARCHLADDER_SCRATCH"] = scratch
             _compose()
         return _sweep(_queue) if _queue else 0
+    except KeyboardInterrupt:
+        return 130
     except Exception as error:
         text = sentence(error)
         if text is None:
@@ -71,12 +73,18 @@ def _sweep(composed: list[dict[str, Any]]) -> int:
     if not console.is_terminal:
         console.width = 120
     driver = composed[0]
-    plan_only, treatments = bool(driver["plan"]), list(driver["treatments"])
+    plan_only, treatments = driver["plan"], driver["treatments"]
+    if not isinstance(plan_only, bool):
+        raise SettingError(f"plan={plan_only} must be true or false.")
+    if not isinstance(treatments, list):
+        raise SettingError(f"treatments={treatments} must be a list, like [mix].")
     runs_root = project_root() / str(driver["runs"])
     for key in ("max_parallel", "max_local_hours"):
         value = driver[key]
-        if value is not None and (isinstance(value, str | bool) or value <= 0):
-            raise SettingError(f"{key}={value} must be a number above 0.")
+        whole = key == "max_parallel" and not isinstance(value, int)
+        if value is not None and (isinstance(value, str | bool) or value <= 0 or whole):
+            kind = "whole number" if key == "max_parallel" else "number"
+            raise SettingError(f"{key}={value} must be a {kind} above 0, or null.")
     own = ("plan", "treatments", "runs", "max_parallel", "max_local_hours")
     settings = [{k: v for k, v in c.items() if k not in own} for c in composed]
 
@@ -90,7 +98,7 @@ def _sweep(composed: list[dict[str, Any]]) -> int:
     specs = [resolve(s) for s in settings]
     _check_control(specs, runs_root, treatments)
     if not plan.todo:
-        return _finish(specs, runs_root, console)
+        return _finish(specs, runs_root, str(driver["runs"]), console)
     limit = driver["max_local_hours"]
     if limit is not None and plan.hours_here > limit:
         raise SettingError(
@@ -102,7 +110,7 @@ def _sweep(composed: list[dict[str, Any]]) -> int:
     paths = _write_specs(plan, runs_root)
     command = "python sweeps/run.py " + shlex.join(sys.argv[1:])
     run_all(paths, plan.parallel, plan.threads, command, console)
-    return _finish(specs, runs_root, console)
+    return _finish(specs, runs_root, str(driver["runs"]), console)
 
 
 def _check_unique(specs: list[RunSpec]) -> None:
@@ -139,9 +147,11 @@ def _write_specs(plan: Plan, runs_root: Path) -> list[Path]:
     try:
         for path, estimate in zip(paths, todo, strict=True):
             run = RunDirectory(path)
-            if not (path / "spec.yaml").exists():
-                created.extend(_make(path))
-                run.write_spec(to_dict(estimate.spec))
+            if run.is_locked():  # another driver's worker trains it: its records are its own
+                continue
+            created.extend(_make(path))
+            # Again for a run that stopped: resources and paths may have changed, identity has not.
+            run.write_spec(to_dict(estimate.spec))
             status = {k: v for k, v in run.read_status().items() if k not in ("state", "error")}
             run.write_status("queued", **status)
     except OSError as error:
@@ -168,7 +178,7 @@ def _remove(folder: Path) -> None:
         folder.rmdir()
 
 
-def _finish(specs: list[RunSpec], runs_root: Path, console: Console) -> int:
+def _finish(specs: list[RunSpec], runs_root: Path, runs: str, console: Console) -> int:
     from ablations.records import RunDirectory
 
     states: dict[str, int] = {}
@@ -180,7 +190,8 @@ def _finish(specs: list[RunSpec], runs_root: Path, console: Console) -> int:
     sweep = specs[0].sweep
     console.print(f"runs: {runs_root / sweep}", soft_wrap=True)
     if states.get("done"):
-        console.print(f"next: python -m analysis report sweep={sweep}")
+        where = "" if runs == "runs" else f" runs={runs}"
+        console.print(f"next: python -m analysis report sweep={sweep}{where}", soft_wrap=True)
     return 0 if set(states) == {"done"} else 1
 
 

@@ -69,13 +69,13 @@ def open_embedded(cache_dir: Path) -> Corpus:
             )
         except OSError as error:
             raise SettingError(
-                f"paths.cache={cache_dir} cannot be written ({error.strerror}); name a folder "
-                "with room for the unpacked corpus."
+                f"data=embedded cannot be unpacked: {cache_dir} cannot be written "
+                f"({error.strerror}); make that folder writable, with room for 37 MB."
             ) from None
-    corpus = open_prepared(target, setting="paths.cache")
+    corpus = open_prepared(target, setting="data=embedded, unpacked at")
     if corpus.fingerprint != manifest["fingerprint"]:
         raise SettingError(
-            f"paths.cache={cache_dir} holds a damaged copy of the embedded corpus; remove "
+            f"data=embedded: {cache_dir} holds a damaged copy of the embedded corpus; remove "
             f"{target}, and it is unpacked again."
         )
     return corpus

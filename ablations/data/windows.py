@@ -36,7 +36,7 @@ def validation_windows(
     available = (len(domain.tokens) - 1) // context
     if available < 1:
         raise SettingError(
-            f"context={context} is longer than validation domain {domain.name}, which has "
+            f"size.context={context} is longer than validation domain {domain.name}, which has "
             f"{len(domain.tokens):,} tokens; valid: at most {len(domain.tokens) - 1:,}."
         )
     kept = available if max_tokens is None else min(available, max(1, max_tokens // context))

@@ -139,7 +139,7 @@ def test_control_lets_mix_size_and_seed_differ_and_what_follows_from_them():
 @pytest.mark.parametrize(
     ("field", "value"),
     [("train__weight_decay", 0.0), ("protocol__lr_multiplier", 2.0), ("data__eval_tokens", 4096),
-     ("protocol__chinchilla", [0.002])],
+     ("protocol__chinchilla", [0.002]), ("size__init", "normal"), ("size__n_heads", 1)],
 )  # fmt: skip
 def test_control_stops_an_undeclared_difference_and_names_it(field, value):
     pair = specs_of(settings("transformer"), settings("gdn3_attn1", **{field: value}))

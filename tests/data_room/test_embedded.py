@@ -183,13 +183,15 @@ def test_a_damaged_cache_is_one_sentence(tmp_path: Path) -> None:
     open_embedded(tmp_path)
     with (folder / "train.bin").open("ab") as file:
         file.write(b"x")
-    with pytest.raises(SettingError, match=r"^paths\.cache=.*bytes in train\.bin"):
+    with pytest.raises(SettingError, match=r"^data=embedded, unpacked at=.*bytes in train\.bin"):
         open_embedded(tmp_path)
 
 
 def test_a_cache_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(SettingError, match=r"^paths\.cache=.*cannot be written"):
+    with pytest.raises(
+        SettingError, match=r"^data=embedded cannot be unpacked: .*cannot be written"
+    ):
         open_embedded(tmp_path / "file" / "cache")
 
 
