@@ -273,6 +273,16 @@ def _draw_fit_free(axes: Axes, free: pd.DataFrame, style: dict[str, Look]) -> pd
             mew=0.6,
             zorder=5,
         )
+        for row in mean[mean["bound"] != ""].itertuples():
+            # One mix is past the target at its first point already: the truth lies that way.
+            away = 1 if row.bound == "at least" else -1
+            axes.annotate(
+                "",
+                (row.N, row.value),
+                xytext=(0, 16 * away),
+                textcoords="offset points",
+                arrowprops={"arrowstyle": "<|-", "color": look.colour, "lw": 1},
+            )
     return free[
         ["mix", "size", "N", "seed", "target_loss", "value", "bound", "low", "high"]
     ].assign(kind="measured", D=free["D_baseline"])
@@ -348,4 +358,12 @@ def _savings_handles(
         mark: dict[str, Any] = {"marker": "o", "ls": "", "color": grey}
         found.append(Line2D([], [], ms=4.5, label="no fit, seed mean", **mark))
         found.append(Line2D([], [], ms=3, mfc="none", label="no fit, one seed", **mark))
+        if (free["bound"] == "at least").any():
+            found.append(
+                Line2D([], [], **mark | {"marker": "$\\uparrow$", "ms": 6}, label="at least that")
+            )
+        if (free["bound"] == "at most").any():
+            found.append(
+                Line2D([], [], **mark | {"marker": "$\\downarrow$", "ms": 6}, label="at most that")
+            )
     return found

@@ -184,7 +184,7 @@ def test_new_resources_reach_a_run_that_failed(tmp_path):
 
 @pytest.mark.slow
 def test_a_second_driver_leaves_a_live_run_alone(tmp_path):
-    long = (*SMALL, "protocol.chinchilla=[0.1]", f"runs={tmp_path}")
+    long = (*SMALL, "protocol.chinchilla=[0.5]", f"runs={tmp_path}")
     command = [sys.executable, "sweeps/run.py", *long]
     driver = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
