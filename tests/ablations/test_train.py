@@ -1,6 +1,7 @@
 """Training: resume to the bit, equal data for every mix, and what the records say."""
 
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -28,6 +29,14 @@ def finish(run, spec, stop_at=()):
         state = train(run, spec, stop=lambda s=step: len(rows(run)) >= s, say=lambda _: None)
         assert state == "preempted"
     assert train(run, spec, stop=lambda: False, say=lambda _: None) == "done"
+
+
+def test_training_gives_back_the_arithmetic_it_found(make_run):
+    run, spec = make_run("transformer")
+    threads = torch.get_num_threads()
+    train(run, spec, stop=lambda: True, say=lambda _: None)
+    assert sys.float_info.min / 2 > 0.0, "denormals are still flushed to zero after training"
+    assert torch.get_num_threads() == threads
 
 
 def rows(run):
