@@ -51,11 +51,19 @@ class SizeSettings:
     """On the ladder's peak learning rate, where the protocol leaves it open."""
     init: str
     """How weights begin: see models.config.Blueprint."""
+    n_kv_heads: int | None = None
+    """Heads of attention's keys and values (grouped queries); None: as many as n_heads."""
 
     @property
     def blueprint(self) -> Blueprint:
         return Blueprint(
-            self.name, self.d_model, self.n_layers, self.n_heads, self.mlp_hidden, self.init
+            self.name,
+            self.d_model,
+            self.n_layers,
+            self.n_heads,
+            self.mlp_hidden,
+            self.n_kv_heads,
+            self.init,
         )
 
 

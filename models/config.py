@@ -11,8 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from models.errors import SettingError, one_of
+from models.mixers import MIXERS
 
-MIXERS = ("attn", "gdn", "mamba2")
 INITS = ("normal", "fan_in")
 PLACEMENTS = ("interleaved", "middle")
 
@@ -32,6 +32,8 @@ class Mix:
     gdn_output_gate: bool = True
     gdn_allow_neg_eigval: bool = True
     """beta in (0, 2) instead of (0, 1): eigenvalues of the transition down to -1."""
+    attn_rope: bool = True
+    """Rotary positions on queries and keys; without them the recurrent layers order the tokens."""
 
     def __post_init__(self) -> None:
         if not self.pattern:
@@ -77,6 +79,8 @@ class Blueprint:
     n_layers: int
     n_heads: int
     mlp_hidden: int
+    n_kv_heads: int | None = None
+    """Heads of the keys and values, each shared by a group of query heads; None: as n_heads."""
     init: str = "normal"
     """Matrices and embedding: `normal` draws all at 0.02, as Olmo 3 does; `fan_in` matrices at
     1/√inputs and the embedding at 1, for widths at which 0.02 is far too small."""
@@ -92,6 +96,11 @@ class Blueprint:
                 f"size.n_heads={self.n_heads} must divide size.d_model={self.d_model} into heads "
                 "of an even width (rotary positions turn pairs)."
             )
+        if self.n_kv_heads is not None and (
+            self.n_kv_heads < 1 or self.n_heads % self.n_kv_heads
+        ):
+            divisors = [n for n in range(1, self.n_heads + 1) if self.n_heads % n == 0]
+            raise one_of("size.n_kv_heads", self.n_kv_heads, divisors)
 
     @property
     def head_dim(self) -> int:
@@ -120,11 +129,13 @@ class ModelConfig:
     vocab_size: int
     d_model: int
     n_heads: int
+    n_kv_heads: int
     mlp_hidden: int
     layers: tuple[str, ...]
     windows: tuple[int, ...]
     """Attention window of every layer in tokens, 0 for full."""
-    rope_theta: float
+    rope_theta: float | None
+    """Base of the rotary angles; None: attention without positions."""
     init: str
     gdn_key_dim: int
     gdn_value_dim: int
@@ -168,10 +179,11 @@ def build_config(
         vocab_size=vocab_size,
         d_model=size.d_model,
         n_heads=size.n_heads,
+        n_kv_heads=size.n_kv_heads or size.n_heads,
         mlp_hidden=size.mlp_hidden if mlp_hidden is None else mlp_hidden,
         layers=layers,
         windows=tuple(w if m == "attn" else 0 for w, m in zip(windows, layers, strict=True)),
-        rope_theta=geometry.rope_theta,
+        rope_theta=geometry.rope_theta if mix.attn_rope else None,
         init=size.init,
         gdn_key_dim=key_dim,
         gdn_value_dim=2 * key_dim,

@@ -32,7 +32,8 @@ def mixer_parameters(config: ModelConfig, mixer: str) -> int:
     """Parameters of one mixer layer, its surrounding norm not among them."""
     d, H, J = config.d_model, config.n_heads, config.conv_kernel
     if mixer == "attn":
-        return 4 * d * d + 2 * d  # q, k, v, o; QK-norms
+        kv = config.n_kv_heads * config.head_dim
+        return 2 * d * d + 2 * d * kv + d + kv  # q, o; k, v; QK-norms
     if mixer == "gdn":
         key, value = H * config.gdn_key_dim, H * config.gdn_value_dim
         projections = d * (2 * key + value + 2 * H) + value * d  # q k v a b; o
@@ -61,7 +62,8 @@ def mixer_flops(config: ModelConfig, layer: int, context: int) -> float:
         w = min(window, context)
         # Mean number of keys a query sees: 1, 2, …, w, then w.
         keys = (w * (w + 1) / 2 + (context - w) * w) / context
-        return 2 * (4 * d * d + 2 * d * keys)
+        kv = config.n_kv_heads * config.head_dim
+        return 2 * (2 * d * d + 2 * d * kv + 2 * d * keys)
     C = min(CHUNK, context)
     if mixer == "gdn":
         K, V = config.gdn_key_dim, config.gdn_value_dim
