@@ -5,19 +5,30 @@ Shapes: B batch, T time, H heads, D head width.
 
 from __future__ import annotations
 
+from functools import cache
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from models.config import ModelConfig
+from models.decoding import NewTokens
+from models.documents import Documents, causal_mask
 from models.pointwise import RMSNorm
 
 
-def rotary_tables(T: int, D: int, theta: float, device: torch.device) -> tuple[Tensor, Tensor]:
-    """cos and sin of the rotary angles, [T, D], float32 (Su et al. 2021, eq. 34, half-split)."""
-    frequency = theta ** (-torch.arange(0, D, 2, device=device, dtype=torch.float32) / D)
-    angle = torch.arange(T, device=device, dtype=torch.float32)[:, None] * frequency
+def rotary_tables(positions: Tensor, D: int, theta: float) -> tuple[Tensor, Tensor]:
+    """cos and sin of the rotary angles, float32 (Su et al. 2021, eq. 34, half-split).
+
+    positions: [T], or [B, T] where rows differ -> [T, D], or [B, 1, T, D].
+    """
+    even = torch.arange(0, D, 2, device=positions.device, dtype=torch.float32)
+    angle = positions[..., None].float() * theta ** (-even / D)
     angle = torch.cat([angle, angle], dim=-1)
+    if positions.dim() == 2:
+        angle = angle.unsqueeze(1)
     return angle.cos(), angle.sin()
 
 
@@ -27,34 +38,99 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return (x * cos + torch.cat([-high, low], dim=-1) * sin).to(x.dtype)
 
 
-class Attention(nn.Module):
-    """Causal multi-head attention. `window` tokens back, 0 for all."""
+@cache
+def _compiled_flex_attention() -> Any:
+    """flex_attention left uncompiled would hold every score, in a model that is not compiled."""
+    return torch.compile(flex_attention)
 
-    def __init__(self, config: ModelConfig, window: int) -> None:
+
+class Attention(nn.Module):
+    """Causal attention over `window` tokens back, 0 for all; keys and values may be grouped."""
+
+    norm_output = True
+
+    def __init__(self, config: ModelConfig, index: int) -> None:
         super().__init__()
-        d = config.d_model
-        self.n_heads, self.window, self.rope_theta = config.n_heads, window, config.rope_theta
+        d, kv = config.d_model, config.n_kv_heads * config.head_dim
+        self.n_kv_heads, self.head_dim = config.n_kv_heads, config.head_dim
+        self.grouped = config.n_kv_heads < config.n_heads
+        self.window, self.rope_theta = config.windows[index], config.rope_theta
         self.q_proj = nn.Linear(d, d, bias=False)
-        self.k_proj = nn.Linear(d, d, bias=False)
-        self.v_proj = nn.Linear(d, d, bias=False)
+        self.k_proj = nn.Linear(d, kv, bias=False)
+        self.v_proj = nn.Linear(d, kv, bias=False)
         self.o_proj = nn.Linear(d, d, bias=False)
         self.q_norm = RMSNorm(d, config.norm_eps)
-        self.k_norm = RMSNorm(d, config.norm_eps)
+        self.k_norm = RMSNorm(kv, config.norm_eps)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, documents: Documents | None = None) -> Tensor:
         """x: [B, T, d_model] -> [B, T, d_model]."""
-        B, T, d = x.shape
+        T = x.shape[1]
+        q, k, v = self._heads(x, torch.arange(T, device=x.device))
+        mask = causal_mask(T, self.window, x.device, documents)
+        return self._merge(self._attend(q, k, v, mask, causal=mask is None))
+
+    def new_state(self, batch: int, capacity: int, dtype: torch.dtype) -> dict[str, Tensor]:
+        """Room for the keys and values of `capacity` tokens, or of the window if that is less."""
+        size = min(self.window or capacity, capacity)
+        like = self.k_proj.weight
+        shape = (batch, self.n_kv_heads, size, self.head_dim)
+        return {name: like.new_zeros(shape, dtype=dtype) for name in ("k", "v")}
+
+    def extend(self, x: Tensor, state: dict[str, Tensor], new: NewTokens) -> Tensor:
+        """Attend from new tokens to the cache and to each other, then add them to the cache.
+
+        Position p lies in slot p mod size, so that a window's cache holds just the window.
+        """
+        T = x.shape[1]
+        size = state["k"].shape[2]
+        positions = new.seen[:, None] + torch.arange(T, device=x.device)  # [B, T]
+        q, k, v = self._heads(x, positions)
+        held = min(new.most_seen, size)
+        slots = torch.arange(held, device=x.device)
+        last = new.seen[:, None] - 1
+        in_slot = last - (last - slots) % size  # position of each slot's token, < 0 where empty
+        back = positions[:, :, None] - torch.cat([in_slot, positions], 1)[:, None]
+        filled = torch.cat([in_slot >= 0, new.valid], 1)[:, None]
+        mask = filled & (back >= 0) & (back < (self.window or new.most_seen + T))
+        # A padded query must see something, or its softmax is not a number.
+        mask = (mask | ~new.valid[:, :, None]).unsqueeze(1)
+        keys, values = (
+            torch.cat([state[n][:, :, :held].to(y.dtype), y], 2) for n, y in (("k", k), ("v", v))
+        )
+        out = self._attend(q, keys, values, mask, causal=False)
+        # Of more new tokens than slots only the last are kept; padding goes nowhere.
+        kept = new.valid & (positions >= (new.seen + new.count)[:, None] - size)
+        row, time = kept.nonzero(as_tuple=True)
+        slot = positions[row, time] % size
+        for name, y in (("k", k), ("v", v)):
+            state[name][row, :, slot] = y[row, :, time].to(state[name].dtype)
+        return self._merge(out)
+
+    def _heads(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """q: [B, H, T, D] and k, v: [B, kv heads, T, D]. positions: [T] or [B, T]."""
         q = self.q_norm(self.q_proj(x))
         k = self.k_norm(self.k_proj(x))
-        v = self.v_proj(x)
-        q, k, v = (y.view(B, T, self.n_heads, -1).transpose(1, 2) for y in (q, k, v))
-        cos, sin = rotary_tables(T, q.shape[-1], self.rope_theta, x.device)
-        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        if 0 < self.window < T:
-            index = torch.arange(T, device=x.device)
-            distance = index[:, None] - index
-            mask = (distance >= 0) & (distance < self.window)
-            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        else:
-            out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        return self.o_proj(out.transpose(1, 2).reshape(B, T, d))
+        q, k, v = (
+            y.view(*y.shape[:2], -1, self.head_dim).transpose(1, 2) for y in (q, k, self.v_proj(x))
+        )
+        if self.rope_theta is not None:
+            cos, sin = rotary_tables(positions, self.head_dim, self.rope_theta)
+            q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        return q, k, v
+
+    @staticmethod
+    def initial(_name: str, _shape: torch.Size, _generator: torch.Generator) -> Tensor | None:
+        """Matrices like any other, norms at one."""
+        return None
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Any, *, causal: bool) -> Tensor:
+        if isinstance(mask, BlockMask):
+            flex = flex_attention if torch.compiler.is_compiling() else _compiled_flex_attention()
+            return flex(q, k, v, block_mask=mask, enable_gqa=self.grouped)
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=self.grouped
+        )
+
+    def _merge(self, out: Tensor) -> Tensor:
+        """[B, H, T, D] -> [B, T, d_model]."""
+        return self.o_proj(out.transpose(1, 2).flatten(2))

@@ -60,9 +60,11 @@ class Mix:
             layers[first : first + n_centre] = ["attn"] * n_centre
         else:
             if n_layers % period and self.last is None:
+                below = n_layers - n_layers % period
+                depths = f"{below} or {below + period}" if below else f"{period}"
                 raise SettingError(
                     f"size.n_layers={n_layers} is not a multiple of the {period} layers of "
-                    f"mix={self.name}; give a depth that is, or set mix.last."
+                    f"mix={self.name}; give {depths}, or set mix.last."
                 )
             layers = [self.pattern[i % period] for i in range(n_layers)]
         if self.last is not None:
@@ -92,13 +94,13 @@ class Blueprint:
             if (value := getattr(self, setting)) < 1:
                 raise SettingError(f"size.{setting}={value} must be at least 1.")
         if self.d_model % self.n_heads or (self.d_model // self.n_heads) % 2:
+            valid = [str(n) for n in range(1, self.d_model // 2 + 1) if self.d_model % (2 * n) == 0]
             raise SettingError(
                 f"size.n_heads={self.n_heads} must divide size.d_model={self.d_model} into heads "
-                "of an even width (rotary positions turn pairs)."
+                "of an even width (rotary positions turn pairs); valid: "
+                f"{', '.join(valid) or 'none, give another d_model'}."
             )
-        if self.n_kv_heads is not None and (
-            self.n_kv_heads < 1 or self.n_heads % self.n_kv_heads
-        ):
+        if self.n_kv_heads is not None and (self.n_kv_heads < 1 or self.n_heads % self.n_kv_heads):
             divisors = [n for n in range(1, self.n_heads + 1) if self.n_heads % n == 0]
             raise one_of("size.n_kv_heads", self.n_kv_heads, divisors)
 

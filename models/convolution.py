@@ -13,28 +13,46 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def short_convolution(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def short_convolution(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, offset: Tensor | None = None
+) -> Tensor:
     """silu(bias + sum_j weight[:, j] x_{t-J+1+j}), zeros before the sequence.
 
-    x: [B, T, channels]; weight: [channels, J]; bias: [channels]. Returns x's shape and dtype.
+    x: [B, T, channels]; weight: [channels, J]; bias: [channels]; offset: [B, T] tokens since the
+    document began, where zeros come before every document. Returns x's shape and dtype.
     """
-    y = _Taps.apply(x, weight.to(x.dtype))
+    y = _Taps.apply(x, weight.to(x.dtype), offset)
     return F.silu(y if bias is None else y + bias.to(x.dtype))
+
+
+def extend_convolution(
+    x: Tensor, weight: Tensor, bias: Tensor | None, before: Tensor, count: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The convolution of new inputs after those a cache holds, and what it then holds.
+
+    x: [B, T, channels], of which `count` [B] are no padding; before: [B, J-1, channels], the
+    last inputs. Returns silu(…) of the new tokens and the last J-1 inputs.
+    """
+    J = weight.shape[1]
+    joined = torch.cat([before.to(x.dtype), x], dim=1)
+    last = count[:, None] + torch.arange(J - 1, device=x.device)
+    held = joined.gather(1, last[..., None].expand(-1, -1, x.shape[2]))
+    return short_convolution(joined, weight, bias)[:, J - 1 :], held.to(before.dtype)
 
 
 class _Taps(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weight)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, offset: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight, offset)
         T, J = x.shape[1], weight.shape[1]
         y = x * weight[:, J - 1]
         for delay in range(1, min(J, T)):
-            y[:, delay:].addcmul_(x[:, : T - delay], weight[:, J - 1 - delay])
+            y[:, delay:].addcmul_(_delayed(x, delay, offset), weight[:, J - 1 - delay])
         return y
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
-        x, weight = ctx.saved_tensors
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, weight, offset = ctx.saved_tensors
         dy = grads[0]
         T, J = x.shape[1], weight.shape[1]
         dx = dy * weight[:, J - 1]
@@ -42,6 +60,14 @@ class _Taps(torch.autograd.Function):
         dweight[:, J - 1] = (dy * x).sum((0, 1))
         for delay in range(1, min(J, T)):
             later = dy[:, delay:]
+            if offset is not None:
+                later = later * (offset[:, delay:, None] >= delay)
             dx[:, : T - delay].addcmul_(later, weight[:, J - 1 - delay])
             dweight[:, J - 1 - delay] = (later * x[:, : T - delay]).sum((0, 1))
-        return dx, dweight
+        return dx, dweight, None
+
+
+def _delayed(x: Tensor, delay: int, offset: Tensor | None) -> Tensor:
+    """x of `delay` tokens before, from token `delay` on; 0 where that is another document's."""
+    earlier = x[:, : x.shape[1] - delay]
+    return earlier if offset is None else earlier * (offset[:, delay:, None] >= delay)

@@ -12,7 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.config import ModelConfig
-from models.convolution import short_convolution
+from models.convolution import extend_convolution, short_convolution
+from models.decoding import NewTokens
+from models.documents import Documents
+from models.initial import convolution_taps, inverse_softplus_dt, log_uniform_decay
 from models.ops.backend import gated_delta_rule
 from models.pointwise import rms_norm
 
@@ -20,7 +23,9 @@ from models.pointwise import rms_norm
 class GatedDeltaNet(nn.Module):
     """Shapes: B batch, T time, H heads, K key width, V value width."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    norm_output = False
+
+    def __init__(self, config: ModelConfig, _index: int) -> None:
         super().__init__()
         d, H = config.d_model, config.n_heads
         K, V = config.gdn_key_dim, config.gdn_value_dim
@@ -39,21 +44,69 @@ class GatedDeltaNet(nn.Module):
         self.o_norm = nn.Parameter(torch.empty(V))
         self.o_proj = nn.Linear(H * V, d, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, documents: Documents | None = None) -> Tensor:
         """x: [B, T, d_model] -> [B, T, d_model]."""
-        B, T, _ = x.shape
+        offset = None if documents is None else documents.offset
+        borders = None if documents is None else documents.cu_seqlens
+        qkv = short_convolution(self._qkv(x), self.conv, offset=offset)
+        o, _ = gated_delta_rule(*self._operands(x, qkv), cu_seqlens=borders)
+        return self._merge(x, o)
+
+    def new_state(self, batch: int, _capacity: int, dtype: torch.dtype) -> dict[str, Tensor]:
+        """The state [B, H, K, V], float32, and the convolution's last inputs."""
         H, K, V = self.n_heads, self.key_dim, self.value_dim
+        channels, J = self.conv.shape
+        return {
+            "state": self.A_log.new_zeros((batch, H, K, V), dtype=torch.float32),
+            "conv": self.A_log.new_zeros((batch, J - 1, channels), dtype=dtype),
+        }
+
+    def extend(self, x: Tensor, state: dict[str, Tensor], new: NewTokens) -> Tensor:
+        """Read and write the state with new tokens; padding neither writes nor forgets."""
+        qkv, state["conv"] = extend_convolution(
+            self._qkv(x), self.conv, None, state["conv"], new.count
+        )
+        q, k, v, g, beta = self._operands(x, qkv)
+        valid = new.valid[..., None]
+        o, final = gated_delta_rule(
+            q, k, v, g * valid, beta * valid,
+            initial_state=state["state"], output_final_state=True,
+        )  # fmt: skip
+        assert final is not None
+        state["state"] = final.to(state["state"].dtype)
+        return self._merge(x, o)
+
+    @staticmethod
+    def initial(name: str, shape: torch.Size, generator: torch.Generator) -> Tensor | None:
+        """The published start of a parameter, None for a matrix like any other."""
+        match name:
+            case "A_log":
+                return log_uniform_decay(shape, 0.0, generator)
+            case "dt_bias":
+                return inverse_softplus_dt(shape, generator)
+            case "conv":
+                return convolution_taps(shape, generator)
+        return None
+
+    def _qkv(self, x: Tensor) -> Tensor:
         # Weights are joined, not outputs: one product, whose result the convolution reads as is.
         joined = torch.cat([self.q_proj.weight, self.k_proj.weight, self.v_proj.weight])
-        qkv = F.linear(x, joined)
-        qk, v = short_convolution(qkv, self.conv).split([2 * H * K, H * V], dim=-1)
+        return F.linear(x, joined)
+
+    def _operands(self, x: Tensor, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """q, k: [B, T, H, K]; v: [B, T, H, V]; g, beta: [B, T, H]."""
+        B, T, _ = x.shape
+        H, K, V = self.n_heads, self.key_dim, self.value_dim
+        qk, v = qkv.split([2 * H * K, H * V], dim=-1)
         # eps inside the root, as in the published kernels: a zero key stays zero.
         qk = qk.view(B, T, 2, H, K).float()
         qk = (qk * torch.rsqrt(qk.square().sum(-1, keepdim=True) + 1e-6)).to(v.dtype)
         beta = torch.sigmoid(self.b_proj(x).float()) * self.beta_max
         g = -self.A_log.float().exp() * F.softplus(self.a_proj(x).float() + self.dt_bias.float())
-        o, _ = gated_delta_rule(qk[:, :, 0], qk[:, :, 1], v.view(B, T, H, V), g, beta)
-        o = rms_norm(o, self.o_norm, self.eps).reshape(B, T, H * V)
+        return qk[:, :, 0], qk[:, :, 1], v.view(B, T, H, V), g, beta
+
+    def _merge(self, x: Tensor, o: Tensor) -> Tensor:
+        o = rms_norm(o, self.o_norm, self.eps).flatten(2)
         if self.g_proj is not None:
             o = o * F.silu(self.g_proj(x))
         return self.o_proj(o)

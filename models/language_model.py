@@ -11,17 +11,18 @@ Shapes: B batch, T time, d model width, V vocabulary.
 from __future__ import annotations
 
 import hashlib
-import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from models.attention import Attention
+from models import mixers
 from models.config import ModelConfig
-from models.gated_deltanet import GatedDeltaNet
-from models.mamba2 import Mamba2
+from models.decoding import Cache, NewTokens
+from models.documents import Documents, causal_mask
 from models.pointwise import RMSNorm, token_losses
 
 INIT_STD = 0.02  # Olmo 3: one normal for every matrix and the embedding
@@ -46,25 +47,25 @@ class Block(nn.Module):
 
     def __init__(self, config: ModelConfig, index: int) -> None:
         super().__init__()
-        kind = config.layers[index]
-        self.mixer: nn.Module
-        if kind == "attn":
-            self.mixer = Attention(config, config.windows[index])
-        elif kind == "gdn":
-            self.mixer = GatedDeltaNet(config)
-        else:
-            self.mixer = Mamba2(config)
-        self.norm_output = kind == "attn"
+        self.mixer: Any = mixers.layer_class(config.layers[index])(config, index)
+        self.norm_output = self.mixer.norm_output
         self.mixer_norm = RMSNorm(config.d_model, config.norm_eps)
         self.mlp_norm = RMSNorm(config.d_model, config.norm_eps)
         self.mlp = SwiGLU(config.d_model, config.mlp_hidden)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, documents: Documents | None = None) -> Tensor:
         """x: [B, T, d] -> [B, T, d]."""
+        return self._around(x, lambda y: self.mixer(y, documents))
+
+    def extend(self, x: Tensor, state: dict[str, Tensor], new: NewTokens) -> Tensor:
+        """The same for new tokens x after what `state` holds."""
+        return self._around(x, lambda y: self.mixer.extend(y, state, new))
+
+    def _around(self, x: Tensor, mix: Callable[[Tensor], Tensor]) -> Tensor:
         if self.norm_output:
-            x = x + self.mixer_norm(self.mixer(x))
+            x = x + self.mixer_norm(mix(x))
             return x + self.mlp_norm(self.mlp(x))
-        x = x + self.mixer(self.mixer_norm(x))
+        x = x + mix(self.mixer_norm(x))
         return x + self.mlp(self.mlp_norm(x))
 
 
@@ -74,29 +75,68 @@ class LanguageModel(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        self.recompute = False
+        """Whether blocks are computed again in the backward pass: less memory, a third more time."""
+        layers = zip(config.layers, config.windows, strict=True)
+        self.windows = {window for mixer, window in layers if mixer == "attn"}
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
-        self.blocks = nn.ModuleList(Block(config, i) for i in range(config.n_layers))
+        self.blocks: Any = nn.ModuleList(Block(config, i) for i in range(config.n_layers))
         self.norm = RMSNorm(config.d_model, config.norm_eps)
         self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
 
-    def features(self, tokens: Tensor) -> Tensor:
-        """tokens: [B, T] -> what the head reads, [B, T, d]."""
+    def features(self, tokens: Tensor, documents: Documents | None = None) -> Tensor:
+        """tokens: [B, T] -> what the head reads, [B, T, d]; `documents` are kept apart."""
         x = self.embedding(tokens)
+        documents = documents or Documents()
+        for window in self.windows:
+            # Made here, once, and outside of what is compiled.
+            causal_mask(tokens.shape[1], window, x.device, documents)
         for block in self.blocks:
-            x = block(x)
+            if self.recompute and torch.is_grad_enabled():
+                x = checkpoint(block, x, documents, use_reentrant=False)
+            else:
+                x = block(x, documents)
         return self.norm(x)
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, documents: Documents | None = None) -> Tensor:
         """tokens: [B, T] -> logits [B, T, V]."""
-        return self.head(self.features(tokens))
+        return self.head(self.features(tokens, documents))
 
-    def losses(self, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def new_cache(self, batch: int, capacity: int, dtype: torch.dtype | None = None) -> Cache:
+        """An empty cache for `batch` rows of up to `capacity` tokens.
+
+        dtype: of keys, values and convolution inputs, the weights' unless given; states are
+        float32.
+        """
+        dtype = dtype or self.head.weight.dtype
+        layers = [block.mixer.new_state(batch, capacity, dtype) for block in self.blocks]
+        seen = torch.zeros(batch, dtype=torch.long, device=self.head.weight.device)
+        return Cache(layers, seen, capacity)
+
+    def extend(self, tokens: Tensor, cache: Cache, count: Tensor | None = None) -> Tensor:
+        """Read tokens [B, T] after what the cache holds; logits [B, V] after each row's last.
+
+        count: [B] how many of the T are no padding (on the right), at least 1; None: all. A
+        whole prompt, a part of one, and a single step of decoding are all this.
+        """
+        B, T = tokens.shape
+        new = cache.take(B, T, count)
+        x = self.embedding(tokens)
+        for block, state in zip(self.blocks, cache.layers, strict=True):
+            x = block.extend(x, state, new)
+        cache.took(new, T)
+        last = x[torch.arange(B, device=x.device), new.count - 1]
+        return self.head(self.norm(last))
+
+    def losses(
+        self, tokens: Tensor, targets: Tensor, documents: Documents | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Cross-entropy and squared log-partition of each prediction, float32, [B, T].
 
         The second is z-loss's (Chowdhery et al. 2022, section 5). Logits are made, and made
         again for the backward pass, so many at a time that they fit in LOGITS_AT_ONCE.
         """
-        x = self.features(tokens).flatten(0, 1)
+        x = self.features(tokens, documents).flatten(0, 1)
         y = targets.flatten()
         step = max(1, LOGITS_AT_ONCE // self.config.vocab_size)
         if len(x) <= step:
@@ -115,37 +155,18 @@ class LanguageModel(nn.Module):
         for name, parameter in self.named_parameters():
             digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
             generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-            parameter.copy_(_initial(name, parameter, self.config, generator))
+            parameter.copy_(self._initial(name, parameter.shape, generator))
 
-
-def _initial(
-    name: str, parameter: Tensor, config: ModelConfig, generator: torch.Generator
-) -> Tensor:
-    """Initial value of one parameter (float32, CPU), by its role."""
-    shape, role = parameter.shape, name.rsplit(".", 1)[-1]
-    if role == "A_log":
-        # GDN: A ~ U(0, 16) (Yang et al. 2025); Mamba2: A ~ U(1, 16) (Dao and Gu 2024).
-        low = 1.0 if _is_mamba2(name, config) else 0.0
-        u = torch.rand(shape, generator=generator)
-        return (low + (16.0 - low) * u).clamp_min(1e-4).log()
-    if role == "dt_bias":
-        # softplus(dt_bias) log-uniform in [1e-3, 0.1], at least 1e-4 (both papers).
-        u = torch.rand(shape, generator=generator)
-        dt = torch.exp(u * (math.log(0.1) - math.log(1e-3)) + math.log(1e-3)).clamp_min(1e-4)
-        return dt + torch.log(-torch.expm1(-dt))
-    if role == "conv":
-        # What torch's depthwise convolution draws: U(-1/sqrt(taps), 1/sqrt(taps)).
-        bound = shape[-1] ** -0.5
-        return (2 * torch.rand(shape, generator=generator) - 1) * bound
-    if role == "D" or "norm" in name.split(".")[-2:][0] or role == "o_norm":
-        return torch.ones(shape)
-    if role in ("bias", "conv_bias"):
-        return torch.zeros(shape)
-    std = INIT_STD
-    if config.init == "fan_in":
-        std = 1.0 if name == "embedding.weight" else shape[-1] ** -0.5
-    return torch.randn(shape, generator=generator) * std
-
-
-def _is_mamba2(name: str, config: ModelConfig) -> bool:
-    return config.layers[int(name.split(".")[1])] == "mamba2"
+    def _initial(self, name: str, shape: torch.Size, generator: torch.Generator) -> Tensor:
+        """Initial value of one parameter (float32, CPU): its mixer's word, or its role's."""
+        path = name.split(".")
+        if path[0] == "blocks" and path[2] == "mixer":
+            value = self.blocks[int(path[1])].mixer.initial(".".join(path[3:]), shape, generator)
+            if value is not None:
+                return value
+        if len(shape) == 1:
+            return torch.zeros(shape) if "bias" in path[-1] else torch.ones(shape)
+        std = INIT_STD
+        if self.config.init == "fan_in":
+            std = 1.0 if name == "embedding.weight" else shape[-1] ** -0.5
+        return torch.randn(shape, generator=generator) * std

@@ -11,7 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.config import ModelConfig
-from models.convolution import short_convolution
+from models.convolution import extend_convolution, short_convolution
+from models.decoding import NewTokens
+from models.documents import Documents
+from models.initial import convolution_taps, inverse_softplus_dt, log_uniform_decay
 from models.ops.backend import ssd
 from models.pointwise import rms_norm
 
@@ -19,7 +22,9 @@ from models.pointwise import rms_norm
 class Mamba2(nn.Module):
     """Shapes: B batch, T time, H heads, P head width (expand·d_model / H), K state width."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    norm_output = False
+
+    def __init__(self, config: ModelConfig, _index: int) -> None:
         super().__init__()
         d, H, P, K = config.d_model, config.n_heads, config.mamba2_head_dim, config.mamba2_state
         self.n_heads, self.head_dim, self.state = H, P, K
@@ -34,17 +39,66 @@ class Mamba2(nn.Module):
         self.o_norm = nn.Parameter(torch.empty(self.inner))
         self.out_proj = nn.Linear(self.inner, d)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, documents: Documents | None = None) -> Tensor:
         """x: [B, T, d_model] -> [B, T, d_model]."""
-        B, T, _ = x.shape
-        H, P, K = self.n_heads, self.head_dim, self.state
-        z, xBC, dt = self.in_proj(x).split([self.inner, self.inner + 2 * K, H], dim=-1)
-        xBC = short_convolution(xBC, self.conv, self.conv_bias)
-        u, Bs, Cs = xBC.split([self.inner, K, K], dim=-1)
-        u = u.view(B, T, H, P)
-        dt = F.softplus(dt.float() + self.dt_bias.float())  # [B, T, H]
+        offset = None if documents is None else documents.offset
+        borders = None if documents is None else documents.cu_seqlens
+        z, xBC, dt = self._project(x)
+        xBC = short_convolution(xBC, self.conv, self.conv_bias, offset)
+        u, operands = self._operands(xBC, F.softplus(dt.float() + self.dt_bias.float()))
+        o, _ = ssd(*operands, cu_seqlens=borders)
+        return self._merge(o, u, z)
+
+    def new_state(self, batch: int, _capacity: int, dtype: torch.dtype) -> dict[str, Tensor]:
+        """The state [B, H, K, P], float32, and the convolution's last inputs."""
+        channels, J = self.conv.shape
+        shape = (batch, self.n_heads, self.state, self.head_dim)
+        return {
+            "state": self.A_log.new_zeros(shape, dtype=torch.float32),
+            "conv": self.A_log.new_zeros((batch, J - 1, channels), dtype=dtype),
+        }
+
+    def extend(self, x: Tensor, state: dict[str, Tensor], new: NewTokens) -> Tensor:
+        """Read and write the state with new tokens; padding neither writes nor forgets."""
+        z, xBC, dt = self._project(x)
+        xBC, state["conv"] = extend_convolution(
+            xBC, self.conv, self.conv_bias, state["conv"], new.count
+        )
+        # A step of length zero is no step.
+        dt = F.softplus(dt.float() + self.dt_bias.float()) * new.valid[..., None]
+        u, operands = self._operands(xBC, dt)
+        o, final = ssd(*operands, initial_state=state["state"], output_final_state=True)
+        assert final is not None
+        state["state"] = final.to(state["state"].dtype)
+        return self._merge(o, u, z)
+
+    @staticmethod
+    def initial(name: str, shape: torch.Size, generator: torch.Generator) -> Tensor | None:
+        """The published start of a parameter, None for a matrix like any other."""
+        match name:
+            case "A_log":
+                return log_uniform_decay(shape, 1.0, generator)
+            case "dt_bias":
+                return inverse_softplus_dt(shape, generator)
+            case "conv":
+                return convolution_taps(shape, generator)
+            case "D":
+                return torch.ones(shape)
+        return None
+
+    def _project(self, x: Tensor) -> tuple[Tensor, ...]:
+        """The gate z [B, T, inner], what is convolved [B, T, inner + 2K], and dt [B, T, H]."""
+        widths = [self.inner, self.inner + 2 * self.state, self.n_heads]
+        return self.in_proj(x).split(widths, dim=-1)
+
+    def _operands(self, xBC: Tensor, dt: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The heads' inputs u [B, T, H, P], and q, k, v, g of the recurrence. dt: [B, T, H]."""
+        u, Bs, Cs = xBC.split([self.inner, self.state, self.state], dim=-1)
+        u = u.unflatten(-1, (self.n_heads, self.head_dim))
         g = -self.A_log.float().exp() * dt
         v = u * dt.unsqueeze(-1).to(u.dtype)
-        o, _ = ssd(Cs, Bs, v, g)
-        o = (o + u * self.D.to(u.dtype).unsqueeze(-1)).reshape(B, T, self.inner)
+        return u, (Cs.unsqueeze(2), Bs.unsqueeze(2), v, g)
+
+    def _merge(self, o: Tensor, u: Tensor, z: Tensor) -> Tensor:
+        o = (o + u * self.D.to(u.dtype).unsqueeze(-1)).flatten(2)
         return self.out_proj(rms_norm(o * F.silu(z), self.o_norm, self.eps))

@@ -5,6 +5,8 @@ Shapes: B batch, T time, H heads, D any width, C chunk length, N chunks (T padde
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -43,16 +45,66 @@ def by_time(x: Tensor, T: int, dtype: torch.dtype) -> Tensor:
     return x.permute(0, 2, 3, 1, 4).reshape(B, N * C, H, D)[:, :T].to(dtype)
 
 
-def decay_matrix(log_decay: Tensor) -> Tensor:
-    """exp(sum of log decays between i and j) for j <= i, else 0.
+class Decays(NamedTuple):
+    """What is left of a token's write elsewhere in its chunk: nothing past its document's end.
 
-    log_decay: [..., C, 1], summed from the chunk's start. Masked before the exponential, which
-    may overflow above the diagonal.
+    within: [B, H, N, C, C], from token j to token i where j <= i, else 0; from_start and to_end:
+    [B, H, N, C, 1], from the chunk's start to a token and from a token to the chunk's end;
+    keep: [B, H, N, 1, 1], from the chunk's start to its end.
     """
-    C = log_decay.shape[-2]
-    above = torch.ones(C, C, dtype=torch.bool, device=log_decay.device).triu(1)
-    difference = log_decay - log_decay.transpose(-1, -2)
-    return difference.masked_fill_(above, -torch.inf).exp_()
+
+    within: Tensor
+    from_start: Tensor
+    to_end: Tensor
+    keep: Tensor
+
+
+def decays(g: Tensor, document: Tensor | None = None) -> Decays:
+    """The decays inside each chunk for log decays g: [B, H, N, C, 1].
+
+    document: what `documents_by_chunk` returns; None where every row is one document.
+    Log decays are summed in float64: after a strong one, float32 would have lost the weak ones.
+    """
+    C = g.shape[-2]
+    log_decay = g.double().cumsum(-2)
+    last = log_decay[..., -1:, :]
+    within = (log_decay - log_decay.mT).to(g.dtype)
+    from_start, to_end = log_decay.to(g.dtype).exp(), (last - log_decay).to(g.dtype).exp()
+    keep = from_start[..., -1:, :]
+    hidden = torch.ones(C, C, dtype=torch.bool, device=g.device).triu(1)
+    if document is not None:
+        hidden = hidden | (document != document.mT)
+        from_start = from_start * (document == 0)
+        to_end = to_end * (document == document[..., -1:, :])
+        keep = keep * (document[..., -1:, :] == 0)
+    # Masked before the exponential, which may overflow above the diagonal.
+    return Decays(within.masked_fill(hidden, -torch.inf).exp_(), from_start, to_end, keep)
+
+
+def documents_by_chunk(cu_seqlens: Tensor, B: int, T: int, C: int) -> Tensor:
+    """How many documents have begun in its chunk up to each token: [B, 1, N, C, 1].
+
+    The shape depends on B, T and C alone, so that a compiled step serves any documents.
+    """
+    begins = torch.zeros(B * T + 1, dtype=torch.int32, device=cu_seqlens.device)
+    begins = begins.index_fill(0, cu_seqlens.long(), 1)[:-1].view(B, T)
+    return F.pad(begins, (0, -T % C)).view(B, 1, -1, C, 1).cumsum(-2)
+
+
+def rows_by_document(cu_seqlens: Tensor, *tensors: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """Every document in a row of its own, [B, T, …] -> [n, longest, …], zeros after its end.
+
+    Before these, a mask: [n, longest] bool, true at tokens, which stand in their given order.
+    """
+    lengths = cu_seqlens.diff().unsqueeze(-1)
+    place = torch.arange(int(lengths.max()), device=cu_seqlens.device)
+    real = place < lengths
+    index = (cu_seqlens[:-1].unsqueeze(-1) + place).masked_fill(~real, 0)
+    rows = []
+    for x in tensors:
+        empty = ~real.view(*real.shape, *[1] * (x.dim() - 2))
+        rows.append(x.flatten(0, 1)[index].masked_fill(empty, 0))
+    return real, rows
 
 
 def sum_to_end(x: Tensor) -> Tensor:

@@ -23,8 +23,10 @@ from models.ops.chunks import (
     by_time,
     chunk_length,
     compute_dtype,
-    decay_matrix,
+    decays,
+    documents_by_chunk,
     dot,
+    rows_by_document,
     sum_to_end,
 )
 
@@ -36,14 +38,23 @@ def naive(
     g: Tensor,
     beta: Tensor,
     scale: float | None = None,
+    *,
     initial_state: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+    output_final_state: bool = False,
+    cu_seqlens: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None]:
     """The definition, one token at a time.
 
     q, k: [B, T, H, K]; v: [B, T, H, V]; g: [B, T, H] log decay (<= 0); beta: [B, T, H] write
     strength; scale: of the queries, K**-0.5 unless given; initial_state: [B, H, K, V].
-    Returns o: [B, T, H, V] in v's dtype and the final state [B, H, K, V].
+    cu_seqlens: [n + 1] int, where documents begin among the B·T tokens, from 0 to B·T, every
+    row's border among them; states are then [n, H, K, V], one a document.
+    Returns o: [B, T, H, V] in v's dtype, and the final state if asked for, else None.
     """
+    if cu_seqlens is not None:
+        real, rows = rows_by_document(cu_seqlens, q, k, v, g, beta)
+        o, S = naive(*rows, scale, initial_state=initial_state, output_final_state=True)
+        return o[real].view_as(v), S if output_final_state else None
     dtype = compute_dtype(v)
     B, T, H, K = q.shape
     scale = K**-0.5 if scale is None else scale
@@ -56,7 +67,7 @@ def naive(
         write = (v_[:, t] - recalled) * beta[:, t, :, None]
         S = S + torch.einsum("bhk,bhv->bhkv", k[:, t], write)
         out.append(torch.einsum("bhkv,bhk->bhv", S, q[:, t]))
-    return torch.stack(out, dim=1).to(v.dtype), S
+    return torch.stack(out, dim=1).to(v.dtype), S if output_final_state else None
 
 
 def chunked(
@@ -66,15 +77,25 @@ def chunked(
     g: Tensor,
     beta: Tensor,
     scale: float | None = None,
-    initial_state: Tensor | None = None,
     chunk: int | None = None,
-) -> tuple[Tensor, Tensor]:
+    *,
+    initial_state: Tensor | None = None,
+    output_final_state: bool = False,
+    cu_seqlens: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None]:
     """The same function as `naive` (arguments and results are its), `chunk` tokens at a time."""
-    B, _, H, K = q.shape
+    if cu_seqlens is not None and (initial_state is not None or output_final_state):
+        real, rows = rows_by_document(cu_seqlens, q, k, v, g, beta)
+        o, S = chunked(*rows, scale, chunk, initial_state=initial_state, output_final_state=True)
+        return o[real].view_as(v), S if output_final_state else None
+    B, T, H, K = q.shape
     scale = K**-0.5 if scale is None else scale
+    C = chunk_length(v, chunk)
+    document = None if cu_seqlens is None else documents_by_chunk(cu_seqlens, B, T, C)
     if initial_state is None:
         initial_state = v.new_zeros(B, H, K, v.shape[-1], dtype=compute_dtype(v))
-    return _Chunked.apply(q, k, v, g, beta, initial_state, scale, chunk_length(v, chunk))
+    o, S = _Chunked.apply(q, k, v, g, beta, initial_state, document, scale, C)
+    return o, S if output_final_state else None
 
 
 class _Chunked(torch.autograd.Function):
@@ -87,6 +108,7 @@ class _Chunked(torch.autograd.Function):
         g: Tensor,
         beta: Tensor,
         initial_state: Tensor,
+        document: Tensor | None,
         scale: float,
         C: int,
     ) -> tuple[Tensor, Tensor]:
@@ -95,9 +117,7 @@ class _Chunked(torch.autograd.Function):
         # Not in place: a contiguous input comes back as it is.
         q, k, v = by_chunk(q, C) * scale, by_chunk(k, C), by_chunk(v, C)
         g, beta = by_chunk(g.unsqueeze(-1), C), by_chunk(beta.unsqueeze(-1), C)
-        log_decay = g.cumsum(-2)  # [B, H, N, C, 1]
-        decay = decay_matrix(log_decay)  # [B, H, N, C, C]
-        from_start = log_decay.exp()
+        decay, from_start, to_end, keep = decays(g, document)
         k_beta = k * beta
 
         # Unit lower triangular; the solve reads nothing on or above the diagonal.
@@ -108,9 +128,7 @@ class _Chunked(torch.autograd.Function):
 
         scores = (q @ k.mT).mul_(decay)
         q_start = q * from_start
-        last = log_decay[..., -1:, :]
-        k_end = k * (last - log_decay).exp()
-        keep = last.exp()
+        k_end = k * to_end
 
         S = initial_state.to(v.dtype)
         starts = v.new_empty(*v.shape[:3], K, V)
@@ -121,19 +139,19 @@ class _Chunked(torch.autograd.Function):
             written[:, :, i] = write
             S = S * keep[:, :, i] + k_end[:, :, i].mT @ write
         o = (q_start @ starts).add_(scores @ written)
-        ctx.save_for_backward(q, k, v, beta, log_decay, decay, system, solved, starts, written)
+        ctx.save_for_backward(
+            q, k, v, beta, decay, from_start, to_end, keep, system, solved, starts, written
+        )
         ctx.scale, ctx.dtypes, ctx.T = scale, dtypes, T
         return by_time(o, T, dtypes[2]), S
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, beta, log_decay, decay, system, solved, starts, written = ctx.saved_tensors
+        q, k, v, beta, *inside, system, solved, starts, written = ctx.saved_tensors
+        decay, from_start, to_end, keep = inside
         dtypes, T, C = ctx.dtypes, ctx.T, q.shape[3]
         do, dS = by_chunk(grads[0], C), grads[1].to(v.dtype)
         K, V = q.shape[-1], v.shape[-1]
-        from_start = log_decay.exp()
-        last = log_decay[..., -1:, :]
-        to_end, keep = (last - log_decay).exp(), last.exp()
         q_start, k_end, k_beta = q * from_start, k * to_end, k * beta
         erases = solved[..., V:]
 
@@ -185,6 +203,7 @@ class _Chunked(torch.autograd.Function):
             by_time(sum_to_end(dlog), T, tg).squeeze(-1),
             by_time(dbeta, T, tb).squeeze(-1),
             dS.to(ts),
+            None,
             None,
             None,
         )

@@ -214,14 +214,32 @@ def test_one_seed_gives_two_mixes_the_same_shared_parameters():
 
 
 def test_initial_statistics_by_role():
-    parameters = dict(build(HYBRID, size=Blueprint("x", 256, 4, 16, 512)).named_parameters())
-    for name in ("embedding.weight", "blocks.0.mixer.q_proj.weight", "blocks.3.mlp.up_proj.weight"):
-        assert parameters[name].std().item() == pytest.approx(0.02, rel=0.05), name
-        assert abs(parameters[name].mean().item()) < 1e-3
-    dt = F.softplus(parameters["blocks.0.mixer.dt_bias"])
-    assert ((dt > 0.9e-3) & (dt < 0.11)).all()
-    assert (parameters["blocks.0.mixer.A_log"].exp() <= 16).all()
-    assert (parameters["blocks.0.mixer.o_norm"] == 1).all()
+    """Normal matrices, and the published draws of A, dt and the convolution, by their moments."""
+    size = Blueprint("x", 1024, 4, 64, 2048)
+    layers = build(Mix("three", ("gdn", "mamba2", "attn", "attn")), size=size)
+    parameters = dict(layers.named_parameters())
+    for name, parameter in parameters.items():
+        role = name.rsplit(".", 1)[-1]
+        if role == "weight" and parameter.dim() == 2:
+            assert parameter.std().item() == pytest.approx(0.02, rel=0.05), name
+            assert abs(parameter.mean().item()) < 1e-3, name
+        elif role in ("weight", "o_norm", "D"):
+            assert (parameter == 1).all(), name
+        elif role in ("bias", "conv_bias"):
+            assert (parameter == 0).all(), name
+        elif role == "conv":  # U(-1/2, 1/2) over four taps
+            assert parameter.abs().max() <= 0.5, name
+            assert parameter.std().item() == pytest.approx(12**-0.5, rel=0.05), name
+        else:
+            assert role in ("A_log", "dt_bias"), name
+    for layer, low in ((0, 0.0), (1, 1.0)):
+        A = parameters[f"blocks.{layer}.mixer.A_log"].exp()
+        assert low <= A.min() <= A.max() <= 16
+        # 64 heads: the mean of U(low, 16) within three standard errors.
+        assert A.mean().item() == pytest.approx((low + 16) / 2, abs=3 * (16 - low) / 768**0.5)
+        log_dt = F.softplus(parameters[f"blocks.{layer}.mixer.dt_bias"]).log10()
+        assert ((log_dt > -3.01) & (log_dt < -0.99)).all()
+        assert log_dt.mean().item() == pytest.approx(-2, abs=3 * 2 / 768**0.5)
 
 
 def test_fresh_models_predict_about_uniformly():

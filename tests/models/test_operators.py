@@ -30,13 +30,13 @@ def delta_inputs(B, T, H, K, V, dtype=torch.float64, seed=0, beta_max=2.0, stron
 
 def ssd_inputs(B, T, H, K, V, dtype=torch.float64, seed=0, strongest=2.0):
     (q, k, v, g, _), state = delta_inputs(B, T, H, K, V, dtype, seed, strongest=strongest)
-    return [q[:, :, 0], k[:, :, 0], v, g], state
+    return [q[:, :, :1], k[:, :, :1], v, g], state
 
 
 def values_and_gradients(function, arguments, state, **options):
     """Outputs, final state, and gradients of a fixed functional of both."""
     leaves = [x.clone().requires_grad_() for x in (*arguments, state)]
-    o, S = function(*leaves[:-1], initial_state=leaves[-1], **options)
+    o, S = function(*leaves[:-1], initial_state=leaves[-1], output_final_state=True, **options)
     weight_o = torch.arange(o.numel(), dtype=o.dtype).view_as(o).sin()
     weight_S = torch.arange(S.numel(), dtype=S.dtype).view_as(S).cos()
     ((o * weight_o).sum() + (S * weight_S).sum()).backward()
@@ -77,7 +77,7 @@ def test_bfloat16_inputs_keep_float32_states(name):
     operator, inputs = OPERATORS[name]
     arguments, _ = inputs(2, 96, 2, 16, 32)
     half = [x.bfloat16() for x in arguments[:3]] + [x.float() for x in arguments[3:]]
-    o, S = operator.chunked(*half)
+    o, S = operator.chunked(*half, output_final_state=True)
     expected, _ = operator.naive(*[x.double() for x in half])
     assert o.dtype == torch.bfloat16
     assert S.dtype == torch.float32
@@ -91,7 +91,7 @@ def test_gradcheck(name):
     leaves = [x.requires_grad_() for x in (*arguments, state)]
 
     def function(*x):
-        return operator.chunked(*x[:-1], initial_state=x[-1], chunk=4)
+        return operator.chunked(*x[:-1], initial_state=x[-1], output_final_state=True, chunk=4)
 
     assert torch.autograd.gradcheck(function, leaves)
 

@@ -1,0 +1,92 @@
+"""Documents kept apart: a document's loss and gradients are those of the document alone."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+from models.config import Blueprint, Geometry, Mix
+from models.documents import Documents, causal_mask, mask_mod
+from models.language_model import LanguageModel
+
+from .test_language_model import ALL, TRANSFORMER, build, spread
+
+ROWS = [[5, 1, 30, 2, 26], [64], [40, 24]]
+"""Lengths of the documents of each row; 64 tokens a row."""
+
+
+def packed(seed=0):
+    rows = torch.randint(0, 255, (3, 64), generator=torch.Generator().manual_seed(seed))
+    starts = torch.zeros(3, 64, dtype=torch.bool)
+    for row, lengths in enumerate(ROWS):
+        ends = torch.tensor(lengths).cumsum(0)
+        starts[row, ends[:-1]] = True
+    return rows, Documents.from_starts(starts)
+
+
+def test_documents_know_their_borders():
+    _, documents = packed()
+    assert documents.cu_seqlens.tolist() == [0, 5, 6, 36, 38, 64, 128, 168, 192]
+    assert documents.offset[0, :8].tolist() == [0, 1, 2, 3, 4, 0, 0, 1]
+    assert documents.index[2].bincount().tolist() == [40, 24]
+    tokens = torch.tensor([[7, 255, 7, 7, 255, 255, 7]])
+    assert Documents.after(255, tokens).cu_seqlens.tolist() == [0, 2, 5, 6, 7]
+
+
+@pytest.mark.parametrize("mix", ALL, ids=lambda m: m.name)
+@pytest.mark.parametrize("windows", [(), (9, 0)], ids=["full", "windows"])
+def test_a_document_is_read_as_if_alone(mix, windows):
+    model = spread(build(mix, geometry=Geometry(windows=windows)))
+    tokens, documents = packed()
+    together = model(tokens, documents)
+    (gradient,) = torch.autograd.grad(together.square().sum(), model.embedding.weight)
+    alone = torch.zeros_like(gradient)
+    for row, lengths in enumerate(ROWS):
+        begin = 0
+        for length in lengths:
+            document = slice(begin, begin + length)
+            expected = model(tokens[row : row + 1, document])
+            torch.testing.assert_close(
+                together[row : row + 1, document], expected, rtol=1e-4, atol=1e-4
+            )
+            alone += torch.autograd.grad(expected.square().sum(), model.embedding.weight)[0]
+            begin += length
+    assert (gradient - alone).norm() / alone.norm() < 1e-4
+
+
+def test_the_mask_for_flex_attention_is_the_dense_mask():
+    """What a GPU is given, run on the CPU, against what the CPU is given."""
+    _, documents = packed()
+    q, k, v = torch.randn(3, 3, 2, 64, 8, generator=torch.Generator().manual_seed(0))
+    for window in (0, 9):
+        for known, batch in ((documents, 3), (None, None)):
+            index = None if known is None else known.index
+            visible = mask_mod(64, window, index)
+            block = create_block_mask(visible, batch, None, 64, 64, device="cpu")
+            dense = causal_mask(64, window, torch.device("cpu"), known)
+            expected = F.scaled_dot_product_attention(
+                q, k, v, attn_mask=dense, is_causal=dense is None
+            )
+            torch.testing.assert_close(flex_attention(q, k, v, block_mask=block), expected)
+
+
+@pytest.mark.slow
+def test_documents_survive_compilation():
+    model = spread(build(Mix("two", ("gdn", "attn")), size=Blueprint("two", 32, 2, 2, 48)))
+    tokens, documents = packed()
+    with torch.no_grad():
+        expected = model(tokens, documents)
+    compiled = LanguageModel(model.config)
+    compiled.load_state_dict(model.state_dict())
+    for block in compiled.blocks:
+        block.compile(dynamic=False, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        actual = compiled(tokens, documents)
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_one_document_a_row_changes_nothing():
+    model = spread(build(TRANSFORMER))
+    tokens, _ = packed()
+    documents = Documents.from_starts(torch.zeros_like(tokens, dtype=torch.bool))
+    torch.testing.assert_close(model(tokens, documents), model(tokens), rtol=1e-5, atol=1e-5)
