@@ -1,19 +1,26 @@
-"""Equal parameters for every mix of a size, by the width of the MLP.
+"""A mix made as large, or as expensive, as the transformer of its size, by one knob.
 
-The target is the transformer's N at the same blueprint and vocabulary. The width is the coarsest
-multiple (64 down to 1) that comes within a fifth of the tolerance, else the single width nearest.
+`params` equates N (without the input embedding, LM head in), `flops` the training FLOPs per token
+at the training context, `blueprint` nothing. The knob that moves is the MLP's width, or the heads
+as in Olmo Hybrid 7B (Merrill et al. 2026): heads of constant width are removed, and with them the
+model's width, d_model = heads · head width. The transformer it is compared with is that of the
+untouched blueprint under the protocol's own windows.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from models.config import Blueprint, Geometry, Mix, ModelConfig, build_config
-from models.cost import parameters
+from models.cost import flops_per_token, parameters
 from models.errors import SettingError, one_of
 
-MATCHES = ("params", "blueprint")
+MATCHES = ("blueprint", "flops", "params")
+KNOBS = ("heads", "mlp_hidden")
 TRANSFORMER = Mix("transformer", ("attn",))
+COARSEST = 64
+"""Widths of an MLP are multiples of this where that comes near enough."""
 
 
 @dataclass(frozen=True)
@@ -22,10 +29,17 @@ class Matched:
 
     config: ModelConfig
     N_target: int
+    """The transformer's N, whatever was matched: budget, batch and learning rate follow it."""
     residual: float
-    """(N - N_target) / N_target."""
+    """What is left: (mix - transformer) / transformer in `quantity`."""
+    quantity: str
+    """What was matched, `N` or `FLOPs per token`; `N` where nothing was."""
     moved: str
     """What the match changed, in words."""
+
+    def __str__(self) -> str:
+        left = f" ({self.quantity} {self.residual:+.3%})" if self.residual else ""
+        return self.moved + left
 
 
 def match(
@@ -35,40 +49,112 @@ def match(
     vocab_size: int,
     *,
     how: str = "params",
+    knob: str = "mlp_hidden",
     tolerance: float = 0.005,
+    context: int | None = None,
 ) -> Matched:
-    """The mix at a size: `params` moves mlp_hidden to the transformer's N, `blueprint` nothing.
+    """The mix at a size, matched to the size's transformer by `knob`.
 
-    Raises SettingError where no width reaches the tolerance, saying how near it came.
+    context: training sequence length in tokens; `flops` needs it, and no window of the geometry
+    may be longer. Raises SettingError where no setting of the knob comes within `tolerance`
+    (relative), saying how near the nearest came.
     """
-    if how not in MATCHES:
-        raise one_of("protocol.match", how, MATCHES)
+    check_rules(how, knob)
+    if context is not None:
+        check_windows(geometry, size, context)
+    elif how == "flops":
+        raise ValueError("flops are matched at a context; give match() one")
     plain = build_config(mix, size, geometry, vocab_size)
-    target = parameters(build_config(TRANSFORMER, size, geometry, vocab_size))[0]
-    N = parameters(plain)[0]
-    per_width = 3 * size.d_model * size.n_layers
-    ideal = size.mlp_hidden - (N - target) / per_width
-    if how == "blueprint" or target == N:
-        return Matched(plain, target, (N - target) / target, "nothing")
+    transformer = build_config(TRANSFORMER, size, geometry, vocab_size)
+    N_target = parameters(transformer)[0]
 
-    def residual_at(width: int) -> float:
-        return (N + (width - size.mlp_hidden) * per_width - target) / target
+    def measure(config: ModelConfig) -> float:
+        return flops_per_token(config, context or 0) if how == "flops" else parameters(config)[0]
 
-    multiple = 64
-    width = round(ideal / multiple) * multiple
-    while multiple > 1 and (width < 1 or abs(residual_at(width)) > tolerance / 5):
-        multiple //= 2
-        width = round(ideal / multiple) * multiple
-    if width < 1 or abs(residual_at(width)) > tolerance:
-        near = residual_at(max(width, 1))
+    target = measure(transformer)
+    quantity = "FLOPs per token" if how == "flops" else "N"
+
+    def residual(config: ModelConfig) -> float:
+        return (measure(config) - target) / target
+
+    if how == "blueprint" or measure(plain) == target:
+        return Matched(plain, N_target, residual(plain), quantity, "nothing")
+    if knob == "heads":
+        config = _nearest_heads(mix, size, geometry, vocab_size, residual)
+        moved = (
+            f"heads {size.n_heads} → {config.n_heads}, d_model {size.d_model} → {config.d_model}"
+        )
+        setting, other = f"{config.n_heads} heads", "protocol.knob=mlp_hidden"
+        if config.n_heads == size.n_heads:
+            moved = "nothing"
+    else:
+        config = _nearest_mlp(plain, residual, tolerance)
+        moved = f"mlp_hidden {size.mlp_hidden} → {config.mlp_hidden}"
+        setting, other = f"mlp_hidden={config.mlp_hidden}", "a size with a wider MLP"
+    left = residual(config)
+    if abs(left) > tolerance:
         raise SettingError(
             f"mix={mix.name} at size={size.name} cannot be matched to the transformer's "
-            f"N = {target:,} within {tolerance:.1%}: mlp_hidden={max(width, 1)} leaves "
-            f"{near:+.1%}; use protocol.match=blueprint, or a size with a wider MLP."
+            f"{quantity} = {target:,.0f} within {tolerance:.2%}: the nearest, {setting}, leaves "
+            f"{left:+.2%}; give protocol.match=blueprint, protocol.tolerance={_ceiling(abs(left))} "
+            f"or more, or {other}."
         )
-    return Matched(
-        replace(plain, mlp_hidden=width),
-        target,
-        residual_at(width),
-        f"mlp_hidden {size.mlp_hidden} → {width}",
-    )
+    return Matched(config, N_target, left, quantity, moved)
+
+
+def check_rules(how: str, knob: str) -> None:
+    """Raise SettingError where there is no such match or knob."""
+    if how not in MATCHES:
+        raise one_of("protocol.match", how, MATCHES)
+    if knob not in KNOBS:
+        raise one_of("protocol.knob", knob, KNOBS)
+
+
+def check_windows(geometry: Geometry, size: Blueprint, context: int) -> None:
+    """Raise SettingError where a sliding window is longer than the context it slides over."""
+    longest = max(geometry.windows, default=0)
+    if longest > context:
+        raise SettingError(
+            f"protocol.windows={list(geometry.windows)} has a window longer than the "
+            f"context={context} of size={size.name}; give windows of at most {context} tokens "
+            f"([] for full attention), or a size with a context of at least {longest}."
+        )
+
+
+def _nearest_mlp(
+    plain: ModelConfig, residual: Callable[[ModelConfig], float], tolerance: float
+) -> ModelConfig:
+    """The coarsest width (multiples of 64 down to 1) within a fifth of the tolerance, else the
+    single nearest. N and FLOPs are both linear in the width, so the ideal one is solved for."""
+    start = residual(plain)
+    per_width = residual(replace(plain, mlp_hidden=plain.mlp_hidden + 1)) - start
+    ideal = plain.mlp_hidden - start / per_width
+    multiple = COARSEST
+    while True:
+        config = replace(plain, mlp_hidden=max(1, round(ideal / multiple) * multiple))
+        if multiple == 1 or (
+            config.mlp_hidden >= multiple and abs(residual(config)) <= tolerance / 5
+        ):
+            return config
+        multiple //= 2
+
+
+def _nearest_heads(
+    mix: Mix,
+    size: Blueprint,
+    geometry: Geometry,
+    vocab_size: int,
+    residual: Callable[[ModelConfig], float],
+) -> ModelConfig:
+    """The number of heads that comes nearest, keys and values keeping theirs."""
+    step = size.n_kv_heads or 1
+    configs = [
+        build_config(mix, replace(size, n_heads=n, d_model=n * size.head_dim), geometry, vocab_size)
+        for n in range(step, 2 * size.n_heads + 1, step)
+    ]
+    return min(configs, key=lambda config: abs(residual(config)))
+
+
+def _ceiling(residual: float) -> str:
+    """The smallest tolerance in thousandths that would hold."""
+    return f"{int(residual * 1000) / 1000 + 0.001:g}"

@@ -1,0 +1,370 @@
+"""python -m models: what every mix at every size is and costs, without building any of it.
+
+Settings are written as for a sweep and read from conf/ (a protocol's `defaults` honoured); neither
+Hydra nor torch is loaded, so that the answer comes at once.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from models.config import Blueprint, Geometry, Mix, build_config
+from models.cost import activation_bytes, count, decode_bytes, parameters
+from models.errors import SettingError, one_of
+from models.matching import TRANSFORMER, check_rules, check_windows, match
+
+HELP = """\
+What every mix at every size is and costs.
+
+  python -m models [mix=A,B] [size=A,B] [protocol=NAME] [context=TOKENS] [KEY=VALUE ...]
+                   [--format table|csv|markdown]
+
+  mix, size    names in conf/mix and conf/size; unless given, all mixes, and all sizes whose
+               context is as long as the protocol's windows
+  protocol     a name in conf/protocol; controlled unless given
+  context      sequence length in tokens; the size's own unless given
+  KEY=VALUE    any setting of those groups: protocol.match=flops, protocol.knob=heads,
+               size.n_kv_heads=4, mix.last=attn
+
+Columns
+  N, N_total, N_body         parameters: without the input embedding; with it; without the
+                             embedding and the head. The vocabulary is the size's own
+  flops_per_token            of training, forward and backward, at the context
+  state_bytes, kv_bytes      what decoding one sequence of the context keeps, in bf16: states
+                             (float32) that do not grow, and keys and values that do
+  residual                   (mix - transformer) / transformer in what was matched, else in N
+  activation_bytes_per_token what training keeps for the backward pass, in bf16
+  N_vs_transformer           N over the N of the size's transformer
+  moved                      what the match changed, or why there is no such model
+
+Exit code 2 where a setting, or a row, cannot be. docs/counts.md has the conventions.
+
+Examples
+  python -m models size=60m,1b
+  python -m models protocol=olmo_hybrid --format csv
+  python -m models mix=gdn3_attn1 protocol.match=flops context=32768
+"""
+CONF = Path(__file__).resolve().parents[1] / "conf"
+FORMATS = ("csv", "markdown", "table")
+COLUMNS = (
+    "mix",
+    "size",
+    "N",
+    "N_total",
+    "N_body",
+    "flops_per_token",
+    "state_bytes",
+    "kv_bytes",
+    "residual",
+    "activation_bytes_per_token",
+    "N_vs_transformer",
+    "moved",
+)
+T = TypeVar("T")
+Row = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Conditions:
+    """What a size is named for, beside its blueprint."""
+
+    vocab_size: int
+    context: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Matching:
+    """What a protocol asks of matching."""
+
+    match: str
+    tolerance: float
+    knob: str = "mlp_hidden"
+
+
+# The dataclasses that a group of settings fills.
+GROUPS: dict[str, tuple[type, ...]] = {
+    "mix": (Mix,),
+    "size": (Blueprint, Conditions),
+    "protocol": (Geometry, Matching),
+}
+
+
+def main(arguments: list[str]) -> int:
+    """Print the table; 2 where a setting or a row cannot be, with a sentence on stderr."""
+    if {"-h", "--help"} & set(arguments):
+        print(HELP, end="")
+        return 0
+    try:
+        style, chosen, overrides = _parse(arguments)
+        rows, problems = table(chosen, overrides)
+    except SettingError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for problem in dict.fromkeys(problems):
+        print(f"error: {problem}", file=sys.stderr)
+    if any(row["N"] for row in rows):
+        print({"csv": _csv, "markdown": _markdown, "table": _table}[style](rows), end="")
+    return 2 if problems else 0
+
+
+def table(
+    chosen: Mapping[str, str], overrides: Mapping[str, Mapping[str, Any]]
+) -> tuple[list[Row], list[str]]:
+    """(rows, sentences of what cannot be); such a row has empty counts and the sentence.
+
+    chosen: {`mix`, `size`, `protocol`, `context`: value as typed}, each optional; overrides:
+    {group: {key: value}}. Raises SettingError where a setting itself is wrong.
+    """
+    mixes = [_read("mix", n, overrides) for n in _names("mix", chosen.get("mix"))]
+    sizes = [_read("size", n, overrides) for n in _names("size", chosen.get("size"))]
+    (name,) = _names("protocol", chosen.get("protocol", "controlled"), most=1)
+    protocol = _read("protocol", name, overrides)
+    geometry, rules = _fill(Geometry, protocol), _fill(Matching, protocol)
+    check_rules(rules.match, rules.knob)
+    if "context" in chosen:
+        context = _value(chosen["context"])
+        if not isinstance(context, int) or isinstance(context, bool) or context < 1:
+            raise SettingError(f"context={context} must be a whole number of at least 1.")
+        sizes = [{**size, "context": context} for size in sizes]
+    filled = [(_fill(Blueprint, size), _fill(Conditions, size)) for size in sizes]
+    if "size" not in chosen:
+        # Of all sizes, those whose context holds the protocol's windows.
+        held = [f for f in filled if f[1].context >= max(geometry.windows, default=0)]
+        filled = held or filled
+    filled.sort(
+        key=lambda f: parameters(build_config(TRANSFORMER, f[0], geometry, f[1].vocab_size))
+    )
+    for blueprint, conditions in filled:
+        check_windows(geometry, blueprint, conditions.context)
+
+    rows: list[Row] = []
+    problems: list[str] = []
+    ordered = sorted((_fill(Mix, m) for m in mixes), key=_transformer_first)
+    for blueprint, conditions in filled:
+        for mix in ordered:
+            row: Row = dict.fromkeys(COLUMNS, "") | {"mix": mix.name, "size": blueprint.name}
+            try:
+                row |= _counts(mix, blueprint, conditions, geometry, rules)
+            except SettingError as error:
+                problems.append(str(error))
+                row["moved"] = str(error)
+            rows.append(row)
+    return rows, problems
+
+
+def _counts(
+    mix: Mix, size: Blueprint, conditions: Conditions, geometry: Geometry, rules: Matching
+) -> Row:
+    context = conditions.context
+    matched = match(
+        mix,
+        size,
+        geometry,
+        conditions.vocab_size,
+        how=rules.match,
+        knob=rules.knob,
+        tolerance=rules.tolerance,
+        context=context,
+    )
+    counts = count(matched.config, context)
+    state, kv = decode_bytes(matched.config, context)
+    return {
+        "N": counts.N,
+        "N_total": counts.N_total,
+        "N_body": counts.N_body,
+        "flops_per_token": counts.flops_per_token,
+        "state_bytes": state,
+        "kv_bytes": kv,
+        "residual": matched.residual,
+        "activation_bytes_per_token": activation_bytes(matched.config, context),
+        "N_vs_transformer": counts.N / matched.N_target,
+        "moved": matched.moved,
+    }
+
+
+def _transformer_first(mix: Mix) -> tuple[bool, str]:
+    return mix.pattern != TRANSFORMER.pattern, mix.name
+
+
+def _parse(arguments: Iterable[str]) -> tuple[str, dict[str, str], dict[str, dict[str, Any]]]:
+    """(format, {mix | size | protocol | context: text}, {group: {key: value}})."""
+    style = "table"
+    chosen: dict[str, str] = {}
+    overrides: dict[str, dict[str, Any]] = {group: {} for group in GROUPS}
+    rest = iter(arguments)
+    for argument in rest:
+        key, equals, text = argument.partition("=")
+        group, dot, setting = key.partition(".")
+        if key == "--format":
+            style = text if equals else next(rest, "")
+            if style not in FORMATS:
+                raise one_of("--format", style, FORMATS)
+        elif not equals:
+            raise SettingError(f"{argument} is not a setting; write KEY=VALUE, or see --help.")
+        elif dot and group in GROUPS:
+            overrides[group][setting] = _value(text)
+        elif key in (*GROUPS, "context"):
+            chosen[key] = text
+        else:
+            raise SettingError(
+                f"{key} is not a setting; valid: context, {', '.join(GROUPS)}, and "
+                f"{', '.join(f'{g}.KEY' for g in GROUPS)}, like protocol.match=flops."
+            )
+    return style, chosen, overrides
+
+
+def _value(text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise SettingError(
+            f"{text} is no value; write a number, a name or a list, [a,b]."
+        ) from None
+
+
+def _names(group: str, text: str | None, most: int | None = None) -> list[str]:
+    """The names asked for, in order and once each; all there are for None."""
+    there = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+    if text is None:
+        return there
+    names = list(dict.fromkeys(text.split(",")))
+    for name in names:
+        if name not in there:
+            raise one_of(group, name, there)
+    if most is not None and len(names) > most:
+        raise SettingError(f"{group}={text} must be one of: {', '.join(there)}.")
+    return names
+
+
+def _read(group: str, name: str, overrides: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """A file of conf/ with the files it stands on below it and the overrides above."""
+    values = _file(group, name)
+    fields = {f.name for cls in GROUPS[group] for f in dataclasses.fields(cls)}
+    for key, value in overrides[group].items():
+        if key not in (valid := fields | set(values)):
+            raise SettingError(
+                f"{group}.{key} is not a setting; valid: "
+                f"{', '.join(f'{group}.{name}' for name in sorted(valid))}."
+            )
+        values[key] = value
+    return {"group": group, **values}
+
+
+def _file(group: str, name: str) -> dict[str, Any]:
+    content = yaml.safe_load((CONF / group / f"{name}.yaml").read_text(encoding="utf-8"))
+    values: dict[str, Any] = {}
+    for below in content.pop("defaults", []):
+        if below != "_self_":
+            values |= _file(group, below)
+    return values | content
+
+
+# What a field of each type holds, in words, and how to tell.
+KINDS: dict[str, tuple[str, Any]] = {
+    "int": ("a whole number of at least 1", lambda v: _is_int(v) and v >= 1),
+    "float": ("a number of at least 0", lambda v: (_is_int(v) or isinstance(v, float)) and v >= 0),
+    "str": ("a name", lambda v: isinstance(v, str)),
+    "bool": ("true or false", lambda v: isinstance(v, bool)),
+    "tuple[str, ...]": ("a list of names, [a,b]", lambda v: _is_list(v, str)),
+    "tuple[int, ...]": (
+        "a list of whole numbers of at least 0, [1,2]",
+        lambda v: _is_list(v, int) and all(_is_int(i) and i >= 0 for i in v),
+    ),
+}
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_list(value: Any, kind: type) -> bool:
+    return isinstance(value, list) and all(isinstance(item, kind) for item in value)
+
+
+def _fill(cls: type[T], values: Mapping[str, Any]) -> T:
+    """The dataclass's own part of a group, its types checked."""
+    filled = {}
+    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+        if field.name not in values:
+            if field.default is dataclasses.MISSING:
+                raise SettingError(f"{values['group']}.{field.name} is missing.")
+            continue
+        value = values[field.name]
+        kind, _, optional = str(field.type).partition(" | ")
+        words, fits = KINDS[kind]
+        if not fits(value) and not (optional and value is None):
+            raise SettingError(f"{values['group']}.{field.name}={value} must be {words}.")
+        filled[field.name] = tuple(value) if isinstance(value, list) else value
+    return cls(**filled)
+
+
+def _csv(rows: list[Row]) -> str:
+    out = io.StringIO()
+    writer = csv.DictWriter(out, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({key: _exact(value) for key, value in row.items()} for row in rows)
+    return out.getvalue()
+
+
+def _exact(value: Any) -> str:
+    if isinstance(value, float):
+        return str(int(value)) if value.is_integer() and value else f"{value:.10g}"
+    return str(value)
+
+
+def _markdown(rows: list[Row]) -> str:
+    lines = [COLUMNS, ["---", "---", *["---:"] * (len(COLUMNS) - 3), "---"]]
+    lines += [_readable(row) for row in rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _table(rows: list[Row]) -> str:
+    header = [name.replace("_per_token", "/token").replace("_vs_", "/") for name in COLUMNS]
+    lines = [header, *(_readable(row) for row in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(COLUMNS) - 1)]
+    out = []
+    for line in lines:
+        cells = [
+            cell.ljust(width) if i < 2 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=False))
+        ]
+        out.append("  ".join([*cells, line[-1]]) + "\n")
+    return "".join(out)
+
+
+def _readable(row: Row) -> list[str]:
+    """Cells for a reader: four digits with a unit."""
+    cells = []
+    for name in COLUMNS:
+        value = row[name]
+        if isinstance(value, str):
+            cells.append(value)
+        elif name == "residual":
+            cells.append(f"{value:+.2%}")
+        elif name == "N_vs_transformer":
+            cells.append(f"{value:.3f}")
+        elif "bytes" in name:
+            cells.append(_scaled(value, 1024, ("B", "KiB", "MiB", "GiB", "TiB")))
+        else:
+            cells.append(_scaled(value, 1000, ("", "k", "M", "G", "T")))
+    return cells
+
+
+def _scaled(value: float, base: int, units: tuple[str, ...]) -> str:
+    power = 0
+    while value >= base and power < len(units) - 1:
+        value, power = value / base, power + 1
+    digits = 0 if power == 0 else 1 if value >= 100 else 2
+    return f"{value:.{digits}f} {units[power]}".rstrip()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
