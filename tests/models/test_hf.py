@@ -1,0 +1,399 @@
+"""Exports open in transformers with our logits, generate as we would, and come back bit for bit."""
+
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ablations.checkpoint import Checkpoints
+from ablations.data.embedded import SEPARATOR
+from ablations.data.prepared import write_prepared
+from ablations.settings import to_dict
+from ablations.spec import resolve
+from models import hf, hf_run
+from models.config import Blueprint, Mix, build_config
+from models.errors import SettingError
+from models.language_model import LanguageModel
+from tests.ablations.conftest import settings as run_settings
+
+from .test_whole_models import CONFIGS, GDN3, SIZE, WHOLE, tokens, varied
+
+transformers = pytest.importorskip("transformers")
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+
+EXPECTED = {
+    "transformer": "Olmo3ForCausalLM",
+    "windows": "Olmo3ForCausalLM",
+    "gdn3_attn1": "OlmoHybridForCausalLM",
+    "positive": "OlmoHybridForCausalLM",
+    "mamba2": "GraniteMoeHybridForCausalLM",
+    "gdn": "ArchladderForCausalLM",
+    "mamba2x3_attn1": "ArchladderForCausalLM",
+    "ungated": "ArchladderForCausalLM",
+    "three": "ArchladderForCausalLM",
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def modules_elsewhere(tmp_path_factory):
+    """Remote code is copied to a cache before it is imported; not to the user's."""
+    patch = pytest.MonkeyPatch()
+    cache = str(tmp_path_factory.mktemp("modules"))
+    patch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", cache)
+    yield
+    patch.undo()
+
+
+def export(out, name="gdn3_attn1", **changes):
+    model = varied(CONFIGS[name])
+    options = {"context": 128, "separator": 0, "tokenizer": "bytes", **changes}
+    said = hf.export(model.config, model.state_dict(), out, **options)
+    return model, said
+
+
+def opened(out, *, remote=False):
+    model, info = transformers.AutoModelForCausalLM.from_pretrained(
+        out, trust_remote_code=remote, output_loading_info=True
+    )
+    assert not any(info.values()), info
+    return model
+
+
+def continued(model, ids, n):
+    """Greedy decoding by the definition: the whole sequence again for every token."""
+    with torch.no_grad():
+        for _ in range(n):
+            ids = torch.cat([ids, model(ids)[:, -1:].argmax(-1)], dim=1)
+    return ids
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_an_export_opens_with_our_logits_generates_and_comes_back(tmp_path, name):
+    ours, (said, difference) = export(tmp_path / "out", name)
+    remote = EXPECTED[name] == "ArchladderForCausalLM"
+    theirs = opened(tmp_path / "out", remote=remote)
+    assert said == type(theirs).__name__ == EXPECTED[name]
+    assert (tmp_path / "out" / "modeling_archladder.py").exists() == remote
+    ids = tokens(2, 70)
+    with torch.no_grad():
+        actual, expected = theirs(ids).logits, ours(ids)
+    assert expected.std() > 0.3
+    assert (actual - expected).abs().max() <= 1e-4
+    assert difference <= 1e-4
+    prompt = ids[:, :9]
+    made = theirs.generate(
+        prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=12, do_sample=False,
+        eos_token_id=None,
+    )  # fmt: skip
+    assert torch.equal(made, continued(ours, prompt, 12))
+    back = hf.load_pretrained(tmp_path / "out")
+    for (key, a), (_, b) in zip(ours.state_dict().items(), back.state_dict().items(), strict=True):
+        assert torch.equal(a, b), key
+    with torch.no_grad():
+        assert torch.equal(back(ids), expected)
+
+
+@pytest.mark.parametrize("name", ["three", "mamba2x3_attn1", "gdn"])
+def test_our_modeling_file_pads_decodes_and_trains(tmp_path, name):
+    ours, _ = export(tmp_path / "out", name)
+    theirs = opened(tmp_path / "out", remote=True)
+    prompts = [tokens(1, 23)[0], tokens(1, 40)[0][31:], tokens(1, 3)[0]]
+    longest = max(map(len, prompts))
+    ids = torch.stack([F.pad(p, (longest - len(p), 0), value=7) for p in prompts])
+    mask = torch.stack([F.pad(torch.ones_like(p), (longest - len(p), 0)) for p in prompts])
+    made = theirs.generate(ids, attention_mask=mask, max_new_tokens=20, do_sample=False,
+                           eos_token_id=None)  # fmt: skip
+    searched = {"attention_mask": mask, "max_new_tokens": 8, "num_beams": 3, "do_sample": False}
+    beams = [
+        theirs.generate(ids, **searched, eos_token_id=None, use_cache=cached)
+        for cached in (True, False)
+    ]
+    assert torch.equal(*beams)
+    for row, prompt in zip(made, prompts, strict=True):
+        expected = continued(ours, prompt[None], 20)[0]
+        assert torch.equal(row[longest - len(prompt) :], expected)
+    ids = tokens(2, 50)
+    theirs.train()(ids, labels=ids).loss.backward()
+    ours.losses(ids[:, :-1], ids[:, 1:])[0].mean().backward()
+    gradients = {n: p.grad for n, p in theirs.named_parameters()}
+    for key, parameter in ours.named_parameters():
+        scale = parameter.grad.abs().max()
+        assert (gradients[key] - parameter.grad).abs().max() / scale < 1e-3, key
+
+
+@pytest.fixture(scope="module")
+def byte_folder(tmp_path_factory):
+    out = tmp_path_factory.mktemp("bytes") / "out"
+    export(out, "transformer")
+    return out
+
+
+def test_the_tokenizer_of_a_byte_corpus_is_bytes(byte_folder):
+    tokenizer = transformers.AutoTokenizer.from_pretrained(byte_folder)
+
+    @settings(max_examples=200, deadline=None)
+    @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=60))
+    def check(text):
+        ids = tokenizer.encode(text)
+        assert ids == list(text.encode())
+        assert tokenizer.decode(ids) == text
+
+    check()
+    every = "".join(map(chr, range(0x250))) + "\r\n \u2028 'll  𝕏 ﬁ e\u0301"
+    assert tokenizer.encode(every) == list(every.encode())
+    assert (tokenizer.eos_token_id, tokenizer.pad_token_id) == (SEPARATOR, SEPARATOR)
+    assert hf_run.EMBEDDED_SEPARATOR == SEPARATOR
+    assert transformers.GenerationConfig.from_pretrained(byte_folder).eos_token_id == SEPARATOR
+
+
+def test_a_separator_beyond_the_bytes_is_a_token_of_its_own(tmp_path):
+    config = build_config(Mix("x", ("attn",)), SIZE, WHOLE, 257)
+    weights = varied(config).state_dict()
+    options = {"context": 64, "separator": 256, "tokenizer": "bytes"}
+    hf.export(config, weights, tmp_path / "out", **options)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert tokenizer.encode("a\0é<|endoftext|>") == [97, 0, 0xC3, 0xA9, 256]
+    assert tokenizer.eos_token_id == 256
+    with pytest.raises(SettingError, match="vocab_size=256"):
+        hf.byte_tokenizer(256, 256)
+
+
+def make_run(folder, mix="gdn3_attn1", steps=(3, 7), **changes):
+    """A run directory as training leaves it, with untrained weights."""
+    spec = resolve(run_settings(mix, **changes))
+    folder.mkdir()
+    (folder / "spec.yaml").write_text(yaml.safe_dump(to_dict(spec)))
+    checkpoints = Checkpoints(folder / "checkpoints", keep_steps=set(steps))
+    for step in steps:
+        model = LanguageModel(spec.model)
+        model.initialize(step)
+        checkpoints.save(step, {"model": model.state_dict(), "progress": {"step": step}})
+    checkpoints.wait()
+    return spec
+
+
+def command(*words):
+    return subprocess.run(
+        [sys.executable, "-m", "models.hf", *map(str, words)], capture_output=True, text=True,
+        check=False, cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_the_command_exports_a_run_and_imports_the_folder(tmp_path, capsys):
+    spec = make_run(tmp_path / "run")
+    told = command("export", tmp_path / "run", tmp_path / "out")
+    assert told.returncode == 0, told.stderr
+    assert told.stdout.startswith(f"{tmp_path}/out: step 7 as OlmoHybridForCausalLM")
+    assert "Traceback" not in told.stderr
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path / "out").encode("é") == [0xC3, 0xA9]
+    assert opened(tmp_path / "out").config.max_position_embeddings == spec.recipe.context
+    assert hf.main(["export", str(tmp_path / "run"), str(tmp_path / "3"), "checkpoint=3"]) == 0
+    assert hf.main(["import", str(tmp_path / "3"), str(tmp_path / "back")]) == 0
+    model = LanguageModel(spec.model)
+    model.initialize(3)
+    back = hf.load_pretrained(tmp_path / "back")
+    assert all(map(torch.equal, model.state_dict().values(), back.state_dict().values()))
+    capsys.readouterr()
+
+
+def test_a_torn_checkpoint_is_passed_over_and_an_old_spec_still_read(tmp_path, capsys):
+    make_run(tmp_path / "run", "transformer")
+    content = yaml.safe_load((tmp_path / "run" / "spec.yaml").read_text())
+    content["model"].pop("n_kv_heads", None)
+    (tmp_path / "run" / "spec.yaml").write_text(yaml.safe_dump(content))
+    last = tmp_path / "run" / "checkpoints" / "step-00000007" / "shard-00000.safetensors"
+    last.write_bytes(last.read_bytes()[:1000])
+    assert hf.main(["export", str(tmp_path / "run"), str(tmp_path / "out")]) == 0
+    told = capsys.readouterr()
+    assert "step 3 as Olmo3ForCausalLM" in told.out
+    assert told.err.startswith("warning: step-00000007 cannot be read (shard-00000")
+    assert hf.main(["export", str(tmp_path / "run"), str(tmp_path / "7"), "checkpoint=7"]) == 2
+    assert "holds no checkpoint=7 that can be read" in capsys.readouterr().err
+
+
+def test_a_checkpoint_in_shards_is_put_together(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    spec = make_run(tmp_path / "run", steps=(3,))
+    folder = tmp_path / "run" / "checkpoints" / "step-00000003"
+    index = json.loads((folder / "index.json").read_text())
+    shards = load_file(folder / "shard-00000.safetensors"), {}
+    for name, entry in index["tensors"].items():  # as two ranks that shard the first dimension
+        whole = shards[0].pop(name)
+        entry["pieces"] = []
+        for rank, part in enumerate(whole.chunk(2)):
+            offsets = [rank * len(whole.chunk(2)[0]), *[0] * (whole.dim() - 1)]
+            shards[rank][f"{name}{offsets}"] = part.contiguous()
+            file = f"shard-{rank:05d}.safetensors"
+            entry["pieces"].append({"file": file, "offsets": offsets, "sizes": list(part.shape)})
+    for rank, shard in enumerate(shards):
+        save_file(shard, folder / f"shard-{rank:05d}.safetensors")
+    (folder / "index.json").write_text(json.dumps(index))
+    sums = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.glob("[si]*")}
+    (folder / "checksums.json").write_text(json.dumps(sums))
+    step, weights = hf_run.read_weights(tmp_path / "run", "3")
+    model = LanguageModel(spec.model)
+    model.initialize(3)
+    assert step == 3
+    assert weights.keys() == model.state_dict().keys()
+    assert all(torch.equal(weights[name], value) for name, value in model.state_dict().items())
+
+
+def test_a_corpus_of_ones_own_brings_its_separator_and_takes_its_tokenizer(tmp_path, capsys):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = {"<end>": 0, "a": 1, "b": 2, "?": 3}
+    theirs = Tokenizer(models.WordLevel(words, unk_token="?"))
+    theirs.pre_tokenizer = pre_tokenizers.Whitespace()
+    theirs.save(str(tmp_path / "tokenizer.json"))
+    import numpy as np
+
+    stream = [np.array([1, 2, 1, 3] * 8000)]
+    write_prepared(
+        tmp_path / "corpus", name="words", vocab_size=4, separator=0, train=stream,
+        validation={"v": stream}, tokenizer={"name": "words", "sha256": None},
+        token_bytes=np.array([0, 1, 1, 1], np.uint16),
+    )  # fmt: skip
+    corpus = {"data__name": "tokens", "data__path": str(tmp_path / "corpus")}
+    make_run(tmp_path / "run", steps=(1,), protocol__max_epochs=1e9, **corpus)
+    words = ["export", str(tmp_path / "run")]
+    assert hf.main([*words, str(tmp_path / "without")]) == 0
+    assert "without a tokenizer: give tokenizer=PATH" in capsys.readouterr().out
+    assert not (tmp_path / "without" / "tokenizer.json").exists()
+    assert hf.main([*words, str(tmp_path / "with"), f"tokenizer={tmp_path}"]) == 0
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "with")
+    assert tokenizer.encode("a b nothing") == [1, 2, 3]
+    assert (tokenizer.eos_token, tokenizer.eos_token_id) == ("<end>", 0)
+    manifest = tmp_path / "corpus" / "manifest.json"
+    content = json.loads(manifest.read_text())
+    content["tokenizer"]["sha256"] = "0" * 64
+    manifest.write_text(json.dumps(content))
+    capsys.readouterr()
+    assert hf.main([*words, str(tmp_path / "other"), f"tokenizer={tmp_path}"]) == 2
+    assert "is another than the corpus was made with" in capsys.readouterr().err
+
+
+def test_what_cannot_be_exported_is_a_sentence_and_leaves_nothing(tmp_path, capsys):
+    make_run(tmp_path / "run", "transformer", steps=(3,))
+    make_run(tmp_path / "empty", "transformer", steps=())
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "large.json").write_text(json.dumps(hf.byte_tokenizer(301, 300)))
+    before = sorted(tmp_path.iterdir())
+    run, out = str(tmp_path / "run"), str(tmp_path / "out")
+    for words, sentence in (
+        ((), "COMMAND=nothing is not known; valid: export, import"),
+        (("export", run), "takes two folders, RUN_DIR OUT; 1 were given"),
+        (("export", out, run + "2"), "is not a run directory"),
+        (("export", str(tmp_path / "empty"), out), "holds no checkpoint"),
+        (("export", run, out, "checkpoint=4"), "checkpoint=4 is not known; valid: 3, last"),
+        (("export", run, str(tmp_path / "taken")), "exists already"),
+        (("export", run, out, "tokenizer=nowhere"), "tokenizer=nowhere is no tokenizer.json"),
+        (("export", run, out, f"tokenizer={tmp_path}/large.json"), "has ids up to 300"),
+        (("import", run, out), "holds no config.json"),
+        (("import", run, out, "checkpoint=3"), "import's setting=checkpoint is not known"),
+    ):
+        assert hf.main(list(words)) == 2, words
+        told = capsys.readouterr().err
+        assert sentence in told
+        assert told.startswith("error: ")
+        assert told.count("\n") == 1
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_mixer_of_ones_own_is_not_exported(tmp_path):
+    from dataclasses import replace
+
+    config = replace(CONFIGS["gdn"], layers=("gdn", "mine", "gdn", "gdn"))
+    with pytest.raises(SettingError, match="mine is not known; valid: attn, gdn, mamba2"):
+        hf.export(config, {}, tmp_path / "out", context=8)
+
+
+def hybrid_of_theirs(**changes):
+    """An Olmo Hybrid that transformers initialised, not we."""
+    torch.manual_seed(0)
+    config = {
+        "vocab_size": 90, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "linear_key_head_dim": 16,
+        "linear_value_head_dim": 32, "max_position_embeddings": 64, "pad_token_id": None,
+        "eos_token_id": 1, "initializer_range": 0.2,
+        "rope_parameters": {"rope_type": "default", "rope_theta": None}, **changes,
+    }  # fmt: skip
+    return transformers.OlmoHybridForCausalLM(transformers.OlmoHybridConfig(**config))
+
+
+def test_a_folder_that_transformers_wrote_in_pieces_is_imported(tmp_path):
+    theirs = hybrid_of_theirs()
+    theirs.save_pretrained(tmp_path, max_shard_size="100KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 2
+    ours = hf.load_pretrained(tmp_path)
+    assert ours.config.layers == GDN3
+    assert ours.config.rope_theta is None
+    ids = tokens(2, 40) % 90
+    with torch.no_grad():
+        assert (ours(ids) - theirs(ids).logits).abs().max() <= 1e-4
+    next(tmp_path.glob("*.safetensors")).unlink()
+    with pytest.raises(SettingError, match="lacks model-0000"):
+        hf.load_pretrained(tmp_path)
+
+
+def test_import_takes_a_joined_convolution_and_null_rope_as_transformers_does(tmp_path):
+    from safetensors.torch import save_file
+
+    theirs = hybrid_of_theirs()
+    config = json.loads(theirs.config.to_json_string())
+    config["rope_parameters"] = None  # what transformers reads as a base of 10,000
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    weights = {name: weight.contiguous() for name, weight in theirs.state_dict().items()}
+    assert any(name.endswith("linear_attn.conv1d.weight") for name in weights)
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    reopened = opened(tmp_path)
+    ours = hf.load_pretrained(tmp_path)
+    assert ours.config.rope_theta == 10_000.0
+    ids = tokens(2, 40) % 90
+    with torch.no_grad():
+        assert (ours(ids) - reopened(ids).logits).abs().max() <= 1e-4
+    weights.pop("model.layers.1.linear_attn.A_log")
+    save_file(weights, tmp_path / "model.safetensors")
+    with pytest.raises(
+        SettingError, match=r"lacks 1 tensors .* model\.layers\.1\.linear_attn\.A_log"
+    ):
+        hf.load_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
+    with pytest.raises(SettingError, match="can run code"):
+        hf.load_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"tie_word_embeddings": True}, "tie_word_embeddings=True cannot be ours; valid: False"),
+        ({"attention_bias": True}, "attention_bias=True cannot be ours"),
+        ({"linear_num_value_heads": 8}, "linear_num_value_heads=8 cannot be ours; valid: 4"),
+        (
+            {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}},
+            "rope_type default",
+        ),
+        ({"model_type": "llama"}, "model_type=llama is not known; valid: archladder, granite"),
+    ],
+)
+def test_what_our_model_cannot_be_is_not_imported(tmp_path, changes, sentence):
+    config = json.loads(hybrid_of_theirs().config.to_json_string())
+    (tmp_path / "config.json").write_text(json.dumps(config | changes))
+    with pytest.raises(SettingError, match=sentence):
+        hf.load_pretrained(tmp_path)
+
+
+def test_the_smallest_shapes_export(tmp_path):
+    """One head, a vocabulary that is no multiple of anything, a single layer."""
+    config = build_config(Mix("x", ("mamba2",)), Blueprint("x", 34, 1, 1, 7), WHOLE, 11)
+    hf.export(config, varied(config).state_dict(), tmp_path / "out", context=3)
+    assert opened(tmp_path / "out").config.eos_token_id is None
