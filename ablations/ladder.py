@@ -8,12 +8,18 @@ rules are Porian et al. 2024's ("Resolving Discrepancies in Compute-Optimal Scal
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
-from models.errors import SettingError
+from models.errors import SettingError, one_of
 
 N_REFERENCE = 108e6
 SEQUENCE_REFERENCE = 2048
+SCHEDULES = ("wsds", "cosine")
+COSINE_FLOOR = 0.1
+"""Share of the peak at which a cosine ends (Olmo Hybrid 7B, Hoffmann et al. 2022)."""
+CHINCHILLA_TOKENS = 20
+"""Tokens a parameter of the Chinchilla budget (Hoffmann et al. 2022)."""
 
 
 def batch_tokens(N: float) -> int:
@@ -38,12 +44,12 @@ def warmup_tokens(N: float) -> int:
 
 @dataclass(frozen=True)
 class Milestone:
-    """An evaluated checkpoint: the end of one WSD-S period."""
+    """An evaluated checkpoint: the end of one WSD-S period, or of the run."""
 
     chinchilla: float
     """Multiple of the Chinchilla budget (`tokens_per_parameter` · N)."""
     decay_from: int
-    """Step after which the learning rate falls linearly."""
+    """Step after which the learning rate falls linearly (a cosine falls all along)."""
     step: int
     """Step after which the point is taken, its decay done."""
 
@@ -68,14 +74,22 @@ class Recipe:
     grad_clip: float
     z_loss: float
     skip_sigma: float
+    schedule: str
     milestones: tuple[Milestone, ...]
+    by_hand: tuple[str, ...] = ()
+    """What the ladder's rules did not decide, each with what they would have said."""
 
     def lr(self, step: int) -> float:
         """Learning rate of the update numbered `step` (from 1): warm-up, stable, decay, jump.
 
         WSD-S (Wen et al. 2024): each period's last part falls linearly to 0 for its point, then
-        training goes on from there at the peak, without a new warm-up.
+        training goes on from there at the peak, without a new warm-up. A cosine falls from the
+        peak to a tenth of it at the last step.
         """
+        if self.schedule == "cosine" and step > self.warmup_steps:
+            done = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
+            level = (1 + math.cos(math.pi * done)) / 2
+            return self.peak_lr * (COSINE_FLOOR + (1 - COSINE_FLOOR) * level)
         for milestone in self.milestones:
             if step <= milestone.step:
                 break
@@ -95,6 +109,8 @@ def plan_recipe(
     decay_fraction: float,
     lr_multiplier: float,
     batch: int | None,
+    batch_multiple: int = 1,
+    schedule: str = "wsds",
     weight_decay: float,
     grad_clip: float,
     z_loss: float,
@@ -102,7 +118,8 @@ def plan_recipe(
 ) -> Recipe:
     """Apply the rules to a size whose transformer has N parameters.
 
-    chinchilla: multiples at which points are taken, rising; batch: tokens, None for the rule.
+    chinchilla: multiples at which points are taken, rising; batch: tokens, None for the rule;
+    batch_multiple: sequences that a batch is a multiple of, so that it divides over devices.
     Raises SettingError on a budget that is not positive, not rising, or below one batch.
     """
     if not chinchilla or any(c <= 0 for c in chinchilla):
@@ -123,8 +140,18 @@ def plan_recipe(
         raise SettingError(f"protocol.decay_fraction={decay_fraction} must be above 0, at most 1.")
     if context < 1:
         raise SettingError(f"size.context={context} must be at least 1 token.")
+    if schedule not in SCHEDULES:
+        raise one_of("protocol.schedule", schedule, SCHEDULES)
+    if schedule == "cosine" and len(chinchilla) > 1:
+        raise SettingError(
+            f"protocol.schedule=cosine ends a run with its one point, but chinchilla="
+            f"{list(chinchilla)} names {len(chinchilla)}; give one multiple a run, like "
+            "protocol.chinchilla=[1]."
+        )
+    if batch_multiple < 1:
+        raise SettingError(f"protocol.batch_multiple={batch_multiple} must be at least 1.")
     target = batch_tokens(N) if batch is None else batch
-    instances = max(1, round(target / context))
+    instances = max(1, round(target / context / batch_multiple)) * batch_multiple
     actual = instances * context
 
     milestones: list[Milestone] = []
@@ -137,7 +164,7 @@ def plan_recipe(
                 f"tokens, less than one batch of {actual:,} past the point before; give larger or "
                 "fewer multiples, or a smaller protocol.batch_tokens."
             )
-        decay = max(1, round(decay_fraction * (step - start)))
+        decay = max(1, round(decay_fraction * (step - start))) if schedule == "wsds" else 0
         milestones.append(Milestone(multiple, step - decay, step))
     steps = milestones[-1].step
     return Recipe(
@@ -156,5 +183,22 @@ def plan_recipe(
         grad_clip=grad_clip,
         z_loss=z_loss,
         skip_sigma=skip_sigma,
+        schedule=schedule,
         milestones=tuple(milestones),
+        by_hand=_by_hand(N, batch, lr_multiplier, tokens_per_parameter),
     )
+
+
+def _by_hand(
+    N: int, batch: int | None, lr_multiplier: float, tokens_per_parameter: float
+) -> tuple[str, ...]:
+    words = []
+    if batch is not None:
+        words.append(f"batch_tokens={batch} (the ladder: {batch_tokens(N)})")
+    if lr_multiplier != 1:
+        words.append(f"lr_multiplier={lr_multiplier:g} (the ladder: 1)")
+    if tokens_per_parameter != CHINCHILLA_TOKENS:
+        words.append(
+            f"tokens_per_parameter={tokens_per_parameter:g} (the ladder: {CHINCHILLA_TOKENS})"
+        )
+    return tuple(words)

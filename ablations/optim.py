@@ -1,4 +1,4 @@
-"""AdamW with the ladder's weight-decay groups, and the rule by which a step is skipped."""
+"""The optimizers with the ladder's weight-decay groups, and the rule by which a step is skipped."""
 
 from __future__ import annotations
 
@@ -15,15 +15,33 @@ WINDOW = 128  # steps; Olmo Hybrid's SkipStepAdamW
 ENOUGH = WINDOW // 2  # before that many, nothing is an outlier
 
 
-def build_adamw(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
-    """AdamW at learning rate 0 (the loop sets it), no decay on the embedding (Olmo Hybrid's
-    ladder) nor on the recurrences' A_log, dt_bias and D (as their authors mark them)."""
+def build_optimizers(
+    model: nn.Module, recipe: Recipe, optim: str = "adamw"
+) -> list[torch.optim.Optimizer]:
+    """The optimizers of a run, at learning rate 0 (the loop sets it).
+
+    `adamw`: one AdamW, with no decay on the embedding (Olmo Hybrid's ladder) nor on the
+    recurrences' A_log, dt_bias and D (as their authors mark them). `muon`: Muon (Jordan et al.
+    2024) for the matrices inside the blocks, its update scaled to AdamW's root mean square (Liu
+    et al. 2025) so that one learning rate serves both, and that AdamW for everything else.
+    """
+    matrices: list[nn.Parameter] = []
     decayed: list[nn.Parameter] = []
     undecayed: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
-        exempt = name.startswith("embedding.") or name.rsplit(".", 1)[-1] in UNDECAYED
-        (undecayed if exempt else decayed).append(parameter)
-    return torch.optim.AdamW(
+        role = name.rsplit(".", 1)[-1]
+        if (
+            optim == "muon"
+            and name.startswith("blocks.")
+            and role == "weight"
+            and parameter.dim() == 2
+        ):
+            matrices.append(parameter)
+        elif name.startswith("embedding.") or role in UNDECAYED:
+            undecayed.append(parameter)
+        else:
+            decayed.append(parameter)
+    adamw = torch.optim.AdamW(
         [
             {"params": decayed, "weight_decay": recipe.weight_decay},
             {"params": undecayed, "weight_decay": 0.0},
@@ -33,6 +51,12 @@ def build_adamw(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
         eps=recipe.eps,
         fused=True,
     )
+    if not matrices:
+        return [adamw]
+    muon = torch.optim.Muon(
+        matrices, lr=0.0, weight_decay=recipe.weight_decay, adjust_lr_fn="match_rms_adamw"
+    )
+    return [adamw, muon]
 
 
 class OutlierRule:

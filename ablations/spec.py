@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ablations.data.source import CorpusSummary, required_path, summarize
@@ -27,6 +27,9 @@ CORPORA = ("auto", "embedded", "tokens")
 PRECISIONS = ("auto", "fp32", "bf16")
 COMPILE = ("auto", "true", "false")
 DEVICES = ("auto", "cpu", "cuda")
+BACKENDS = ("auto", "naive", "chunked", "fla")
+PARALLEL = ("auto", "ddp", "fsdp", "hsdp")
+OPTIMIZERS = ("adamw", "muon")
 WANDB = ("off", "offline", "online")
 
 
@@ -84,6 +87,12 @@ class ProtocolSettings:
     mamba2_state: int
     windows: tuple[int, ...]
     rope_theta: float
+    knob: str = "mlp_hidden"
+    """What the match moves: see models.matching."""
+    schedule: str = "wsds"
+    """`wsds`: a point at each multiple from one run; `cosine`: one multiple, one point a run."""
+    batch_multiple: int = 1
+    """Sequences that every batch is a multiple of, so that it divides over devices."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +103,8 @@ class DataSettings:
     path: str | None = None
     eval_tokens: int | None = None
     """Held-out tokens a domain at each point; None for all."""
+    document_mask: bool = False
+    """Keep documents apart in every mixer, in training and evaluation."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +117,10 @@ class TrainSettings:
     skip_sigma: float
     """A step whose loss or gradient norm is this many standard deviations above its rolling
     mean is skipped; 0 skips only what is not finite."""
+    optim: str = "adamw"
+    """`adamw`, or `muon`: torch.optim.Muon for the blocks' matrices, AdamW for the rest."""
+    max_skipped: int = 50
+    """A run fails once this many steps in a row have been skipped."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +131,15 @@ class Resources:
     precision: str = "auto"
     compile: str = "auto"
     micro_batch_tokens: int | None = None
+    """Tokens a forward pass takes on one device; null: by memory."""
+    activation_checkpointing: bool = False
+    """Recompute each block in the backward pass instead of keeping its activations."""
+    backend: str = "auto"
+    """Of the recurrent operators: see models.ops.backend."""
+    devices: int | None = None
+    """Devices that train one run together; null: all GPUs of this machine for a run alone."""
+    parallel: str = "auto"
+    """How a model lies over devices: see ablations.distributed."""
     threads: int | None = None
 
 
@@ -144,7 +168,7 @@ class RunSpec:
     corpus: CorpusSummary | None
     """None where the corpus is not there yet: such a spec can be planned, not run."""
     matched: str
-    """What matching moved, in words."""
+    """What matching moved and what it left, in words."""
     resources: Resources = field(default_factory=Resources)
     logging: Logging = field(default_factory=Logging)
 
@@ -206,11 +230,11 @@ def resolve(settings: dict[str, Any], *, plan_only: bool = False) -> RunSpec:
     protocol: ProtocolSettings = parts["protocol"]
     data: DataSettings = parts["data"]
     train: TrainSettings = parts["train"]
-    _check_choices(data, parts["resources"], parts["logging"])
+    _check_choices(data, train, parts["resources"], parts["logging"])
     _check_ranges(parts)
 
     name = size.corpus if data.name == "auto" else data.name
-    data = DataSettings(name, data.path if name == "tokens" else None, data.eval_tokens)
+    data = replace(data, name=name, path=data.path if name == "tokens" else None)
     corpus = None
     if name == "embedded" or data.path is not None or not plan_only:
         if name == "tokens":
@@ -226,7 +250,9 @@ def resolve(settings: dict[str, Any], *, plan_only: bool = False) -> RunSpec:
         geometry,
         corpus.vocab_size if corpus else size.vocab_size,
         how=protocol.match,
+        knob=protocol.knob,
         tolerance=protocol.tolerance,
+        context=size.context,
     )
     recipe = plan_recipe(
         matched.N_target,
@@ -238,6 +264,8 @@ def resolve(settings: dict[str, Any], *, plan_only: bool = False) -> RunSpec:
             size.lr_multiplier if protocol.lr_multiplier is None else protocol.lr_multiplier
         ),
         batch=protocol.batch_tokens,
+        batch_multiple=protocol.batch_multiple,
+        schedule=protocol.schedule,
         weight_decay=train.weight_decay,
         grad_clip=train.grad_clip,
         z_loss=train.z_loss,
@@ -254,7 +282,7 @@ def resolve(settings: dict[str, Any], *, plan_only: bool = False) -> RunSpec:
         model=matched.config,
         recipe=recipe,
         corpus=corpus,
-        matched=matched.moved,
+        matched=str(matched),
         resources=parts["resources"],
         logging=parts["logging"],
     )
@@ -268,12 +296,17 @@ def load(content: dict[str, Any]) -> RunSpec:
     return from_dict(RunSpec, content, "spec")
 
 
-def _check_choices(data: DataSettings, resources: Resources, logging: Logging) -> None:
+def _check_choices(
+    data: DataSettings, train: TrainSettings, resources: Resources, logging: Logging
+) -> None:
     for name, value, valid in (
         ("data.name", data.name, CORPORA),
         ("resources.device", resources.device, DEVICES),
         ("resources.precision", resources.precision, PRECISIONS),
         ("resources.compile", resources.compile, COMPILE),
+        ("resources.backend", resources.backend, BACKENDS),
+        ("resources.parallel", resources.parallel, PARALLEL),
+        ("train.optim", train.optim, OPTIMIZERS),
         ("logging.wandb", "off" if logging.wandb == "false" else logging.wandb, WANDB),
     ):
         if value not in valid:
@@ -285,6 +318,8 @@ LEAST = {
     "data.eval_tokens": 1,
     "resources.micro_batch_tokens": 1,
     "resources.threads": 1,
+    "resources.devices": 1,
+    "train.max_skipped": 1,
     "logging.log_every": 1,
     "logging.checkpoint_every": 1,
     "train.weight_decay": 0,
@@ -295,6 +330,7 @@ LEAST = {
     "protocol.gdn_key_multiple": 1,
     "protocol.mamba2_state": 1,
     "protocol.rope_theta": 1,
+    "size.context": 1,
 }
 
 

@@ -3,7 +3,7 @@
 The loop reads top to bottom: batch, gradient, skip or step, record; at a milestone evaluate and
 keep a checkpoint. Nothing in it is random: initial weights are a function of seed and name,
 batches of corpus, seed and step, so a run stopped anywhere and started again ends with the same
-bits on the same device and thread count.
+bits on the same devices and thread count.
 """
 
 from __future__ import annotations
@@ -19,16 +19,25 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch.distributed.checkpoint.state_dict import (
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.tensor import DTensor
 
-from ablations import checkpoint, provenance, tracking
+from ablations import provenance, tracking
+from ablations.checkpoint import Checkpoints
 from ablations.data.order import Batches, rolling_hash
 from ablations.data.prepared import Corpus
 from ablations.data.source import open_corpus
+from ablations.devices import peak_flops
+from ablations.distributed import Parallel, World, choose_parallel, environment, joined
 from ablations.evaluate.loss import evaluate, held_out
-from ablations.optim import OutlierRule, build_adamw
+from ablations.optim import OutlierRule, build_optimizers
 from ablations.records import RunDirectory, project_root
 from ablations.settings import to_dict
 from ablations.spec import RunSpec
+from models.documents import Documents
 from models.errors import SettingError
 from models.language_model import LanguageModel
 from models.ops import backend
@@ -37,12 +46,17 @@ MICRO_BATCH_TOKENS = {"cpu": 8192, "cuda": 32768}
 HEARTBEAT_SECONDS = 1.0
 
 
+class TrainingFailed(RuntimeError):
+    """A run that cannot go on, in one sentence."""
+
+
 @dataclass
 class Progress:
     """Where a run is; all of it is in every checkpoint."""
 
     step: int = 0
     skipped_steps: int = 0
+    skipped_in_a_row: int = 0
     data_hash: str = ""
     seconds: float = 0.0
     rule: dict[str, list[float]] = field(default_factory=lambda: {"losses": [], "norms": []})
@@ -57,17 +71,37 @@ class Hardware:
     compiled: bool
 
     def autocast(self) -> AbstractContextManager[Any]:
+        """bf16 products over float32 weights, where the run computes in bf16."""
         if self.precision == "fp32":
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16)
 
+    @property
+    def name(self) -> str:
+        """As its driver calls it."""
+        if self.device.type == "cuda":
+            return torch.cuda.get_device_name(self.device)
+        return provenance.cpu_name()
 
-def choose_hardware(spec: RunSpec, say: Callable[[str], None]) -> Hardware:
+    @property
+    def memory_bytes(self) -> int | None:
+        """Of the device; None on a CPU."""
+        if self.device.type != "cuda":
+            return None
+        return torch.cuda.get_device_properties(self.device).total_memory
+
+
+def choose_hardware(spec: RunSpec, world: World, say: Callable[[str], None]) -> Hardware:
     """Device, precision and compilation by the resources; `auto` by what this machine has."""
     wanted = spec.resources.device
     if wanted == "cuda" and not torch.cuda.is_available():
         raise SettingError("resources.device=cuda is not on this machine; valid here: auto, cpu.")
     kind = "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
+    if kind == "cuda" and world.local_size > torch.cuda.device_count():
+        raise SettingError(
+            f"{world.local_size} ranks on this machine have {torch.cuda.device_count()} GPUs; "
+            "start a rank a GPU."
+        )
     precision = spec.resources.precision
     if precision == "auto":
         # Without matrix units for it, bf16 on a CPU is emulated and several times slower.
@@ -79,7 +113,26 @@ def choose_hardware(spec: RunSpec, say: Callable[[str], None]) -> Hardware:
     if compiled and kind == "cpu" and not any(map(shutil.which, ("g++", "clang++", "c++"))):
         say("no C++ compiler found: training eagerly, without torch.compile")
         compiled = False
-    return Hardware(torch.device(kind), precision, compiled)
+    device = torch.device("cuda", world.local_rank) if kind == "cuda" else torch.device("cpu")
+    return Hardware(device, precision, compiled)
+
+
+def micro_batch_rows(wanted: int | None, context: int, rows: int, kind: str) -> int:
+    """Sequences a forward pass takes of a device's `rows`.
+
+    wanted: tokens, None for what the kind of device usually holds. Raises SettingError where it
+    is not a multiple of the context that divides the rows.
+    """
+    if wanted is None:
+        return max(1, min(rows, MICRO_BATCH_TOKENS[kind] // context))
+    if wanted % context or not wanted or rows % (wanted // context):
+        valid = [context * n for n in range(1, rows + 1) if rows % n == 0]
+        shown = ", ".join(map(str, valid[:8])) + (", …" if len(valid) > 8 else "")
+        raise SettingError(
+            f"resources.micro_batch_tokens={wanted} does not divide a device's {rows} sequences of "
+            f"{context} tokens a step; valid: {shown}."
+        )
+    return wanted // context
 
 
 def train(
@@ -88,11 +141,33 @@ def train(
     """Bring a run to its end, from its last checkpoint if it has one.
 
     stop: asked after every step; when true the run saves and returns `preempted`.
-    Returns the state it ended in: `done`, `preempted`, or `failed` is raised as an exception.
+    Returns the state it ended in, `done` or `preempted`. Raises SettingError on what the user can
+    mend, TrainingFailed where the run diverged. Under torchrun or srun every rank calls this.
     """
-    hardware = choose_hardware(spec, say)
-    with _arithmetic(spec.resources.threads):
-        return _train(run, spec, hardware, stop, say)
+    world = environment()
+    if not world.first:
+        say = _nothing
+    hardware = choose_hardware(spec, world, say)
+    with _arithmetic(spec.resources.threads), joined(world, hardware.device.type):
+        operators = _choose_operators(spec, hardware)
+        if operators is None:
+            return Trainer(run, spec, hardware, world, say).run_to_end(stop)
+        say(f"recurrent operators: {operators.reason}")
+        with backend.using(operators):
+            return Trainer(run, spec, hardware, world, say).run_to_end(stop)
+
+
+def _choose_operators(spec: RunSpec, hardware: Hardware) -> backend.Choice | None:
+    """The recurrent operators' backends, held against the definition; None where there are none."""
+    wanted = spec.resources.backend
+    if set(spec.model.layers) == {"attn"}:
+        return None
+    dtype = torch.float32 if hardware.precision == "fp32" else torch.bfloat16
+    return backend.choose(hardware.device, wanted, dtype)
+
+
+def _nothing(_text: str) -> None:
+    """What a rank other than the first says."""
 
 
 @contextlib.contextmanager
@@ -114,255 +189,327 @@ def _arithmetic(threads: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _train(
-    run: RunDirectory,
-    spec: RunSpec,
-    hardware: Hardware,
-    stop: Callable[[], bool],
-    say: Callable[[str], None],
-) -> str:
-    corpus = open_corpus(spec.data.name, spec.data.path, project_root() / ".cache" / "corpora")
+class Trainer:
+    """A run being trained by this process, alone or with other ranks."""
+
+    def __init__(
+        self,
+        run: RunDirectory,
+        spec: RunSpec,
+        hardware: Hardware,
+        world: World,
+        say: Callable[[str], None],
+    ) -> None:
+        self.run, self.spec, self.hardware, self.world, self.say = run, spec, hardware, world, say
+        self.recipe, self.device = spec.recipe, hardware.device
+        self.corpus = open_corpus(
+            spec.data.name, spec.data.path, project_root() / ".cache" / "corpora"
+        )
+        _check_corpus(spec, self.corpus)
+        recipe = self.recipe
+        self.share = world.share(recipe.batch_instances)
+        self.rows = micro_batch_rows(
+            spec.resources.micro_batch_tokens,
+            recipe.context,
+            self.share.stop - self.share.start,
+            self.device.type,
+        )
+        self.batches = Batches(
+            self.corpus.train,
+            self.corpus.fingerprint,
+            recipe.context,
+            recipe.batch_instances,
+            spec.seed,
+        )
+        self.domains = held_out(self.corpus, recipe.context, spec.data.eval_tokens)
+        self.separator = self.corpus.separator if spec.data.document_mask else None
+        self.milestones = {m.step: m for m in recipe.milestones}
+
+        self.model = LanguageModel(spec.model)
+        self.model.initialize(spec.seed)
+        self.model.to(self.device)
+        self.model.recompute = spec.resources.activation_checkpointing
+        if hardware.compiled:
+            for block in self.model.blocks:
+                block.compile(dynamic=False)
+        how = choose_parallel(
+            spec.resources.parallel, spec.counts.N_total, world, hardware.memory_bytes
+        )
+        if how in ("fsdp", "hsdp") and spec.train.optim == "muon":
+            raise SettingError(
+                f"train=muon needs whole matrices, which resources.parallel={how} cuts; "
+                "valid with muon: ddp."
+            )
+        self.parallel = Parallel(self.model, how, world, self.device)
+        self.optimizers = build_optimizers(self.model, recipe, spec.train.optim)
+        self.checkpoints = Checkpoints(run.checkpoints, keep_steps=set(self.milestones))
+        self.progress = Progress()
+        self._resume()
+        self.rule = OutlierRule(recipe.skip_sigma)
+        self.rule.restore(self.progress.rule)
+        self.peak = peak_flops(hardware.name)
+        self.recent: list[float] = []
+        """Seconds of the last steps, for the rate that is shown."""
+        self.last_bpb: float | None = None
+
+    def run_to_end(self, stop: Callable[[], bool]) -> str:
+        """Train until the last step, or until `stop` says so on any rank."""
+        self.tracker: tracking.Tracker = tracking.Silent()
+        if self.world.first:
+            self._write_manifest()
+            self.tracker = tracking.start(
+                self.spec.logging.wandb, self.run.path, self.spec.sweep, to_dict(self.spec)
+            )
+        try:
+            state = self._loop(stop)
+        finally:
+            try:
+                self.checkpoints.wait()
+            finally:
+                self.tracker.finish()
+        self._status(state)
+        return state
+
+    def _loop(self, stop: Callable[[], bool]) -> str:
+        recipe, progress, spec = self.recipe, self.progress, self.spec
+        heartbeat = 0.0
+        while progress.step < recipe.steps:
+            begun = time.perf_counter()
+            step = progress.step + 1
+            batch = self.batches.batch(step - 1)
+            progress.data_hash = rolling_hash(progress.data_hash, batch)
+            loss, grad_norm = self._gradient(batch)
+            lr = recipe.lr(step)
+            if self.rule.skips(loss, grad_norm):
+                self._skip(step, loss, grad_norm)
+            else:
+                progress.skipped_in_a_row = 0
+                for optimizer in self.optimizers:
+                    for group in optimizer.param_groups:
+                        group["lr"] = lr
+                    optimizer.step()
+            for optimizer in self.optimizers:
+                optimizer.zero_grad(set_to_none=True)
+            elapsed = time.perf_counter() - begun
+            progress.step, progress.seconds = step, progress.seconds + elapsed
+            self.recent = [*self.recent[-19:], elapsed]
+
+            milestone = self.milestones.get(step)
+            if milestone or step % spec.logging.log_every == 0 or step == recipe.steps:
+                self._record(
+                    "metrics.jsonl",
+                    {
+                        "step": step,
+                        "tokens": step * recipe.batch_tokens,
+                        "loss": loss,
+                        "grad_norm": grad_norm,
+                        "lr": lr,
+                        "skipped_steps": progress.skipped_steps,
+                        "seconds": round(progress.seconds, 4),
+                        "tokens_per_second": round(recipe.batch_tokens / elapsed, 1),
+                    },
+                )
+            if milestone:
+                self._take_point(milestone.chinchilla)
+            stopping = self.world.any(stop(), self.device) and step < recipe.steps
+            # While steps are being skipped the checkpoint before is the last good one.
+            due = step % spec.logging.checkpoint_every == 0 and not progress.skipped_in_a_row
+            if milestone or due or stopping:
+                self._save()
+            if stopping:
+                return "preempted"
+            if time.monotonic() - heartbeat > HEARTBEAT_SECONDS:
+                heartbeat = time.monotonic()
+                self._status("running", loss=loss, lr=lr)
+        return "done"
+
+    def _gradient(self, batch: Any) -> tuple[float, float]:
+        """Gradients of the mean loss over a global batch, `rows` sequences at a time.
+
+        Returns (training loss without z-loss, gradient norm before clipping), over all ranks.
+        """
+        recipe = self.recipe
+        tokens = torch.from_numpy(batch[self.share]).to(self.device)
+        n = batch[:, 1:].size
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        parts = tokens.split(self.rows)
+        for i, part in enumerate(parts, 1):
+            inputs, targets = part[:, :-1], part[:, 1:]
+            documents = None
+            if self.separator is not None:
+                documents = Documents.after(self.separator, inputs)
+            with self.hardware.autocast():
+                nll, z2 = self.parallel.losses(inputs, targets, documents, last=i == len(parts))
+            # Ranks average their gradients, so each weighs its own by how many there are.
+            ((nll.sum() + recipe.z_loss * z2.sum()) / (n / self.world.size)).backward()
+            total += nll.detach().double().sum()
+        loss = self.world.sum(total).item() / n
+        limit = recipe.grad_clip or float("inf")
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+        if isinstance(norm, DTensor):
+            norm = norm.full_tensor()
+        return loss, norm.item()
+
+    def _skip(self, step: int, loss: float, grad_norm: float) -> None:
+        """Count a step that is not taken; too many in a row end the run."""
+        progress, limit = self.progress, self.spec.train.max_skipped
+        progress.skipped_steps += 1
+        progress.skipped_in_a_row += 1
+        if progress.skipped_in_a_row >= limit:
+            raise TrainingFailed(
+                f"diverged: {limit} steps in a row up to {step} were skipped (train.max_skipped), "
+                f"the last with loss {loss:.4g} and gradient norm {grad_norm:.4g}; the checkpoints "
+                "before are kept"
+            )
+
+    def _take_point(self, chinchilla: float) -> None:
+        spec, progress, counts = self.spec, self.progress, self.spec.counts
+        measured = evaluate(
+            self.model,
+            self.domains,
+            device=self.device,
+            autocast=self.hardware.autocast,
+            separator=self.separator,
+            world=self.world,
+        )
+        D = progress.step * self.recipe.batch_tokens
+        point = {
+            "mix": spec.mix.name,
+            "size": spec.size.name,
+            "seed": spec.seed,
+            "step": progress.step,
+            "chinchilla": chinchilla,
+            "N": counts.N,
+            "N_total": counts.N_total,
+            "N_body": counts.N_body,
+            "D": D,
+            "C": D * counts.flops_per_token,
+            "epochs": D / len(self.corpus.train),
+            **measured,
+            "data_hash": progress.data_hash,
+            "skipped_steps": progress.skipped_steps,
+        }
+        self._record("points.jsonl", point)
+        self.last_bpb = point["bpb"]
+        self.say(
+            f"point {chinchilla:g}x Chinchilla: {D:,} tokens, "
+            f"loss {point['loss']:.4f}, {point['bpb']:.4f} bits per byte"
+        )
+
+    def _record(self, file: str, row: dict[str, Any]) -> None:
+        if not self.world.first:
+            return
+        self.run.append(file, row)
+        if file == "points.jsonl":
+            row = {"step": row["step"], "eval/loss": row["loss"], "eval/bpb": row["bpb"]}
+        self.tracker.log(row)
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": get_optimizer_state_dict(self.model, self.optimizers),
+            "progress": dict(vars(self.progress)),
+        }
+
+    def _save(self) -> None:
+        self.progress.rule = self.rule.state()
+        self.checkpoints.save(self.progress.step, self._state())
+
+    def _resume(self) -> None:
+        if any(self.run.checkpoints.glob("step-*")):
+            state = self._state()
+            step, warnings = self.checkpoints.load(state)
+            for warning in warnings:
+                self.say(f"warning: {warning}")
+            # Asking an optimizer for its state gave it one; without a checkpoint it has none.
+            self.optimizers = build_optimizers(self.model, self.recipe, self.spec.train.optim)
+            if step is not None:
+                self.model.load_state_dict(state["model"])
+                set_optimizer_state_dict(
+                    self.model, self.optimizers, optim_state_dict=state["optimizer"]
+                )
+                self.progress = Progress(**state["progress"])
+                self.say(f"resumed at step {self.progress.step}")
+        # Rows past the checkpoint are written anew, to the same bits.
+        if self.world.first:
+            for file in ("metrics.jsonl", "points.jsonl"):
+                if (self.run.path / file).exists():
+                    self.run.truncate(file, self.progress.step)
+
+    def _write_manifest(self) -> None:
+        run, spec, hardware, world = self.run, self.spec, self.hardware, self.world
+        code, diff = provenance.code(project_root())
+        # One file a diff: a run resumed by changed code keeps both.
+        if diff:
+            name = f"code-{code['diff_sha256'][:8]}.diff"
+            (run.path / name).write_text(diff, encoding="utf-8")
+        try:
+            before = run.read_manifest()
+            earlier = [*before["earlier"], {k: before[k] for k in (*code, "device")}]
+        except (FileNotFoundError, KeyError):
+            earlier = []
+        run.write_manifest(
+            {
+                "run": run.name,
+                **code,
+                "versions": provenance.versions(),
+                "device": {
+                    "kind": hardware.device.type,
+                    "name": hardware.name,
+                    "count": world.size,
+                    "threads": torch.get_num_threads(),
+                    "runs_at_once": int(os.environ.get("ARCHLADDER_RUNS_AT_ONCE", "1")),
+                },
+                "precision": hardware.precision,
+                "parallel": self.parallel.how,
+                "backends": dict(backend.NAMES),
+                "compiled": hardware.compiled,
+                "counts": to_dict(spec.counts),
+                "data": {
+                    "name": spec.data.name,
+                    "fingerprint": self.corpus.fingerprint,
+                    "train_tokens": len(self.corpus.train),
+                    "vocab_size": self.corpus.vocab_size,
+                },
+                "matched": spec.matched,
+                "earlier": earlier,
+                "command": provenance.redact(os.environ.get("ARCHLADDER_COMMAND", "")),
+            }
+        )
+
+    def _status(self, state: str, **extra: float) -> None:
+        if not self.world.first:
+            return
+        progress, recipe = self.progress, self.recipe
+        if self.recent:
+            a_step = sum(self.recent) / len(self.recent)
+            rate = recipe.batch_tokens / a_step
+            next_point = min(
+                (s for s in self.milestones if s > progress.step), default=recipe.steps
+            )
+            extra["tokens_per_second"] = round(rate, 1)
+            extra["eta_point"] = round((next_point - progress.step) * a_step, 1)
+            extra["eta"] = round((recipe.steps - progress.step) * a_step, 1)
+            if self.peak:
+                flops = self.spec.counts.flops_per_token * rate
+                extra["mfu"] = round(flops / (self.peak * self.world.size), 4)
+        if self.last_bpb is not None:
+            extra["bpb"] = self.last_bpb
+        self.run.write_status(
+            state,
+            step=progress.step,
+            steps=recipe.steps,
+            tokens=progress.step * recipe.batch_tokens,
+            seconds=round(progress.seconds, 2),
+            heartbeat=time.time(),
+            **extra,
+        )
+
+
+def _check_corpus(spec: RunSpec, corpus: Corpus) -> None:
     assert spec.corpus is not None
     if corpus.fingerprint != spec.corpus.fingerprint:
         raise SettingError(
             f"data={spec.data.name} holds another corpus (fingerprint {corpus.fingerprint[:12]}) "
             f"than when this run was planned ({spec.corpus.fingerprint[:12]}); plan it again."
         )
-    model = LanguageModel(spec.model)
-    model.initialize(spec.seed)
-    model.to(hardware.device)
-    optimizer = build_adamw(model, spec.recipe)
-    progress = _resume(run, model, optimizer, say)
-    _write_manifest(run, spec, hardware, corpus)
-    if hardware.compiled:
-        for block in model.blocks:
-            block.compile(dynamic=False)
-    tracker = tracking.start(spec.logging.wandb, run.path, spec.sweep, to_dict(spec))
-    try:
-        state = _loop(run, spec, hardware, corpus, model, optimizer, progress, stop, say, tracker)
-    finally:
-        tracker.finish()
-    _status(run, spec, state, progress)
-    return state
-
-
-def _loop(
-    run: RunDirectory,
-    spec: RunSpec,
-    hardware: Hardware,
-    corpus: Corpus,
-    model: LanguageModel,
-    optimizer: torch.optim.Optimizer,
-    progress: Progress,
-    stop: Callable[[], bool],
-    say: Callable[[str], None],
-    tracker: tracking.Tracker,
-) -> str:
-    recipe = spec.recipe
-    batches = Batches(
-        corpus.train, corpus.fingerprint, recipe.context, recipe.batch_instances, spec.seed
-    )
-    domains = held_out(corpus, recipe.context, spec.data.eval_tokens)
-    milestones = {m.step: m for m in recipe.milestones}
-    rule = OutlierRule(recipe.skip_sigma)
-    rule.restore(progress.rule)
-    micro = spec.resources.micro_batch_tokens or MICRO_BATCH_TOKENS[hardware.device.type]
-    rows = max(1, micro // recipe.context)
-    flops = spec.counts.flops_per_token
-    heartbeat = 0.0
-
-    while progress.step < recipe.steps:
-        begun = time.perf_counter()
-        step = progress.step + 1
-        batch = batches.batch(step - 1)
-        progress.data_hash = rolling_hash(progress.data_hash, batch)
-        loss, grad_norm = _gradient(model, batch, rows, recipe.z_loss, recipe.grad_clip, hardware)
-        lr = recipe.lr(step)
-        if rule.skips(loss, grad_norm):
-            progress.skipped_steps += 1
-        else:
-            for group in optimizer.param_groups:
-                group["lr"] = lr
-            optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        elapsed = time.perf_counter() - begun
-        progress.step, progress.seconds = step, progress.seconds + elapsed
-
-        milestone = milestones.get(step)
-        if milestone or step % spec.logging.log_every == 0 or step == recipe.steps:
-            row = {
-                "step": step,
-                "tokens": step * recipe.batch_tokens,
-                "loss": loss,
-                "grad_norm": grad_norm,
-                "lr": lr,
-                "skipped_steps": progress.skipped_steps,
-                "seconds": round(progress.seconds, 4),
-                "tokens_per_second": round(recipe.batch_tokens / elapsed, 1),
-            }
-            run.append("metrics.jsonl", row)
-            tracker.log(row)
-        if milestone:
-            measured = evaluate(model, domains, device=hardware.device, autocast=hardware.autocast)
-            point = _point(spec, progress, milestone.chinchilla, measured, flops)
-            run.append("points.jsonl", point)
-            tracker.log({"step": step, "eval/loss": point["loss"], "eval/bpb": point["bpb"]})
-            say(
-                f"point {milestone.chinchilla:g}x Chinchilla: {point['D']:,} tokens, "
-                f"loss {point['loss']:.4f}, {point['bpb']:.4f} bits per byte"
-            )
-        stopping = stop() and step < recipe.steps
-        if milestone or step % spec.logging.checkpoint_every == 0 or stopping:
-            progress.rule = rule.state()
-            _save(run, model, optimizer, progress, set(milestones))
-        if stopping:
-            return "preempted"
-        if time.monotonic() - heartbeat > HEARTBEAT_SECONDS:
-            heartbeat = time.monotonic()
-            _status(run, spec, "running", progress, loss=loss, lr=lr)
-    return "done"
-
-
-def _gradient(
-    model: LanguageModel,
-    batch: Any,
-    rows: int,
-    z_loss: float,
-    grad_clip: float,
-    hardware: Hardware,
-) -> tuple[float, float]:
-    """Gradients of the mean loss over a global batch, `rows` sequences at a time.
-
-    Returns (training loss without z-loss, gradient norm before clipping).
-    """
-    tokens = torch.from_numpy(batch).to(hardware.device)
-    n = tokens[:, 1:].numel()
-    total = 0.0
-    for part in tokens.split(rows):
-        with hardware.autocast():
-            nll, z2 = model.losses(part[:, :-1], part[:, 1:])
-        ((nll.sum() + z_loss * z2.sum()) / n).backward()
-        total += nll.detach().double().sum().item()
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip or float("inf"))
-    return total / n, norm.item()
-
-
-def _point(
-    spec: RunSpec,
-    progress: Progress,
-    chinchilla: float,
-    measured: dict[str, Any],
-    flops_per_token: float,
-) -> dict[str, Any]:
-    counts, D = spec.counts, progress.step * spec.recipe.batch_tokens
-    assert spec.corpus is not None
-    return {
-        "mix": spec.mix.name,
-        "size": spec.size.name,
-        "seed": spec.seed,
-        "step": progress.step,
-        "chinchilla": chinchilla,
-        "N": counts.N,
-        "N_total": counts.N_total,
-        "N_body": counts.N_body,
-        "D": D,
-        "C": D * flops_per_token,
-        "epochs": D / spec.corpus.train_tokens,
-        **measured,
-        "data_hash": progress.data_hash,
-        "skipped_steps": progress.skipped_steps,
-    }
-
-
-def _save(
-    run: RunDirectory,
-    model: LanguageModel,
-    optimizer: torch.optim.Optimizer,
-    progress: Progress,
-    milestones: set[int],
-) -> None:
-    content = {
-        "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "progress": vars(progress),
-    }
-    checkpoint.save(run.checkpoints, progress.step, content)
-    checkpoint.prune(run.checkpoints, milestones)
-
-
-def _resume(
-    run: RunDirectory,
-    model: LanguageModel,
-    optimizer: torch.optim.Optimizer,
-    say: Callable[[str], None],
-) -> Progress:
-    content, warnings = checkpoint.load_latest(run.checkpoints)
-    for warning in warnings:
-        say(f"warning: {warning}")
-    if content is None:
-        progress = Progress()
-    else:
-        model.load_state_dict(content["model"])
-        optimizer.load_state_dict(content["optimizer"])
-        progress = Progress(**content["progress"])
-        say(f"resumed at step {progress.step}")
-    # Rows past the checkpoint are written anew, to the same bits.
-    for file in ("metrics.jsonl", "points.jsonl"):
-        if (run.path / file).exists():
-            run.truncate(file, progress.step)
-    return progress
-
-
-def _write_manifest(run: RunDirectory, spec: RunSpec, hardware: Hardware, corpus: Corpus) -> None:
-    code, diff = provenance.code(project_root())
-    # One file a diff: a run resumed by changed code keeps both.
-    if diff:
-        name = f"code-{code['diff_sha256'][:8]}.diff"
-        (run.path / name).write_text(diff, encoding="utf-8")
-    try:
-        before = run.read_manifest()
-        earlier = [*before["earlier"], {k: before[k] for k in (*code, "device")}]
-    except (FileNotFoundError, KeyError):
-        earlier = []
-    kind = hardware.device.type
-    name = torch.cuda.get_device_name() if kind == "cuda" else provenance.cpu_name()
-    run.write_manifest(
-        {
-            "run": run.name,
-            **code,
-            "versions": provenance.versions(),
-            "device": {
-                "kind": kind,
-                "name": name,
-                "threads": torch.get_num_threads(),
-                "runs_at_once": int(os.environ.get("ARCHLADDER_RUNS_AT_ONCE", "1")),
-            },
-            "precision": hardware.precision,
-            "backends": backend.NAMES,
-            "compiled": hardware.compiled,
-            "counts": to_dict(spec.counts),
-            "data": {
-                "name": spec.data.name,
-                "fingerprint": corpus.fingerprint,
-                "train_tokens": len(corpus.train),
-                "vocab_size": corpus.vocab_size,
-            },
-            "matched": spec.matched,
-            "earlier": earlier,
-            "command": provenance.redact(os.environ.get("ARCHLADDER_COMMAND", "")),
-        }
-    )
-
-
-def _status(
-    run: RunDirectory, spec: RunSpec, state: str, progress: Progress, **extra: float
-) -> None:
-    run.write_status(
-        state,
-        step=progress.step,
-        steps=spec.recipe.steps,
-        tokens=progress.step * spec.recipe.batch_tokens,
-        seconds=round(progress.seconds, 2),
-        heartbeat=time.time(),
-        **extra,
-    )

@@ -1,11 +1,15 @@
-"""Training tokens per second of one process, by mix and size.
+"""A training step of one device, ours beside transformers' own classes in one process.
 
-    python benchmarks/train_step.py [mix=transformer,gdn,mamba2,gdn3_attn1] [size=50k,200k]
-                                    [threads=1] [seconds=5]
+    python benchmarks/train_step.py [mix=transformer,gdn3_attn1] [size=50k,200k] [context=…]
+                                    [tokens=…] [threads=1] [seconds=10] [peer=true] [compile=auto]
 
-A step is what a run does: forward, loss with z-loss, backward, clipping, AdamW; batch and context
-by the ladder's rules. Printed: the median over steps of wall seconds, and the ratio to the first
-mix named.
+A step is what a run does: forward, loss with z-loss, backward, clipping, AdamW. The peer is the
+class of transformers that expresses the mix (Olmo3, OlmoHybrid, GraniteMoeHybrid), of the same
+widths and on the same batch, in a plain loop: loss from `labels`, clipping, the same AdamW. Steps
+of the two alternate. tokens: of a step, else the ladder's batch on a CPU and 32,768 on a GPU.
+
+Printed: median tokens per second, the peer's and the ratio, MFU where the device's peak is known,
+and on a GPU the peak memory.
 """
 
 from __future__ import annotations
@@ -13,66 +17,140 @@ from __future__ import annotations
 import statistics
 import sys
 import time
-from pathlib import Path
+from collections.abc import Callable
 
 import torch
-import yaml
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
-from ablations.ladder import batch_tokens
+from ablations import provenance
+from ablations.devices import peak_flops
+from ablations.distributed import World
 from ablations.records import project_root
-from models.config import Blueprint, Geometry, Mix
+from ablations.spec import RunSpec, resolve
+from ablations.train import choose_hardware
+from models import hf_classes
 from models.language_model import LanguageModel
-from models.matching import match
+
+OWN = ("context", "tokens", "threads", "seconds", "peer", "compile", "mix", "size")
 
 
-def load(group: str, name: str) -> dict[str, object]:
-    path: Path = project_root() / "conf" / group / f"{name}.yaml"
-    return yaml.safe_load(path.read_text(encoding="utf-8"))
+def specification(mix: str, size: str, settings: dict[str, str]) -> RunSpec:
+    overrides = [f"mix={mix}", f"size={size}"]
+    if "context" in settings:
+        overrides.append(f"size.context={settings['context']}")
+    if "compile" in settings:
+        overrides.append(f"resources.compile={settings['compile']}")
+    overrides += [f"{k}={v}" for k, v in settings.items() if k not in OWN]
+    with initialize_config_dir(str(project_root() / "conf"), version_base="1.3"):
+        content = OmegaConf.to_container(compose("config", overrides), resolve=True)
+    assert isinstance(content, dict)
+    for key in ("plan", "treatments", "runs", "max_parallel", "max_local_hours"):
+        content.pop(key)
+    return resolve({str(k): v for k, v in content.items()}, plan_only=True)
 
 
-def seconds_per_step(mix: str, size: str, seconds: float) -> tuple[float, int]:
-    """(median seconds a step, tokens a step)."""
-    layers, blueprint = load("mix", mix), load("size", size)
-    keys = ("name", "d_model", "n_layers", "n_heads", "mlp_hidden", "init")
-    layers["pattern"] = tuple(layers["pattern"])
-    matched = match(
-        Mix(**layers),
-        Blueprint(**{key: blueprint[key] for key in keys}),
-        Geometry(),
-        blueprint["vocab_size"],
-    )
-    model = LanguageModel(matched.config)
+def our_step(spec: RunSpec, batch: torch.Tensor) -> Callable[[], None]:
+    hardware = choose_hardware(spec, World(), print)
+    model = LanguageModel(spec.model)
     model.initialize(0)
-    optimizer = torch.optim.AdamW(model.parameters(), 1e-3, fused=True)
-    context = blueprint["context"]
-    rows = max(1, round(batch_tokens(matched.N_target) / context))
-    generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(0, blueprint["vocab_size"], (rows, context + 1), generator=generator)
-    taken: list[float] = []
-    begun = time.perf_counter()
-    while time.perf_counter() - begun < seconds or len(taken) < 4:
-        start = time.perf_counter()
-        nll, squared = model.losses(tokens[:, :-1], tokens[:, 1:])
+    model.to(batch.device)
+    if hardware.compiled:
+        for block in model.blocks:
+            block.compile(dynamic=False)
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-4, fused=True)
+
+    def step() -> None:
+        with hardware.autocast():
+            nll, squared = model.losses(batch[:, :-1], batch[:, 1:])
         (nll.mean() + 1e-5 * squared.mean()).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        taken.append(time.perf_counter() - start)
-    return statistics.median(taken[2:]), rows * context
+
+    return step
+
+
+def their_step(spec: RunSpec, batch: torch.Tensor) -> tuple[str, Callable[[], None]] | None:
+    """The peer's class and step, None where no class of the library expresses the mix."""
+    kind = hf_classes.model_type(spec.model)
+    if kind == hf_classes.ARCHLADDER:
+        return None
+    import transformers
+
+    settings = hf_classes.library_config(spec.model, spec.recipe.context, None)
+    library = transformers.AutoConfig.for_model(settings.pop("model_type"), **settings)
+    library.use_cache = False
+    model = transformers.AutoModelForCausalLM.from_config(library).to(batch.device)
+    model.train()
+    hardware = choose_hardware(spec, World(), print)
+    if hardware.compiled:
+        model.compile(dynamic=False)
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-4, fused=True)
+    inputs = batch[:, :-1].contiguous()
+
+    def step() -> None:
+        with hardware.autocast():
+            loss = model(input_ids=inputs, labels=inputs).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return type(model).__name__, step
+
+
+def alternate(steps: list[Callable[[], None]], seconds: float, cuda: bool) -> list[float]:
+    """Median seconds of each, taken in turns after two of each to warm up."""
+    taken: list[list[float]] = [[] for _ in steps]
+    begun = time.perf_counter()
+    while time.perf_counter() - begun < seconds * len(steps) or len(taken[-1]) < 5:
+        for own, step in zip(taken, steps, strict=True):
+            start = time.perf_counter()
+            step()
+            if cuda:
+                torch.cuda.synchronize()
+            own.append(time.perf_counter() - start)
+            if len(taken[-1]) == 2:
+                begun = time.perf_counter()
+    return [statistics.median(own[2:]) for own in taken]
 
 
 def main(arguments: list[str]) -> None:
     settings = dict(argument.split("=", 1) for argument in arguments)
     torch.set_num_threads(int(settings.get("threads", "1")))
     torch.set_flush_denormal(True)
-    mixes = settings.get("mix", "transformer,gdn,mamba2,gdn3_attn1").split(",")
-    print("| size | mix | tokens/s | ratio |\n| --- | --- | ---: | ---: |")
+    cuda = torch.cuda.is_available() and settings.get("resources.device") != "cpu"
+    device = torch.device("cuda" if cuda else "cpu")
+    name = torch.cuda.get_device_name() if cuda else provenance.cpu_name()
+    print(f"{name}, torch {torch.__version__}, {torch.get_num_threads()} CPU threads\n")
+    columns = ["size", "mix", "context", "tokens/s", "peer", "peer's tokens/s", "ratio"]
+    columns += ["MFU", "GiB"] if cuda else []
+    print("| " + " | ".join(columns) + " |\n|" + " --- |" * len(columns))
     for size in settings.get("size", "50k,200k").split(","):
-        first = None
-        for mix in mixes:
-            step, tokens = seconds_per_step(mix, size, float(settings.get("seconds", "5")))
-            first = first or step
-            print(f"| {size} | {mix} | {tokens / step:,.0f} | {first / step:.2f} |", flush=True)
+        for mix in settings.get("mix", "transformer,gdn,mamba2,gdn3_attn1").split(","):
+            spec = specification(mix, size, settings)
+            context = spec.recipe.context
+            tokens = int(settings.get("tokens", 32768 if cuda else spec.recipe.batch_tokens))
+            shape = (max(1, round(tokens / context)), context + 1)
+            generator = torch.Generator().manual_seed(0)
+            batch = torch.randint(0, spec.model.vocab_size, shape, generator=generator).to(device)
+            steps, peer = [our_step(spec, batch)], None
+            if cuda:
+                torch.cuda.reset_peak_memory_stats()
+                steps[0]()
+                memory = torch.cuda.max_memory_allocated() / 2**30
+            if settings.get("peer", "true") == "true" and (peer := their_step(spec, batch)):
+                steps.append(peer[1])
+            taken = alternate(steps, float(settings.get("seconds", "10")), cuda)
+            rates = [shape[0] * context / t for t in taken]
+            row = [size, mix, str(context), f"{rates[0]:,.0f}"]
+            row += [peer[0], f"{rates[1]:,.0f}", f"{rates[0] / rates[1]:.2f}"] if peer else [""] * 3
+            if cuda:
+                peak = peak_flops(name)
+                flops = spec.counts.flops_per_token * rates[0]
+                row += [f"{flops / peak:.1%}" if peak else "", f"{memory:.1f}"]
+            print("| " + " | ".join(row) + " |", flush=True)
 
 
 if __name__ == "__main__":

@@ -76,7 +76,7 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.config = config
         self.recompute = False
-        """Whether blocks are computed again in the backward pass: less memory, a third more time."""
+        """Compute blocks again in the backward pass: less memory, a third more time."""
         layers = zip(config.layers, config.windows, strict=True)
         self.windows = {window for mixer, window in layers if mixer == "attn"}
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)

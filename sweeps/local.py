@@ -9,11 +9,12 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.console import Console
@@ -21,7 +22,7 @@ from rich.live import Live
 from rich.table import Table
 
 from ablations.records import RunDirectory, project_root
-from sweeps.worker import ELSEWHERE
+from sweeps.worker import ELSEWHERE, RESUMABLE
 
 POLL_SECONDS = 0.25
 PLAIN_EVERY_SECONDS = 15.0
@@ -29,17 +30,24 @@ PLAIN_EVERY_SECONDS = 15.0
 
 @dataclass
 class Job:
-    """A run directory and the process that trains it, once it has one."""
+    """A run directory and the processes that train it, a device each, once it has them."""
 
     run: RunDirectory
-    process: subprocess.Popen[bytes] | None = None
+    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
     code: int | None = None
 
 
 def run_all(
-    runs: list[Path], parallel: int, threads: int, command: str, console: Console
+    runs: list[Path],
+    parallel: int,
+    threads: int,
+    command: str,
+    console: Console,
+    *,
+    devices: int = 1,
 ) -> dict[str, dict[str, object]]:
-    """Train run directories, `parallel` at a time with `threads` CPU threads each.
+    """Train run directories, `parallel` at a time, each by `devices` processes of `threads`
+    CPU threads.
 
     Returns each run's last status by name. Runs are begun in the order given.
     """
@@ -60,7 +68,7 @@ def run_all(
         try:
             while waiting or any(map(_alive, jobs)):
                 while waiting and not asked and sum(map(_alive, jobs)) < parallel:
-                    _start(waiting.pop(0), environment)
+                    _start(waiting.pop(0), environment, devices)
                 time.sleep(POLL_SECONDS)
                 for job in jobs:
                     _reap(job, console, bool(asked))
@@ -82,20 +90,33 @@ def run_all(
 
 
 def _alive(job: Job) -> bool:
-    return job.process is not None and job.code is None
+    return bool(job.processes) and job.code is None
 
 
-def _start(job: Job, environment: dict[str, str]) -> None:
-    with job.run.log.open("ab") as log:
-        job.process = subprocess.Popen(
-            [sys.executable, "-m", "sweeps.worker", str(job.run.path)],
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
-            env=environment,
-            cwd=project_root(),
-            start_new_session=True,  # Ctrl-C reaches the driver alone, which then asks the runs
-        )
+def _start(job: Job, environment: dict[str, str], devices: int) -> None:
+    port = _free_port() if devices > 1 else 0
+    for rank in range(devices):
+        ranked = {} if devices == 1 else {
+            "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(devices),
+            "LOCAL_WORLD_SIZE": str(devices), "MASTER_ADDR": "localhost", "MASTER_PORT": str(port),
+        }  # fmt: skip
+        with job.run.log.open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "sweeps.worker", str(job.run.path)],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                env={**environment, **ranked},
+                cwd=project_root(),
+                start_new_session=True,  # Ctrl-C reaches the driver alone, which then asks the runs
+            )
+        job.processes.append(process)
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        return int(found.getsockname()[1])
 
 
 @contextlib.contextmanager
@@ -114,18 +135,27 @@ def _listening(asked: list[int]) -> Iterator[None]:
 
 def _signal(jobs: list[Job], number: int) -> None:
     for job in filter(_alive, jobs):
-        assert job.process is not None
-        with contextlib.suppress(ProcessLookupError):
-            job.process.send_signal(number)
+        for process in job.processes:
+            with contextlib.suppress(ProcessLookupError):
+                process.send_signal(number)
 
 
 def _reap(job: Job, console: Console, asked: bool) -> None:
     if not _alive(job):
         return
-    assert job.process is not None
-    job.code = job.process.poll()
-    if job.code is None:
+    codes = [process.poll() for process in job.processes]
+    if all(code is None for code in codes):
         return
+    ended = next(code for code in codes if code is not None)
+    if None in codes:
+        if ended in (0, RESUMABLE):
+            return  # the others are about to end as well
+        # Ranks wait for one another: one that failed takes its run with it.
+        _signal([job], signal.SIGKILL)
+        for process in job.processes:
+            process.wait()
+    # The first rank's word where it has one, else that of the rank that failed.
+    job.code = codes[0] if codes[0] is not None else ended
     status = job.run.read_status()
     if job.code == 0:
         points = list(job.run.rows("points.jsonl"))
@@ -155,33 +185,53 @@ def _display(console: Console) -> Iterator[Live | None]:
         yield live
 
 
-def _progress(job: Job) -> tuple[str, str, str, str]:
-    """(share done, tokens/s, loss, ETA) of a running job, blanks where not known."""
+COLUMNS = ("step", "tokens", "tokens/s", "loss", "bpb", "LR", "point in", "done in")
+
+
+def _progress(job: Job) -> dict[str, str]:
+    """What a running job says of itself, by column, blanks where not known yet."""
     status = job.run.read_status()
     step, steps = status.get("step", 0), status.get("steps")
     if not steps or not status.get("seconds"):
-        return "starting", "", "", ""
-    rate = status["tokens"] / status["seconds"]
-    eta = (steps - step) / max(step, 1) * status["seconds"]
-    loss = f"{status['loss']:.3f}" if "loss" in status else ""
-    return f"{step / steps:.0%}", f"{rate:,.0f}", loss, f"{eta:.0f} s"
+        return {"step": "starting"}
+    rate = status.get("tokens_per_second", status["tokens"] / status["seconds"])
+    shown = f"{rate:,.0f}" + (f" ({status['mfu']:.0%} MFU)" if "mfu" in status else "")
+    return {
+        "step": f"{step:,}/{steps:,}",
+        "tokens": f"{status['tokens']:,}",
+        "tokens/s": shown,
+        "loss": f"{status['loss']:.3f}" if "loss" in status else "",
+        "bpb": f"{status['bpb']:.3f}" if "bpb" in status else "",
+        "LR": f"{status['lr']:.2e}" if "lr" in status else "",
+        "point in": _duration(status.get("eta_point")),
+        "done in": _duration(status.get("eta")),
+    }
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def _table(jobs: list[Job]) -> Table:
     done = sum(job.code == 0 for job in jobs)
     table = Table(title=f"{done} of {len(jobs)} runs done", title_justify="left")
-    for name in ("run", "done", "tokens/s", "loss", "ETA"):
+    for name in ("run", *COLUMNS):
         table.add_column(name, justify="left" if name == "run" else "right")
     for job in filter(_alive, jobs):
-        table.add_row(job.run.name, *_progress(job))
+        progress = _progress(job)
+        table.add_row(job.run.name, *(progress.get(name, "") for name in COLUMNS))
     return table
 
 
 def _plain(jobs: list[Job], console: Console) -> None:
     done = sum(job.code == 0 for job in jobs)
     running = [
-        f"{job.run.name} {share} {rate} tok/s loss {loss} eta {eta}"
+        job.run.name
+        + "".join(f" {name} {value}" for name, value in _progress(job).items() if value)
         for job in filter(_alive, jobs)
-        for share, rate, loss, eta in [_progress(job)]
     ]
     console.print(f"{done}/{len(jobs)} done | " + " | ".join(running), soft_wrap=True)

@@ -16,15 +16,15 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from ablations.devices import GPU_PEAK_FLOPS
 from ablations.records import RunDirectory
 from ablations.spec import RunSpec
+from models.errors import SettingError
 
 TINY = 10_000_000
 """N below which one core a run is the best use of a CPU."""
 CORE_FLOPS = {"tiny": 10e9, "large": 40e9}
 """Training FLOP/s a CPU core reaches in eager float32, below and above TINY; low, round figures."""
-GPU_PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}
-"""Dense bf16 peak by name."""
 GPU_NAME, GPU_MFU = "H200", 0.40
 """The GPU that a plan quotes, and the share of its peak assumed."""
 
@@ -48,6 +48,9 @@ class Plan:
     estimates: tuple[Estimate, ...]
     parallel: int
     threads: int
+    """CPU threads a process."""
+    devices: int = 1
+    """Devices, and so processes, that train one run together."""
 
     @property
     def todo(self) -> list[Estimate]:
@@ -61,19 +64,41 @@ class Plan:
 
 
 @functools.cache
-def gpu_of_this_machine() -> str | None:
-    """The name of the NVIDIA GPU here, by its driver's tool; None without one.
+def gpus_of_this_machine() -> tuple[str | None, int]:
+    """The name of the NVIDIA GPUs here, by their driver's tool, and how many; (None, 0) without.
 
-    A kind of GPU_PEAK_FLOPS where it is one of those. Torch is not loaded to plan.
+    The name is a kind of GPU_PEAK_FLOPS where it is one of those. Torch is not loaded to plan.
     """
-    if os.environ.get("CUDA_VISIBLE_DEVICES") == "":
-        return None
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible == "":
+        return None, 0
     try:
         asked = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
         names = subprocess.run(asked, capture_output=True, text=True, timeout=10, check=True).stdout
     except (OSError, subprocess.SubprocessError):
-        return None
-    return next((kind for kind in GPU_PEAK_FLOPS if kind in names), names.strip() or None)
+        return None, 0
+    found = names.strip().splitlines()
+    if not found:
+        return None, 0
+    count = len(visible.split(",")) if visible else len(found)
+    return next((kind for kind in GPU_PEAK_FLOPS if kind in names), found[0]), count
+
+
+def _devices(specs: Sequence[RunSpec], gpus: int, parallel: int) -> int:
+    """Devices a run: as set, or for a run alone as many GPUs as its batch divides over."""
+    batches = {spec.recipe.batch_instances for spec in specs}
+    wanted = specs[0].resources.devices
+    if wanted is None:
+        most = gpus if parallel == 1 else 1
+        return max(n for n in range(1, max(most, 1) + 1) if not any(b % n for b in batches))
+    for rows in batches:
+        if rows % wanted:
+            raise SettingError(
+                f"resources.devices={wanted} does not divide the batch of {rows} sequences; set "
+                f"protocol.batch_multiple={wanted}, the same for every mix of the sweep, or "
+                "resources.devices to a divisor."
+            )
+    return wanted
 
 
 def _core_flops(spec: RunSpec) -> float:
@@ -88,17 +113,18 @@ def cores() -> int:
 def make_plan(specs: Sequence[RunSpec], runs_root: Path, max_parallel: int | None) -> Plan:
     """Estimate every run of a sweep and see which are done already."""
     tiny = all(spec.counts.N < TINY for spec in specs)
-    gpu_here = None if specs[0].resources.device == "cpu" else gpu_of_this_machine()
+    gpu_here, gpus = (None, 0) if specs[0].resources.device == "cpu" else gpus_of_this_machine()
     parallel = max_parallel or (cores() if tiny and gpu_here is None else 1)
     parallel = max(1, min(parallel, len(specs)))
-    threads = max(1, cores() // parallel)
+    devices = _devices(specs, gpus, parallel)
+    threads = max(1, cores() // (parallel * devices))
     rates = measured_rates(runs_root, "cpu" if gpu_here is None else "cuda")
     estimates = []
     for spec in specs:
         flops = spec.counts.flops_per_token * spec.recipe.tokens
         rate = rates.get((spec.mix.name, spec.counts.N, spec.recipe.context))
         gpu_speed = GPU_PEAK_FLOPS.get(gpu_here or GPU_NAME, GPU_PEAK_FLOPS["A100"]) * GPU_MFU
-        speed = gpu_speed if gpu_here else _core_flops(spec) * threads
+        speed = devices * (gpu_speed if gpu_here else _core_flops(spec) * threads)
         seconds = spec.recipe.tokens / rate if rate else flops / speed
         status = RunDirectory(runs_root / spec.sweep / spec.run_name).read_status()
         estimates.append(
@@ -111,7 +137,7 @@ def make_plan(specs: Sequence[RunSpec], runs_root: Path, max_parallel: int | Non
                 flops / (GPU_PEAK_FLOPS[GPU_NAME] * GPU_MFU) / 3600,
             )
         )
-    return Plan(tuple(estimates), parallel, threads)
+    return Plan(tuple(estimates), parallel, threads, devices)
 
 
 def measured_rates(runs_root: Path, device: str) -> dict[tuple[str, int, int], float]:
@@ -164,8 +190,14 @@ def show(plan: Plan, console: Console) -> None:
             "~" + _hours(sum(e.gpu_hours for e in group)),
         )
     console.print(table)
+    moved = {(e.spec.mix.name, e.spec.size.name): e.spec.matched for e in plan.estimates}
+    changed = [f"{mix} {size}: {what}" for (mix, size), what in moved.items() if "→" in what]
+    if changed:
+        console.print("matched: " + "; ".join(changed) + ".", style="dim")
     todo = plan.todo
     each = f"{_many(plan.threads, 'thread')} each"
+    if plan.devices > 1:
+        each = f"{plan.devices} processes a run, {each}"
     console.print(
         f"{_many(len(plan.estimates), 'run')}, {len(plan.estimates) - len(todo)} done; to go: "
         f"{_short(sum(e.spec.recipe.tokens for e in todo))} tokens, "

@@ -69,7 +69,7 @@ def _sweep(composed: list[dict[str, Any]]) -> int:
     from sweeps.local import run_all
     from sweeps.plan import make_plan, show
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     if not console.is_terminal:
         console.width = 120
     driver = composed[0]
@@ -109,7 +109,7 @@ def _sweep(composed: list[dict[str, Any]]) -> int:
         )
     paths = _write_specs(plan, runs_root)
     command = "python sweeps/run.py " + shlex.join(sys.argv[1:])
-    run_all(paths, plan.parallel, plan.threads, command, console)
+    run_all(paths, plan.parallel, plan.threads, command, console, devices=plan.devices)
     return _finish(specs, runs_root, str(driver["runs"]), console)
 
 

@@ -7,6 +7,7 @@ used, 75 stopped and to be resumed, 76 trained by another process, 1 failed.
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
 import time
@@ -28,18 +29,25 @@ def main(run_dir: str) -> int:
     from models.errors import SettingError
 
     run = RunDirectory(Path(run_dir))
-    with run.lock() as held:
+    from ablations.distributed import environment
+
+    first = environment().first
+    with run.lock() if first else contextlib.nullcontext(True) as held:
         if not held:
             _say("another process trains this run; leaving it alone")
             return ELSEWHERE
         try:
             from ablations.spec import load
-            from ablations.train import train
+            from ablations.train import TrainingFailed, train
 
             spec = load(run.read_spec())
-            _say(f"{run.name}: {spec.recipe.steps} steps of {spec.recipe.batch_tokens:,} tokens")
+            if first:
+                _say(
+                    f"{run.name}: {spec.recipe.steps} steps of {spec.recipe.batch_tokens:,} tokens"
+                )
             state = train(run, spec, stop=lambda: bool(asked), say=_say)
-            _say(state)
+            if first:
+                _say(state)
             return 0 if state == "done" else RESUMABLE
         except SettingError as error:
             _failed(run, str(error))
@@ -47,6 +55,9 @@ def main(run_dir: str) -> int:
         except OSError as error:
             where = error.filename or run.path
             _failed(run, f"{error.strerror or error}: {where}; the last whole checkpoint is kept")
+            return 1
+        except TrainingFailed as error:
+            _failed(run, str(error))
             return 1
         except Exception as error:
             traceback.print_exc()

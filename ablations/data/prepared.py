@@ -54,6 +54,8 @@ class Corpus:
     vocab_size: int
     fingerprint: str
     """SHA-256 over all that determines the tokens; the name is not part of it."""
+    separator: int
+    """Token that ends each document."""
     train: np.ndarray
     """Token ids [tokens], memory-mapped."""
     validation: dict[str, ValidationDomain] = field(default_factory=dict)
@@ -105,6 +107,7 @@ def open_prepared(path: Path, *, verify: bool = False, setting: str = "data.path
         name=manifest["name"],
         vocab_size=vocab_size,
         fingerprint=fingerprint(manifest),
+        separator=separator,
         train=tokens(manifest["train"]),
         validation={
             name: ValidationDomain(name, tokens(part), part["bytes"], separator, token_bytes)

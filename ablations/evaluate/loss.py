@@ -13,7 +13,11 @@ import torch
 
 from ablations.data.prepared import Corpus
 from ablations.data.windows import validation_windows
+from ablations.distributed import World
+from models.documents import Documents
 from models.language_model import LanguageModel
+
+ALONE = World()
 
 
 @dataclass(frozen=True)
@@ -40,22 +44,33 @@ def evaluate(
     device: torch.device,
     autocast: Callable[[], AbstractContextManager[Any]],
     batch_tokens: int = 8192,
+    separator: int | None = None,
+    world: World = ALONE,
 ) -> dict[str, Any]:
     """Sums and means by domain, and their unweighted means over domains.
 
+    separator: the token after which a document begins, where documents are kept apart; world:
+    the ranks that share the windows.
     Returns {"loss": nats per token, "bpb": bits per byte, "domains": {name: {"nats", "tokens",
     "bytes", "loss", "bpb"}}}.
     """
     model.eval()
     results: dict[str, dict[str, float | int]] = {}
     for name, domain in domains.items():
-        nats, n, context = 0.0, *domain.windows[:, 1:].shape
+        n, context = domain.windows[:, 1:].shape
+        total = torch.zeros((), dtype=torch.float64, device=device)
         rows = max(1, batch_tokens // context)
-        for start in range(0, n, rows):
-            windows = torch.from_numpy(domain.windows[start : start + rows]).to(device)
+        for start in range(0, n, rows * world.size):
+            mine = domain.windows[start + world.rank * rows :][:rows]
+            # A rank with nothing left computes one window for nothing: sharded weights need all.
+            empty = not len(mine)
+            windows = torch.from_numpy(domain.windows[:1] if empty else mine).to(device)
+            inputs, targets = windows[:, :-1], windows[:, 1:]
+            documents = None if separator is None else Documents.after(separator, inputs)
             with autocast():
-                nll, _ = model.losses(windows[:, :-1], windows[:, 1:])
-            nats += nll.double().sum().item()
+                nll, _ = model.losses(inputs, targets, documents)
+            total += 0.0 if empty else nll.double().sum()
+        nats = world.sum(total).item()
         tokens = n * context
         results[name] = {
             "nats": nats,

@@ -1,6 +1,10 @@
 """What the chunked operators share: the layout by chunk, and the decays inside a chunk.
 
-Shapes: B batch, T time, H heads, D any width, C chunk length, N chunks (T padded to N·C).
+A stretch is as many chunks as are worked on side by side; between stretches, as between chunks,
+only the state is carried. On a CPU a stretch is small enough for its tensors to stay in the
+cache, where small matrix products run at twice their speed from memory; elsewhere it is all of T.
+
+Shapes: B batch, T time, H heads, D any width, C chunk length, N chunks of a stretch, P = B·H.
 """
 
 from __future__ import annotations
@@ -14,10 +18,21 @@ from torch import Tensor
 CHUNK = {"cpu": 32, "cuda": 64}
 """Chunk length by device: on a CPU the C×C matrices cost more than the longer walk over chunks."""
 
+MATRICES_IN_CACHE = 128
+"""Chunks times heads times rows of a stretch on a CPU, a megabyte or two at the usual widths."""
+
 
 def chunk_length(x: Tensor, chunk: int | None) -> int:
     """The chunk length asked for, or the device's, at most x's length. x: [B, T, …]."""
     return min(chunk or CHUNK.get(x.device.type, 64), x.shape[1])
+
+
+def stretches(x: Tensor, C: int) -> list[slice]:
+    """The stretches of time, in order. x: [B, T, H, D]. Compiled code gets one, to stay short."""
+    B, T, H, _ = x.shape
+    in_cache = x.device.type == "cpu" and not torch.compiler.is_compiling()
+    length = max(1, MATRICES_IN_CACHE // (B * H)) * C if in_cache else T
+    return [slice(t, min(t + length, T)) for t in range(0, T, length)]
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
@@ -26,31 +41,35 @@ def compute_dtype(x: Tensor) -> torch.dtype:
 
 
 def by_chunk(x: Tensor, C: int) -> Tensor:
-    """[B, T, H, D] -> contiguous [B, H, N, C, D] in the compute dtype, zero-padded at the end.
+    """[B, T, H, D] -> a new contiguous [N, P, C, D] in the compute dtype, zero-padded at the end.
 
     Zeros are right for every argument of both operators: such a token has write strength or
     value 0 and log decay 0, so it writes nothing and forgets nothing.
     """
     B, T, H, D = x.shape
-    pad = -T % C
-    x = x.to(compute_dtype(x))
-    if pad:
-        x = F.pad(x, (0, 0, 0, 0, 0, pad))
-    return x.view(B, (T + pad) // C, C, H, D).permute(0, 3, 1, 2, 4).contiguous()
+    if T % C:
+        x = F.pad(x, (0, 0, 0, 0, 0, -T % C))
+    out = torch.empty(x.shape[1] // C, B, H, C, D, dtype=compute_dtype(x), device=x.device)
+    return out.copy_(x.unflatten(1, (-1, C)).permute(1, 0, 3, 2, 4)).flatten(1, 2)
 
 
-def by_time(x: Tensor, T: int, dtype: torch.dtype) -> Tensor:
-    """The inverse of `by_chunk`: [B, H, N, C, D] -> [B, T, H, D] in `dtype`."""
-    B, H, N, C, D = x.shape
-    return x.permute(0, 2, 3, 1, 4).reshape(B, N * C, H, D)[:, :T].to(dtype)
+def into_time(out: Tensor, x: Tensor) -> None:
+    """Write x: [N, P, C, D] into out: [B, T, H, D], the inverse of `by_chunk`."""
+    B, T, H, D = out.shape
+    N, _, C, _ = x.shape
+    x = x.view(N, B, H, C, D).permute(1, 0, 3, 2, 4)
+    if N * C == T:
+        out.unflatten(1, (N, C)).copy_(x)
+    else:
+        out.copy_(x.flatten(1, 2)[:, :T])
 
 
 class Decays(NamedTuple):
     """What is left of a token's write elsewhere in its chunk: nothing past its document's end.
 
-    within: [B, H, N, C, C], from token j to token i where j <= i, else 0; from_start and to_end:
-    [B, H, N, C, 1], from the chunk's start to a token and from a token to the chunk's end;
-    keep: [B, H, N, 1, 1], from the chunk's start to its end.
+    within: [N, P, C, C], from token j to token i where j <= i, else 0; from_start and to_end:
+    [N, P, C, 1], from the chunk's start to a token and from a token to the chunk's end;
+    keep: [N, P, 1, 1], from the chunk's start to its end.
     """
 
     within: Tensor
@@ -59,36 +78,36 @@ class Decays(NamedTuple):
     keep: Tensor
 
 
-def decays(g: Tensor, document: Tensor | None = None) -> Decays:
-    """The decays inside each chunk for log decays g: [B, H, N, C, 1].
+def decays(g: Tensor, begins: Tensor | None, C: int) -> Decays:
+    """The decays inside each chunk for log decays g: [B, T, H].
 
-    document: what `documents_by_chunk` returns; None where every row is one document.
+    begins: [B, T], 1 where a document begins and 0 elsewhere; None where every row is one.
     Log decays are summed in float64: after a strong one, float32 would have lost the weak ones.
     """
-    C = g.shape[-2]
-    log_decay = g.double().cumsum(-2)
+    dtype = compute_dtype(g)
+    log_decay = by_chunk(g.unsqueeze(-1).double(), C).cumsum(-2)
     last = log_decay[..., -1:, :]
-    within = (log_decay - log_decay.mT).to(g.dtype)
-    from_start, to_end = log_decay.to(g.dtype).exp(), (last - log_decay).to(g.dtype).exp()
+    within = (log_decay - log_decay.mT).to(dtype)
+    from_start, to_end = log_decay.to(dtype).exp(), (last - log_decay).to(dtype).exp()
     keep = from_start[..., -1:, :]
     hidden = torch.ones(C, C, dtype=torch.bool, device=g.device).triu(1)
-    if document is not None:
+    if begins is not None:
+        document = by_chunk(begins[..., None, None].expand(*g.shape, 1), C).cumsum(-2)
         hidden = hidden | (document != document.mT)
         from_start = from_start * (document == 0)
         to_end = to_end * (document == document[..., -1:, :])
         keep = keep * (document[..., -1:, :] == 0)
-    # Masked before the exponential, which may overflow above the diagonal.
-    return Decays(within.masked_fill(hidden, -torch.inf).exp_(), from_start, to_end, keep)
+    # Above the diagonal it could overflow; masked after, for exp(-inf) takes a slow path on CPUs.
+    return Decays(within.clamp_(max=0).exp_().masked_fill_(hidden, 0), from_start, to_end, keep)
 
 
-def documents_by_chunk(cu_seqlens: Tensor, B: int, T: int, C: int) -> Tensor:
-    """How many documents have begun in its chunk up to each token: [B, 1, N, C, 1].
+def document_begins(cu_seqlens: Tensor, B: int, T: int) -> Tensor:
+    """[B, T] float32, 1 where a document begins and 0 elsewhere.
 
-    The shape depends on B, T and C alone, so that a compiled step serves any documents.
+    The shape depends on B and T alone, so that a compiled step serves any documents.
     """
-    begins = torch.zeros(B * T + 1, dtype=torch.int32, device=cu_seqlens.device)
-    begins = begins.index_fill(0, cu_seqlens.long(), 1)[:-1].view(B, T)
-    return F.pad(begins, (0, -T % C)).view(B, 1, -1, C, 1).cumsum(-2)
+    begins = torch.zeros(B * T + 1, device=cu_seqlens.device)
+    return begins.index_fill(0, cu_seqlens.long(), 1.0)[:-1].view(B, T)
 
 
 def rows_by_document(cu_seqlens: Tensor, *tensors: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -115,3 +134,8 @@ def sum_to_end(x: Tensor) -> Tensor:
 def dot(a: Tensor, b: Tensor) -> Tensor:
     """Inner product over the last dimension, kept: [..., C, D] -> [..., C, 1]."""
     return (a * b).sum(-1, keepdim=True)
+
+
+def row_less_column_sums(x: Tensor) -> Tensor:
+    """[..., C, C] -> [..., C, 1]: the adjoint of log decays under a matrix of their differences."""
+    return x.sum(-1, keepdim=True) - x.sum(-2).unsqueeze(-1)

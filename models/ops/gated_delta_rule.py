@@ -20,13 +20,15 @@ from torch import Tensor
 
 from models.ops.chunks import (
     by_chunk,
-    by_time,
     chunk_length,
     compute_dtype,
     decays,
-    documents_by_chunk,
+    document_begins,
     dot,
+    into_time,
+    row_less_column_sums,
     rows_by_document,
+    stretches,
     sum_to_end,
 )
 
@@ -52,13 +54,15 @@ def naive(
     Returns o: [B, T, H, V] in v's dtype, and the final state if asked for, else None.
     """
     if cu_seqlens is not None:
-        real, rows = rows_by_document(cu_seqlens, q, k, v, g, beta)
-        o, S = naive(*rows, scale, initial_state=initial_state, output_final_state=True)
+        real, (q, k, v_, g, beta) = rows_by_document(cu_seqlens, q, k, v, g, beta)
+        o, S = naive(
+            q, k, v_, g, beta, scale, initial_state=initial_state, output_final_state=True
+        )  # fmt: skip
         return o[real].view_as(v), S if output_final_state else None
     dtype = compute_dtype(v)
     B, T, H, K = q.shape
     scale = K**-0.5 if scale is None else scale
-    q, k, v_, g, beta = (x.to(dtype) for x in (q * scale, k, v, g, beta))
+    q, k, v_, g, beta = (x.to(dtype) for x in (q, k, v, g, beta))
     S = v_.new_zeros(B, H, K, v.shape[-1]) if initial_state is None else initial_state.to(dtype)
     out = []
     for t in range(T):
@@ -66,7 +70,7 @@ def naive(
         recalled = torch.einsum("bhkv,bhk->bhv", S, k[:, t])
         write = (v_[:, t] - recalled) * beta[:, t, :, None]
         S = S + torch.einsum("bhk,bhv->bhkv", k[:, t], write)
-        out.append(torch.einsum("bhkv,bhk->bhv", S, q[:, t]))
+        out.append(torch.einsum("bhkv,bhk->bhv", S, q[:, t] * scale))
     return torch.stack(out, dim=1).to(v.dtype), S if output_final_state else None
 
 
@@ -85,16 +89,18 @@ def chunked(
 ) -> tuple[Tensor, Tensor | None]:
     """The same function as `naive` (arguments and results are its), `chunk` tokens at a time."""
     if cu_seqlens is not None and (initial_state is not None or output_final_state):
-        real, rows = rows_by_document(cu_seqlens, q, k, v, g, beta)
-        o, S = chunked(*rows, scale, chunk, initial_state=initial_state, output_final_state=True)
+        real, (q, k, v_, g, beta) = rows_by_document(cu_seqlens, q, k, v, g, beta)
+        o, S = chunked(
+            q, k, v_, g, beta, scale, chunk, initial_state=initial_state, output_final_state=True
+        )  # fmt: skip
         return o[real].view_as(v), S if output_final_state else None
     B, T, H, K = q.shape
     scale = K**-0.5 if scale is None else scale
-    C = chunk_length(v, chunk)
-    document = None if cu_seqlens is None else documents_by_chunk(cu_seqlens, B, T, C)
+    begins = None if cu_seqlens is None else document_begins(cu_seqlens, B, T)
     if initial_state is None:
         initial_state = v.new_zeros(B, H, K, v.shape[-1], dtype=compute_dtype(v))
-    o, S = _Chunked.apply(q, k, v, g, beta, initial_state, document, scale, C)
+    C = chunk_length(v, chunk)
+    o, S = _Chunked.apply(q, k, v, g, beta, initial_state, begins, scale, C)
     return o, S if output_final_state else None
 
 
@@ -108,102 +114,107 @@ class _Chunked(torch.autograd.Function):
         g: Tensor,
         beta: Tensor,
         initial_state: Tensor,
-        document: Tensor | None,
+        begins: Tensor | None,
         scale: float,
         C: int,
     ) -> tuple[Tensor, Tensor]:
-        T, dtypes = q.shape[1], [x.dtype for x in (q, k, v, g, beta, initial_state)]
-        K, V = q.shape[-1], v.shape[-1]
-        # Not in place: a contiguous input comes back as it is.
-        q, k, v = by_chunk(q, C) * scale, by_chunk(k, C), by_chunk(v, C)
-        g, beta = by_chunk(g.unsqueeze(-1), C), by_chunk(beta.unsqueeze(-1), C)
-        decay, from_start, to_end, keep = decays(g, document)
-        k_beta = k * beta
-
-        # Unit lower triangular; the solve reads nothing on or above the diagonal.
-        system = (k_beta @ k.mT).mul_(decay)
-        rhs = torch.cat([v * beta, k_beta * from_start], dim=-1)
-        solved = torch.linalg.solve_triangular(system, rhs, upper=False, unitriangular=True)
-        writes, erases = solved.split([V, K], dim=-1)
-
-        scores = (q @ k.mT).mul_(decay)
-        q_start = q * from_start
-        k_end = k * to_end
-
-        S = initial_state.to(v.dtype)
-        starts = v.new_empty(*v.shape[:3], K, V)
-        written = torch.empty_like(v)
-        for i in range(v.shape[2]):
-            starts[:, :, i] = S
-            write = writes[:, :, i] - erases[:, :, i] @ S
-            written[:, :, i] = write
-            S = S * keep[:, :, i] + k_end[:, :, i].mT @ write
-        o = (q_start @ starts).add_(scores @ written)
-        ctx.save_for_backward(
-            q, k, v, beta, decay, from_start, to_end, keep, system, solved, starts, written
-        )
-        ctx.scale, ctx.dtypes, ctx.T = scale, dtypes, T
-        return by_time(o, T, dtypes[2]), S
+        o = torch.empty_like(v, memory_format=torch.contiguous_format)
+        S = initial_state.to(compute_dtype(v)).flatten(0, 1)  # [P, K, V]
+        unit = torch.eye(C, dtype=S.dtype, device=S.device)
+        spans = stretches(v, C)
+        saved: list[Tensor] = []
+        for t in spans:
+            q_, k_, v_ = (by_chunk(x[:, t], C) for x in (q, k, v))
+            beta_ = by_chunk(beta[:, t].unsqueeze(-1), C)
+            within, from_start, to_end, keep = decays(
+                g[:, t], None if begins is None else begins[:, t], C
+            )
+            scores = (q_ @ k_.mT).mul_(within)
+            overlap = (k_ @ k_.mT).mul_(within)
+            overlap.diagonal(dim1=-2, dim2=-1).zero_()
+            inverse = torch.linalg.solve_triangular(
+                overlap * beta_, unit, upper=False, unitriangular=True
+            )
+            weights = inverse * beta_.mT
+            writes, erases = weights @ v_, (weights * from_start.mT) @ k_
+            k_end = k_ * to_end
+            states = S.new_empty(len(v_) + 1, *S.shape)
+            states[0] = S
+            for i in range(len(v_)):
+                write = writes[i].baddbmm_(erases[i], states[i], alpha=-1)
+                torch.mul(states[i], keep[i], out=states[i + 1])
+                states[i + 1].baddbmm_(k_end[i].mT, write)
+            S = states[-1]
+            y = (q_ * from_start) @ states[:-1]
+            into_time(o[:, t], y.add_(scores @ writes).mul_(scale))
+            saved += [q_, k_, v_, beta_, within, from_start, to_end, keep]
+            saved += [scores, overlap, inverse, states, writes]
+        ctx.save_for_backward(q, k, v, g, beta, *saved)
+        ctx.stretches, ctx.scale, ctx.C = spans, scale, C
+        ctx.state = (initial_state.shape, initial_state.dtype)
+        return o, S.clone().view(initial_state.shape)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, beta, *inside, system, solved, starts, written = ctx.saved_tensors
-        decay, from_start, to_end, keep = inside
-        dtypes, T, C = ctx.dtypes, ctx.T, q.shape[3]
-        do, dS = by_chunk(grads[0], C), grads[1].to(v.dtype)
-        K, V = q.shape[-1], v.shape[-1]
-        q_start, k_end, k_beta = q * from_start, k * to_end, k * beta
-        erases = solved[..., V:]
+        q, k, v, g, beta, *saved = ctx.saved_tensors
+        C = ctx.C
+        dq, dk, dv, dg, dbeta = (torch.empty_like(x) for x in (q, k, v, g, beta))
+        dS = grads[1].to(compute_dtype(v)).flatten(0, 1)
+        for t in reversed(ctx.stretches):
+            *saved, scores, overlap, inverse, states, writes = saved
+            *saved, q_, k_, v_, beta_, within, from_start, to_end, keep = saved
+            starts = states[:-1]
+            dy = by_chunk(grads[0][:, t], C).mul_(ctx.scale)
+            q_start, k_end = q_ * from_start, k_ * to_end
+            weights = inverse * beta_.mT
+            weights_start = weights * from_start.mT
+            erases = weights_start @ k_
 
-        # The state's adjoint runs from the last chunk to the first.
-        dwritten = ((q @ k.mT).mul_(decay)).mT @ do
-        dstate_out = q_start.mT @ do  # what each chunk's outputs ask of its starting state
-        dends = torch.empty_like(starts)  # adjoint of each chunk's final state
-        for i in range(v.shape[2] - 1, -1, -1):
-            dends[:, :, i] = dS
-            dwrite = dwritten[:, :, i] + k_end[:, :, i] @ dS
-            dwritten[:, :, i] = dwrite
-            dS = dS * keep[:, :, i] + dstate_out[:, :, i] - erases[:, :, i].mT @ dwrite
+            # The state's adjoint runs from the last chunk to the first.
+            dwrites = scores.mT @ dy
+            dstates = torch.empty_like(states)
+            dstates[-1] = dS
+            for i in reversed(range(len(v_))):
+                dwrites[i].baddbmm_(k_end[i], dstates[i + 1])
+                torch.mul(dstates[i + 1], keep[i], out=dstates[i])
+                dstates[i].baddbmm_(q_start[i].mT, dy[i])
+                dstates[i].baddbmm_(erases[i].mT, dwrites[i], alpha=-1)
+            dS, dends = dstates[0], dstates[1:]
 
-        dsolved = torch.cat([dwritten, -(dwritten @ starts.mT)], dim=-1)
-        drhs = torch.linalg.solve_triangular(system.mT, dsolved, upper=True, unitriangular=True)
-        dsystem = (drhs @ solved.mT).neg_().mul_(decay)
-        dsystem.diagonal(dim1=-2, dim2=-1).zero_()
-        dscores = (do @ written.mT).mul_(decay)
+            # Between chunks.
+            derases = (dwrites @ starts.mT).neg_()
+            dq_ = dy @ starts.mT
+            dlog = dot(q_start, dq_)
+            dq_.mul_(from_start)
+            dk_ = writes @ dends.mT
+            ended = dot(k_end, dk_)
+            dk_.mul_(to_end)
+            dlog -= ended
+            dkeep = torch.linalg.vecdot(starts.flatten(-2), dends.flatten(-2))
+            dlog[..., -1:, :] += ended.sum(-2, keepdim=True) + dkeep[..., None, None] * keep
 
-        # A decay's adjoint is (row sum - column sum) of score times its adjoint, and these sums
-        # are inner products of q, k with their own adjoints: no further C×C matrix is needed.
-        dq_in, dk_in = dscores @ k, dscores.mT @ q + dsystem.mT @ k_beta
-        dk_beta = dsystem @ k
-        dlog = dot(q, dq_in) + dot(k_beta, dk_beta) - dot(k, dk_in)
+            # The triangular system: writes = weights v, erases = weights_start k.
+            into_time(dv[:, t], weights.mT @ dwrites)
+            dk_ += weights_start.mT @ derases
+            dweights_start = derases @ k_.mT
+            dlog += (dweights_start * weights_start).sum(-2).unsqueeze(-1)
+            dweights = (dwrites @ v_.mT).addcmul_(dweights_start, from_start.mT)
+            dbeta_ = (dweights * inverse).sum(-2).unsqueeze(-1)
+            dsystem = (inverse.mT @ dweights.mul_(beta_.mT) @ inverse.mT).neg_()
+            dlog_matrix = dsystem * overlap
+            dbeta_ += dlog_matrix.sum(-1, keepdim=True)
+            into_time(dbeta[:, t].unsqueeze(-1), dbeta_)
+            doverlap = dsystem.mul_(within).mul_(beta_)
+            doverlap.diagonal(dim1=-2, dim2=-1).zero_()
+            dk_ += (doverlap + doverlap.mT) @ k_
 
-        dq_start = do @ starts.mT
-        dlog += dot(q_start, dq_start)
-        dq = dq_in.add_(dq_start.mul_(from_start))
-
-        dk_end = written @ dends.mT
-        ended = dot(k_end, dk_end)
-        dlog -= ended
-        dkeep = (starts * dends).sum((-1, -2))[..., None, None] * keep
-        dlog[..., -1:, :] += ended.sum(-2, keepdim=True) + dkeep
-        dk = dk_in.add_(dk_end.mul_(to_end))
-
-        dv_beta, dk_start = drhs.split([V, K], dim=-1)
-        dk_start = dk_start * from_start
-        dlog += dot(k_beta, dk_start)
-        dk_beta = dk_beta.add_(dk_start)
-        dbeta = dot(v, dv_beta) + dot(k, dk_beta)
-        dk.add_(dk_beta.mul_(beta))
-
-        tq, tk, tv, tg, tb, ts = dtypes
-        return (
-            by_time(dq.mul_(ctx.scale), T, tq),
-            by_time(dk, T, tk),
-            by_time(dv_beta * beta, T, tv),
-            by_time(sum_to_end(dlog), T, tg).squeeze(-1),
-            by_time(dbeta, T, tb).squeeze(-1),
-            dS.to(ts),
-            None,
-            None,
-            None,
-        )
+            # Inside chunks. A decay's adjoint is that of what it multiplies, times it.
+            dscores = dy @ writes.mT
+            dlog_matrix.mul_(beta_).addcmul_(dscores, scores)
+            dscores.mul_(within)
+            into_time(dq[:, t], dq_.add_(dscores @ k_))
+            into_time(dk[:, t], dk_.add_(dscores.mT @ q_))
+            dlog += row_less_column_sums(dlog_matrix)
+            into_time(dg[:, t].unsqueeze(-1), sum_to_end(dlog))
+        dstate = dS.view(ctx.state[0]).to(ctx.state[1])
+        return dq, dk, dv, dg, dbeta, dstate, None, None, None

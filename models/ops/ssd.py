@@ -19,13 +19,15 @@ from torch import Tensor
 
 from models.ops.chunks import (
     by_chunk,
-    by_time,
     chunk_length,
     compute_dtype,
     decays,
-    documents_by_chunk,
+    document_begins,
     dot,
+    into_time,
+    row_less_column_sums,
     rows_by_document,
+    stretches,
     sum_to_end,
 )
 
@@ -49,8 +51,8 @@ def naive(
     Returns o: [B, T, H, V] in v's dtype, and the final state if asked for, else None.
     """
     if cu_seqlens is not None:
-        real, rows = rows_by_document(cu_seqlens, q, k, v, g)
-        o, S = naive(*rows, initial_state=initial_state, output_final_state=True)
+        real, (q, k, v_, g) = rows_by_document(cu_seqlens, q, k, v, g)
+        o, S = naive(q, k, v_, g, initial_state=initial_state, output_final_state=True)
         return o[real].view_as(v), S if output_final_state else None
     dtype = compute_dtype(v)
     B, T, H, V = v.shape
@@ -77,19 +79,21 @@ def chunked(
 ) -> tuple[Tensor, Tensor | None]:
     """The same function as `naive` (arguments and results are its), `chunk` tokens at a time."""
     if cu_seqlens is not None and (initial_state is not None or output_final_state):
-        real, rows = rows_by_document(cu_seqlens, q, k, v, g)
-        o, S = chunked(*rows, chunk, initial_state=initial_state, output_final_state=True)
+        real, (q, k, v_, g) = rows_by_document(cu_seqlens, q, k, v, g)
+        o, S = chunked(q, k, v_, g, chunk, initial_state=initial_state, output_final_state=True)
         return o[real].view_as(v), S if output_final_state else None
     B, T, H, V = v.shape
-    C = chunk_length(v, chunk)
-    document = None if cu_seqlens is None else documents_by_chunk(cu_seqlens, B, T, C)
+    begins = None if cu_seqlens is None else document_begins(cu_seqlens, B, T)
     if initial_state is None:
         initial_state = v.new_zeros(B, H, k.shape[-1], V, dtype=compute_dtype(v))
-    o, S = _Chunked.apply(q, k, v, g, initial_state, document, C)
+    o, S = _Chunked.apply(q, k, v, g, initial_state, begins, chunk_length(v, chunk))
     return o, S if output_final_state else None
 
 
 class _Chunked(torch.autograd.Function):
+    """Inside, the R heads of a group stand side by side as columns, [N, B·G, C, R·V]: one product
+    with the group's q or k then serves all of them."""
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -98,66 +102,93 @@ class _Chunked(torch.autograd.Function):
         v: Tensor,
         g: Tensor,
         initial_state: Tensor,
-        document: Tensor | None,
+        begins: Tensor | None,
         C: int,
     ) -> tuple[Tensor, Tensor]:
-        T, dtypes = v.shape[1], [x.dtype for x in (q, k, v, g, initial_state)]
         G, H = q.shape[2], v.shape[2]
-        q, k = (by_chunk(x, C).repeat_interleave(H // G, dim=1) for x in (q, k))
-        v, g = by_chunk(v, C), by_chunk(g.unsqueeze(-1), C)
-        decay, from_start, to_end, keep = decays(g, document)
-
-        # What each chunk writes by its end. Decays go on the values: every head has its own.
-        written = k.mT @ (v * to_end)  # [B, H, N, K, V]
-        S = initial_state.to(v.dtype)
-        starts = torch.empty_like(written)
-        for i in range(v.shape[2]):
-            starts[:, :, i] = S
-            S = S * keep[:, :, i] + written[:, :, i]
-        o = (q @ starts).mul_(from_start).add_(((q @ k.mT) * decay) @ v)
-        ctx.save_for_backward(q, k, v, decay, from_start, to_end, keep, starts)
-        ctx.dtypes, ctx.T, ctx.G = dtypes, T, G
-        return by_time(o, T, dtypes[2]), S
+        R = H // G
+        o = torch.empty_like(v, memory_format=torch.contiguous_format)
+        S = _columns(initial_state.to(compute_dtype(v)).reshape(-1, R, *initial_state.shape[2:]))
+        spans = stretches(v, C)
+        saved: list[Tensor] = []
+        for t in spans:
+            q_, k_ = by_chunk(q[:, t], C), by_chunk(k[:, t], C)
+            v_ = by_chunk(_by_group(v[:, t], G), C)
+            inside = decays(g[:, t], None if begins is None else begins[:, t], C)
+            within, from_start, to_end, keep = (x.unflatten(1, (-1, R)) for x in inside)
+            weights = within * (q_ @ k_.mT).unsqueeze(2)  # [N, B·G, R, C, C]
+            writes = k_.mT @ _columns(_heads(v_, R) * to_end)  # [N, B·G, K, R·V]
+            starts = torch.empty_like(writes)
+            for i in range(len(v_)):
+                starts[i] = S
+                S = writes[i] + _columns(_heads(S, R) * keep[i])
+            y = q_ @ starts
+            _heads(y, R).mul_(from_start).add_(weights @ _heads(v_, R))
+            into_time(_by_group(o[:, t], G), y)
+            saved += [within, from_start, to_end, keep, starts]
+        ctx.save_for_backward(q, k, v, g, *saved)
+        ctx.stretches, ctx.C, ctx.dtype = spans, C, initial_state.dtype
+        return o, _heads(S, R).reshape(initial_state.shape)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, decay, from_start, to_end, keep, starts = ctx.saved_tensors
-        dtypes, T, C = ctx.dtypes, ctx.T, v.shape[3]
-        do, dS = by_chunk(grads[0], C), grads[1].to(v.dtype)
-
-        # The state's adjoint runs from the last chunk to the first.
-        do_start = do * from_start
-        dstate_out = q.mT @ do_start
-        dends = torch.empty_like(starts)
-        for i in range(v.shape[2] - 1, -1, -1):
-            dends[:, :, i] = dS
-            dS = dS * keep[:, :, i] + dstate_out[:, :, i]
-
-        scores = q @ k.mT
-        dweights = do @ v.mT
-        dscores = dweights.mul_(decay)
-        dlog_matrix = dscores * scores
-        dlog = dlog_matrix.sum(-1, keepdim=True) - dlog_matrix.sum(-2).unsqueeze(-1)
-
-        dq = dscores @ k + (do_start @ starts.mT)
-        dlog += dot(do_start, q @ starts)
-
-        v_end = v * to_end
-        dv_end = k @ dends
-        ended = dot(v_end, dv_end)
-        dlog -= ended
-        dkeep = (starts * dends).sum((-1, -2))[..., None, None] * keep
-        dlog[..., -1:, :] += ended.sum(-2, keepdim=True) + dkeep
-        dk = dscores.mT @ q + (v_end @ dends.mT)
-        dv = (scores * decay).mT @ do + dv_end * to_end
-
-        tq, tk, tv, tg, ts = dtypes
-        return (
-            by_time(dq.unflatten(1, (ctx.G, -1)).sum(2), T, tq),
-            by_time(dk.unflatten(1, (ctx.G, -1)).sum(2), T, tk),
-            by_time(dv, T, tv),
-            by_time(sum_to_end(dlog), T, tg).squeeze(-1),
-            dS.to(ts),
-            None,
-            None,
+        q, k, v, g, *saved = ctx.saved_tensors
+        C, G, H = ctx.C, q.shape[2], v.shape[2]
+        R = H // G
+        dq, dk, dv, dg = (
+            torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v, g)
         )
+        dS = _columns(grads[1].to(compute_dtype(v)).reshape(-1, R, *grads[1].shape[2:]))
+        for t in reversed(ctx.stretches):
+            *saved, within, from_start, to_end, keep, starts = saved
+            q_, k_ = by_chunk(q[:, t], C), by_chunk(k[:, t], C)
+            v_, dy = (by_chunk(_by_group(x[:, t], G), C) for x in (v, grads[0]))
+            v_heads, dy_heads = _heads(v_, R), _heads(dy, R)
+            dy_start = _columns(dy_heads * from_start)
+
+            # The state's adjoint runs from the last chunk to the first.
+            dstarts = q_.mT @ dy_start
+            dends = torch.empty_like(starts)
+            for i in reversed(range(len(v_))):
+                dends[i] = dS
+                dS = dstarts[i] + _columns(_heads(dS, R) * keep[i])
+
+            # Inside chunks. A decay's adjoint is that of what it multiplies, times it.
+            products = (q_ @ k_.mT).unsqueeze(2)
+            dweights = dy_heads @ v_heads.mT
+            dproducts = (dweights * within).sum(2)
+            weights = within * products
+            dlog = row_less_column_sums(dweights.mul_(weights))
+
+            # Between chunks.
+            dlog += dot(_heads(dy_start, R), _heads(q_ @ starts, R))
+            dv_ = k_ @ dends
+            dv_heads = _heads(dv_, R).mul_(to_end)
+            ended = dot(v_heads, dv_heads)
+            dlog -= ended
+            dkeep = (_heads(starts, R) * _heads(dends, R)).sum((-1, -2))[..., None, None] * keep
+            dlog[..., -1:, :] += ended.sum(-2, keepdim=True) + dkeep
+            v_end = _columns(v_heads * to_end)
+            dv_heads += weights.mT @ dy_heads
+
+            into_time(dq[:, t], dproducts @ k_ + dy_start @ starts.mT)
+            into_time(dk[:, t], dproducts.mT @ q_ + v_end @ dends.mT)
+            into_time(_by_group(dv[:, t], G), dv_)
+            into_time(dg[:, t].unsqueeze(-1), sum_to_end(dlog).flatten(1, 2))
+        dstate = _heads(dS, R).reshape(-1, H, *dS.shape[1:-1], v.shape[-1])
+        return dq, dk, dv, dg, dstate.to(ctx.dtype), None, None
+
+
+def _by_group(x: Tensor, G: int) -> Tensor:
+    """[B, T, H, V] -> [B, T, G, R·V]."""
+    return x.unflatten(2, (G, -1)).flatten(3)
+
+
+def _heads(x: Tensor, R: int) -> Tensor:
+    """[..., D, R·V] -> [..., R, D, V], a view."""
+    return x.unflatten(-1, (R, -1)).transpose(-2, -3)
+
+
+def _columns(x: Tensor) -> Tensor:
+    """[..., R, D, V] -> [..., D, R·V], a view where x is laid out as `_heads` makes it."""
+    return x.transpose(-2, -3).flatten(-2)

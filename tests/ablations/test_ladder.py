@@ -90,3 +90,37 @@ def test_each_point_is_at_its_multiple_of_the_budget_within_a_batch():
 def test_impossible_budgets_are_refused_in_a_sentence(changes, words):
     with pytest.raises(SettingError, match=words):
         recipe(**changes)
+
+
+def test_a_cosine_ends_at_a_tenth_with_its_one_point():
+    made = recipe(schedule="cosine", chinchilla=(1,))
+    (milestone,) = made.milestones
+    assert milestone.step == made.steps
+    lrs = [made.lr(step) for step in range(1, made.steps + 1)]
+    assert max(lrs) == pytest.approx(made.peak_lr)
+    assert lrs[-1] == pytest.approx(0.1 * made.peak_lr)
+    middle = made.lr((made.steps + made.warmup_steps) // 2)
+    assert middle == pytest.approx(0.55 * made.peak_lr, rel=0.02)
+    with pytest.raises(SettingError, match="one multiple a run"):
+        recipe(schedule="cosine")
+    with pytest.raises(SettingError, match=r"protocol\.schedule=linear"):
+        recipe(schedule="linear")
+
+
+def test_a_batch_is_a_multiple_of_what_devices_need():
+    for multiple in (1, 8, 64):
+        made = recipe(N=57_422_208, context=8192, batch_multiple=multiple)
+        assert made.batch_instances % multiple == 0
+        rounding = abs(made.batch_tokens - ladder.batch_tokens(57_422_208)) / 8192
+        assert rounding <= multiple / 2 or made.batch_instances == multiple
+
+
+def test_what_is_set_by_hand_is_recorded_beside_the_rule():
+    assert recipe().by_hand == ()
+    made = recipe(batch=4096, lr_multiplier=0.5, tokens_per_parameter=10.0)
+    rule = ladder.batch_tokens(1_000_000)
+    assert made.by_hand == (
+        f"batch_tokens=4096 (the ladder: {rule})",
+        "lr_multiplier=0.5 (the ladder: 1)",
+        "tokens_per_parameter=10 (the ladder: 20)",
+    )

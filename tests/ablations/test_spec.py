@@ -112,7 +112,7 @@ def test_a_large_size_on_the_embedded_corpus_has_its_real_N_and_epochs():
         ({"seed": -1}, "seed=-1"),
         ({"data__name": "pile"}, "auto, embedded, tokens"),
         ({"data__eval_tokens": 0}, "eval_tokens=0"),
-        ({"protocol__match": "width"}, "blueprint, params"),
+        ({"protocol__match": "width"}, "blueprint, flops, params"),
         ({"protocol__nope": 1}, "protocol.nope is not a setting"),
         ({"mix__pattern": ["attn", "lstm"]}, "lstm"),
         ({"resources__precision": "fp8"}, "auto, bf16, fp32"),

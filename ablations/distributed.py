@@ -1,0 +1,178 @@
+"""Several devices: who this process is, how the model lies over them, and how sums are made.
+
+A batch is a function of its step alone, so a rank takes its share of the rows and nothing has to
+be sent. Gradients are summed in float32. Every rank computes the same loss, norm and decision;
+rank 0 writes the records.
+
+- `ddp`: the model whole on every device (Li et al. 2020).
+- `fsdp`: weights, gradients and moments sharded over all devices (fully_shard, FSDP2).
+- `hsdp`: sharded within a node, replicated over nodes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.nn.parallel import DistributedDataParallel
+
+from models.errors import SettingError
+from models.language_model import LanguageModel
+
+BYTES_A_PARAMETER = 16  # float32 weight, gradient and AdamW's two moments
+SHARE_FOR_STATE = 0.5  # of a device's memory, the rest for activations
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among those that train a run together."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this process writes the records."""
+        return self.rank == 0
+
+    def share(self, rows: int) -> slice:
+        """This rank's rows of a global batch. Raises SettingError where they do not divide."""
+        if rows % self.size:
+            raise SettingError(
+                f"the batch of {rows} sequences does not divide over {self.size} devices; set "
+                f"protocol.batch_multiple={self.size}, the same for every mix of the sweep, or "
+                "resources.devices to a divisor."
+            )
+        each = rows // self.size
+        return slice(self.rank * each, (self.rank + 1) * each)
+
+    def sum(self, value: Tensor) -> Tensor:
+        """The sum over ranks, in place."""
+        if self.size > 1:
+            dist.all_reduce(value)
+        return value
+
+    def any(self, flag: bool, device: torch.device) -> bool:
+        """Whether it is true on any rank."""
+        if self.size == 1:
+            return flag
+        value = torch.tensor(float(flag), device=device)
+        dist.all_reduce(value, op=dist.ReduceOp.MAX)
+        return bool(value.item())
+
+
+def environment() -> World:
+    """Who torchrun, or Slurm's srun, says this process is; alone where neither started it."""
+    env = os.environ
+    if "RANK" in env and "WORLD_SIZE" in env:
+        size = int(env["WORLD_SIZE"])
+        return World(
+            int(env["RANK"]), size, int(env.get("LOCAL_RANK", 0)),
+            int(env.get("LOCAL_WORLD_SIZE", size)),
+        )  # fmt: skip
+    if "SLURM_PROCID" in env and int(env.get("SLURM_NTASKS", "1")) > 1:
+        size = int(env["SLURM_NTASKS"])
+        return World(
+            int(env["SLURM_PROCID"]), size, int(env.get("SLURM_LOCALID", 0)),
+            max(1, size // int(env.get("SLURM_NNODES", "1"))),
+        )  # fmt: skip
+    return World()
+
+
+@contextlib.contextmanager
+def joined(world: World, device_kind: str) -> Iterator[None]:
+    """The process group while a run trains; nothing for a process alone."""
+    if world.size == 1 or dist.is_initialized():
+        yield
+        return
+    env = os.environ
+    if "MASTER_ADDR" not in env:
+        env["MASTER_ADDR"] = _first_host(env.get("SLURM_JOB_NODELIST", "localhost"))
+        # One port a job, so that two jobs on a node do not meet.
+        env["MASTER_PORT"] = str(20_000 + int(env.get("SLURM_JOB_ID", "0")) % 20_000)
+    if device_kind == "cuda":
+        torch.cuda.set_device(world.local_rank)
+    # gloo beside nccl: checkpoints agree over the CPU while the devices compute.
+    backend = "cpu:gloo,cuda:nccl" if device_kind == "cuda" else "gloo"
+    dist.init_process_group(backend, rank=world.rank, world_size=world.size)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def _first_host(nodes: str) -> str:
+    """The first host of a Slurm node list such as `gpu[003-006,9],login1`."""
+    match = re.match(r"([^\[,]+)(?:\[([^\],-]+))?", nodes)
+    assert match, nodes
+    return match[1] + (match[2] or "")
+
+
+def choose_parallel(
+    wanted: str, parameters: int, world: World, memory_bytes: int | None
+) -> str | None:
+    """None for one device; else `wanted`, `auto` being ddp where weights and moments fit.
+
+    memory_bytes: of one device, None where it is not known (a CPU).
+    """
+    if world.size == 1:
+        return None
+    if wanted == "hsdp" and world.size == world.local_size:
+        return "fsdp"  # one node: nothing to replicate over
+    if wanted != "auto":
+        return wanted
+    fits = memory_bytes is None or parameters * BYTES_A_PARAMETER < memory_bytes * SHARE_FOR_STATE
+    return "ddp" if fits else "fsdp"
+
+
+class Parallel:
+    """A model laid over devices: its losses, and when its gradients are summed."""
+
+    def __init__(
+        self, model: LanguageModel, how: str | None, world: World, device: torch.device
+    ) -> None:
+        self.model, self.how = model, how
+        self._forward: Any = model.losses
+        if how == "ddp":
+            ids = [device.index or 0] if device.type == "cuda" else None
+            self._forward = DistributedDataParallel(_Losses(model), device_ids=ids)
+        elif how in ("fsdp", "hsdp"):
+            nodes = world.size // world.local_size
+            shape = (nodes, world.local_size) if how == "hsdp" else (world.size,)
+            mesh = init_device_mesh(device.type, shape)
+            for block in model.blocks:
+                fully_shard(block, mesh=mesh)
+            fully_shard(model, mesh=mesh)
+            register_fsdp_forward_method(model, "losses")
+            self._forward = model.losses
+
+    def losses(self, *arguments: Any, last: bool = True) -> tuple[Tensor, Tensor]:
+        """LanguageModel.losses; gradients are summed over ranks only in the backward pass of the
+        `last` micro-batch of a step."""
+        if self.how in ("fsdp", "hsdp"):
+            self.model.set_requires_gradient_sync(last)  # type: ignore[operator]
+        elif self.how == "ddp":
+            self._forward.require_backward_grad_sync = last
+        return self._forward(*arguments)
+
+
+class _Losses(nn.Module):
+    """DistributedDataParallel sums the gradients of what its `forward` reads."""
+
+    def __init__(self, model: LanguageModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *arguments: Any) -> tuple[Tensor, Tensor]:
+        return self.model.losses(*arguments)

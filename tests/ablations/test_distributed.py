@@ -1,0 +1,118 @@
+"""Several devices: the same run as on one, by two gloo ranks on the CPU."""
+
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from ablations.distributed import World, _first_host, choose_parallel, environment
+from ablations.records import project_root
+from ablations.train import micro_batch_rows, train
+from models.errors import SettingError
+
+from .conftest import settings
+
+
+def ranks(run, n=2):
+    """The run trained by n workers that know of each other as torchrun's would."""
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        port = found.getsockname()[1]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "sweeps.worker", str(run.path)],
+            env={
+                **os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(n),
+                "MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1",
+            },
+            cwd=project_root(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for rank in range(n)
+    ]  # fmt: skip
+    said = [process.communicate(timeout=120)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0] * n, said
+
+
+# 50k: 20 steps of 4 sequences; points at 7, 14 and 20.
+BUDGET = {"protocol__chinchilla": [0.0018, 0.0036, 0.00515]}
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    from ablations.records import RunDirectory
+    from ablations.settings import to_dict
+    from ablations.spec import resolve
+
+    spec = resolve(settings("gdn3_attn1", **BUDGET))
+    run = RunDirectory(tmp_path_factory.mktemp("alone") / "run")
+    run.write_spec(to_dict(spec))
+    assert train(run, spec, stop=lambda: False, say=lambda _: None) == "done"
+    return run
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["ddp", "fsdp"])
+def test_two_ranks_give_the_losses_of_one(make_run, alone, how):
+    run, spec = make_run(
+        "gdn3_attn1", name=how, resources__parallel=how, resources__micro_batch_tokens=64, **BUDGET
+    )
+    assert spec.recipe.steps == 20
+    ranks(run)
+    ours, theirs = (list(r.rows("metrics.jsonl")) for r in (run, alone))
+    assert len(ours) == len(theirs) == 20
+    for a, b in zip(ours, theirs, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-4)
+    for a, b in zip(run.rows("points.jsonl"), alone.rows("points.jsonl"), strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
+        assert a["data_hash"] == b["data_hash"]
+    assert run.read_manifest()["device"]["count"] == 2
+    assert run.read_manifest()["parallel"] == how
+
+
+def test_who_a_process_is_by_torchrun_and_by_slurm(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM_NTASKS"):
+        monkeypatch.delenv(name, raising=False)
+    assert environment() == World()
+    slurm = {"PROCID": 5, "NTASKS": 8, "LOCALID": 1, "NNODES": 2}
+    for name, value in slurm.items():
+        monkeypatch.setenv(f"SLURM_{name}", str(value))
+    assert environment() == World(5, 8, 1, 4)
+    torchrun = {"RANK": 3, "WORLD_SIZE": 4, "LOCAL_RANK": 1, "LOCAL_WORLD_SIZE": 2}
+    for name, value in torchrun.items():
+        monkeypatch.setenv(name, str(value))
+    assert environment() == World(3, 4, 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [("gpu[003-006,009],login1", "gpu003"), ("gpu[12,15]", "gpu12"), ("node1,node2", "node1")],
+)
+def test_the_first_host_of_a_slurm_node_list(nodes, first):
+    assert _first_host(nodes) == first
+
+
+def test_ranks_share_a_batch_and_what_does_not_divide_is_refused():
+    rows = [list(range(12))[World(rank, 4).share(12)] for rank in range(4)]
+    assert [row for share in rows for row in share] == list(range(12))
+    with pytest.raises(SettingError, match=r"batch of 10 .* protocol\.batch_multiple=4"):
+        World(0, 4).share(10)
+
+
+def test_how_a_model_is_laid_over_devices():
+    two, nodes = World(0, 2, 0, 2), World(0, 16, 0, 8)
+    assert choose_parallel("auto", 10**9, World(), None) is None
+    assert choose_parallel("auto", 10**9, two, 80 * 2**30) == "ddp"
+    assert choose_parallel("auto", 10**10, two, 80 * 2**30) == "fsdp"
+    assert choose_parallel("hsdp", 10**9, two, None) == "fsdp"
+    assert choose_parallel("hsdp", 10**9, nodes, None) == "hsdp"
+
+
+def test_a_micro_batch_that_does_not_divide_is_refused():
+    assert micro_batch_rows(None, 64, 4, "cpu") == 4
+    assert micro_batch_rows(128, 64, 4, "cpu") == 2
+    for wrong in (100, 192, 512):
+        with pytest.raises(SettingError, match=f"={wrong} does not divide .* valid: 64, 128, 256"):
+            micro_batch_rows(wrong, 64, 4, "cpu")
