@@ -1,22 +1,20 @@
 """What an export reads of a run directory: its model, a checkpoint's weights, and its tokens.
 
-docs/contracts.md says what lies in one. A checkpoint is safetensors and JSON: `index.json` names
-the pieces of every tensor, `checksums.json` the SHA-256 of every file.
+docs/contracts.md says what lies in one.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from torch import Tensor
 
+from models.checkpoint_files import read_model, steps
 from models.errors import SettingError, one_of
 
 BYTES = "bytes"
@@ -42,23 +40,19 @@ def read_weights(run: Path, wanted: str) -> tuple[int, dict[str, Tensor]]:
     A damaged one is passed over for the one before, with a warning. Raises SettingError where
     there is none, or not the one wanted.
     """
-    folders = {
-        int(path.name.removeprefix("step-")): path
-        for path in (run / "checkpoints").glob("step-*")
-        if path.name.removeprefix("step-").isdecimal()
-    }
-    steps = sorted(folders, reverse=True)
-    if not steps:
+    folder = run / "checkpoints"
+    there = steps(folder)[::-1]
+    if not there:
         raise SettingError(f"RUN_DIR={run} holds no checkpoint; train it first.")
     if wanted != "last":
-        if wanted not in map(str, steps):
-            raise one_of("checkpoint", wanted, ["last", *map(str, steps)])
-        steps = [int(wanted)]
-    for step in steps:
-        reason = _damage(folders[step])
-        if reason is None:
-            return step, _model(folders[step])
-        print(f"warning: {folders[step].name} cannot be read ({reason})", file=sys.stderr)
+        if wanted not in map(str, there):
+            raise one_of("checkpoint", wanted, ["last", *map(str, there)])
+        there = [int(wanted)]
+    for step in there:
+        try:
+            return step, read_model(folder, step)
+        except ValueError as damaged:
+            print(f"warning: {damaged}", file=sys.stderr)
     raise SettingError(
         f"RUN_DIR={run} holds no {'checkpoint' if wanted == 'last' else f'checkpoint={wanted}'} "
         "that can be read."
@@ -82,44 +76,3 @@ def corpus_tokens(spec: Mapping[str, Any]) -> tuple[str | None, int | None, str 
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass
     return None, None, None
-
-
-def _damage(folder: Path) -> str | None:
-    """Why a checkpoint is not what was written; None where it is."""
-    try:
-        sums = json.loads((folder / "checksums.json").read_text(encoding="utf-8"))
-        for name, sha256 in sums.items():
-            with (folder / name).open("rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
-                    return f"{name} is not what was written"
-    except (FileNotFoundError, NotADirectoryError, ValueError, AttributeError) as error:
-        return str(error)
-    return None if "index.json" in sums else "index.json is missing"
-
-
-def _model(folder: Path) -> dict[str, Tensor]:
-    """The tensors under `model.`, each put together from its pieces."""
-    from safetensors import safe_open
-
-    index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
-    weights = {}
-    for name, entry in index["tensors"].items():
-        if not name.startswith("model."):
-            continue
-        parts = []
-        for piece in entry["pieces"]:
-            whole = piece["sizes"] == entry["shape"]
-            with safe_open(folder / piece["file"], "pt") as file:
-                parts.append(
-                    (piece, file.get_tensor(name if whole else f"{name}{piece['offsets']}"))
-                )
-        tensor = torch.empty(entry["shape"], dtype=parts[0][1].dtype)
-        for piece, part in parts:
-            box = tensor
-            for dim, (offset, size) in enumerate(
-                zip(piece["offsets"], piece["sizes"], strict=True)
-            ):
-                box = box.narrow(dim, offset, size)
-            box.copy_(part)
-        weights[name.removeprefix("model.")] = tensor
-    return weights

@@ -25,7 +25,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from ablations.checkpoint import Checkpoints, damage, read_model, step_folder, steps
+from ablations.checkpoint import Checkpoints
+from models.checkpoint_files import damage, read_model, step_folder, steps
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 

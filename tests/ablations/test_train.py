@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from ablations.checkpoint import read_model
 from ablations.data.order import Batches
 from ablations.data.source import open_corpus
 from ablations.evaluate.loss import HeldOut, evaluate
@@ -16,6 +15,7 @@ from ablations.optim import ENOUGH, OutlierRule, build_optimizers
 from ablations.records import project_root
 from ablations.spec import load, resolve
 from ablations.train import TrainingFailed, train
+from models.checkpoint_files import read_model
 from models.documents import Documents
 from models.errors import SettingError
 from models.language_model import LanguageModel

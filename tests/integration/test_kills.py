@@ -21,10 +21,10 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 
-from ablations.checkpoint import damage, step_folder, steps
 from ablations.records import RunDirectory
 from ablations.settings import to_dict
 from ablations.spec import resolve
+from models.checkpoint_files import damage, step_folder, steps
 from tests.ablations.conftest import settings
 
 ROOT = Path(__file__).parents[2]
@@ -58,8 +58,10 @@ def fork():
         process = context.Process(target=target, args=arguments)
         process.start()
         process.join(120)
-        assert process.exitcode is not None, "the run hangs"
-        return process.exitcode
+        code = process.exitcode
+        process.kill()
+        assert code is not None, "the run hangs"
+        return code
 
     yield start
     os.environ.clear()

@@ -1,6 +1,5 @@
 """Exports open in transformers with our logits, generate as we would, and come back bit for bit."""
 
-import hashlib
 import json
 import subprocess
 import sys
@@ -215,37 +214,10 @@ def test_a_torn_checkpoint_is_passed_over_and_an_old_spec_still_read(tmp_path, c
     assert hf.main(["export", str(tmp_path / "run"), str(tmp_path / "out")]) == 0
     told = capsys.readouterr()
     assert "step 3 as Olmo3ForCausalLM" in told.out
-    assert told.err.startswith("warning: step-00000007 cannot be read (shard-00000")
+    assert told.err.startswith("warning: ")
+    assert "step-00000007 cannot be read: shard-00000" in told.err
     assert hf.main(["export", str(tmp_path / "run"), str(tmp_path / "7"), "checkpoint=7"]) == 2
     assert "holds no checkpoint=7 that can be read" in capsys.readouterr().err
-
-
-def test_a_checkpoint_in_shards_is_put_together(tmp_path):
-    from safetensors.torch import load_file, save_file
-
-    spec = make_run(tmp_path / "run", steps=(3,))
-    folder = tmp_path / "run" / "checkpoints" / "step-00000003"
-    index = json.loads((folder / "index.json").read_text())
-    shards = load_file(folder / "shard-00000.safetensors"), {}
-    for name, entry in index["tensors"].items():  # as two ranks that shard the first dimension
-        whole = shards[0].pop(name)
-        entry["pieces"] = []
-        for rank, part in enumerate(whole.chunk(2)):
-            offsets = [rank * len(whole.chunk(2)[0]), *[0] * (whole.dim() - 1)]
-            shards[rank][f"{name}{offsets}"] = part.contiguous()
-            file = f"shard-{rank:05d}.safetensors"
-            entry["pieces"].append({"file": file, "offsets": offsets, "sizes": list(part.shape)})
-    for rank, shard in enumerate(shards):
-        save_file(shard, folder / f"shard-{rank:05d}.safetensors")
-    (folder / "index.json").write_text(json.dumps(index))
-    sums = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.glob("[si]*")}
-    (folder / "checksums.json").write_text(json.dumps(sums))
-    step, weights = hf_run.read_weights(tmp_path / "run", "3")
-    model = LanguageModel(spec.model)
-    model.initialize(3)
-    assert step == 3
-    assert weights.keys() == model.state_dict().keys()
-    assert all(torch.equal(weights[name], value) for name, value in model.state_dict().items())
 
 
 def test_a_corpus_of_ones_own_brings_its_separator_and_takes_its_tokenizer(tmp_path, capsys):
