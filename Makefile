@@ -5,6 +5,7 @@
 PYTHON ?= python3
 TORCH_ARGS ?=
 BIN := .venv/bin
+FLA := triton==3.7.1 flash-linear-attention==0.6.0 fla-core==0.6.0 einops==0.8.2
 PIP := PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install -qq --no-compile
 
 .PHONY: demo test test-fast lint format clean
@@ -45,4 +46,6 @@ clean:
 .venv/dev: .venv/base
 	@echo "installing the development tools into .venv"
 	@$(PIP) -e '.[dev]'
+	@# Beside the environment, not in it: for the tests that run fla's kernels interpreted on a CPU.
+	@$(PIP) --no-deps --upgrade --target .venv/fla $(FLA)
 	@touch $@

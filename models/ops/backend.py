@@ -42,7 +42,7 @@ def choose(
     Raises SettingError where the backend asked for by name, or the only one left, is wrong here.
     """
     if wanted not in BACKENDS:
-        raise SettingError(f"backend={wanted} is none of {', '.join(BACKENDS)}.")
+        raise SettingError(f"resources.backend={wanted} is none of {', '.join(BACKENDS)}.")
     device = torch.device(device)
     if dtype is None:
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -55,7 +55,9 @@ def choose(
     if wanted != "auto":
         for operator in NAMES:
             if found := problem(operator, wanted):
-                raise SettingError(f"backend={wanted} cannot train here: {operator}: {found}.")
+                raise SettingError(
+                    f"resources.backend={wanted} cannot train here: {operator}: {found}."
+                )
         return Choice(wanted, wanted, f"{wanted}, as asked for.")
 
     taken: dict[str, str] = {}
@@ -66,7 +68,9 @@ def choose(
         if against_fla:
             refused.setdefault(against_fla, []).append(operator)
             if found := problem(operator, "chunked"):
-                raise SettingError(f"backend=auto finds none that is right: {operator}: {found}.")
+                raise SettingError(
+                    f"resources.backend=auto finds none that is right: {operator}: {found}."
+                )
     if not refused:
         reason = "fla: right in value and gradient on this device."
     else:

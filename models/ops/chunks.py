@@ -18,8 +18,8 @@ from torch import Tensor
 CHUNK = {"cpu": 32, "cuda": 64}
 """Chunk length by device: on a CPU the C×C matrices cost more than the longer walk over chunks."""
 
-MATRICES_IN_CACHE = 128
-"""Chunks times heads times rows of a stretch on a CPU, a megabyte or two at the usual widths."""
+VALUES_IN_CACHE = 400_000
+"""Elements of v in a stretch on a CPU: with all that is made of them, a few megabytes."""
 
 
 def chunk_length(x: Tensor, chunk: int | None) -> int:
@@ -29,9 +29,9 @@ def chunk_length(x: Tensor, chunk: int | None) -> int:
 
 def stretches(x: Tensor, C: int) -> list[slice]:
     """The stretches of time, in order. x: [B, T, H, D]. Compiled code gets one, to stay short."""
-    B, T, H, _ = x.shape
+    B, T, H, D = x.shape
     in_cache = x.device.type == "cpu" and not torch.compiler.is_compiling()
-    length = max(1, MATRICES_IN_CACHE // (B * H)) * C if in_cache else T
+    length = max(1, VALUES_IN_CACHE // (B * H * C * D)) * C if in_cache else T
     return [slice(t, min(t + length, T)) for t in range(0, T, length)]
 
 

@@ -60,8 +60,11 @@ def test_a_backend_asked_for_by_name_is_used(monkeypatch):
 @pytest.mark.parametrize(
     ("wanted", "sentence"),
     [
-        ("fast", "backend=fast is none of auto, naive, chunked, fla."),
-        ("fla", "backend=fla cannot train here: gated_delta_rule: fla needs a CUDA device"),
+        ("fast", "resources.backend=fast is none of auto, naive, chunked, fla."),
+        (
+            "fla",
+            "resources.backend=fla cannot train here: gated_delta_rule: fla needs a CUDA device",
+        ),
     ],
 )
 def test_a_backend_that_cannot_be_used_is_refused_in_one_sentence(wanted, sentence):
@@ -113,7 +116,9 @@ def test_auto_takes_fla_where_it_is_right_and_chunked_for_the_operator_it_is_wro
     choice = backend.choose("cuda")
     assert (choice.gated_delta_rule, choice.ssd) == ("fla", "chunked")
     assert choice.reason == f"chunked for ssd: {hopper}."
-    with pytest.raises(SettingError, match="backend=fla cannot train here: ssd: fla raises"):
+    with pytest.raises(
+        SettingError, match=r"resources\.backend=fla cannot train here: ssd: fla raises"
+    ):
         backend.choose("cuda", "fla")
 
 

@@ -1,6 +1,7 @@
 """The chunked operators against their definitions, against transformers, and at the edges."""
 
 import itertools
+from unittest import mock
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.convolution import short_convolution
-from models.ops import gated_delta_rule, ssd
+from models.ops import chunks, gated_delta_rule, ssd
 
 
 def relative(actual, expected):
@@ -61,12 +62,16 @@ OPERATORS = {"gated_delta_rule": (gated_delta_rule, delta_inputs), "ssd": (ssd, 
 @given(
     B=st.integers(1, 2), T=st.integers(1, 40), H=st.integers(1, 3), K=st.integers(1, 6),
     V=st.integers(1, 7), chunk=st.sampled_from([1, 4, 8, 16, 64]), seed=st.integers(0, 99),
+    in_cache=st.sampled_from([1, 200, 400_000]),
 )  # fmt: skip
-def test_chunked_equals_the_definition_in_value_and_gradient(name, B, T, H, K, V, chunk, seed):
+def test_chunked_equals_the_definition_in_value_and_gradient(
+    name, B, T, H, K, V, chunk, seed, in_cache
+):
     operator, inputs = OPERATORS[name]
     arguments, state = inputs(B, T, H, K, V, seed=seed)
     expected = values_and_gradients(operator.naive, arguments, state)
-    actual = values_and_gradients(operator.chunked, arguments, state, chunk=chunk)
+    with mock.patch.object(chunks, "VALUES_IN_CACHE", in_cache):
+        actual = values_and_gradients(operator.chunked, arguments, state, chunk=chunk)
     for a, e in zip(actual, expected, strict=True):
         torch.testing.assert_close(a, e, rtol=1e-9, atol=1e-10)
 
@@ -105,7 +110,8 @@ def test_documents_are_as_if_each_were_alone(name, B, T, H, chunk, seed, impleme
 
     for state in (None, states):
         expected = values_and_gradients(alone, arguments, state)
-        actual = values_and_gradients(function, arguments, state, cu_seqlens=borders, **options)
+        with mock.patch.object(chunks, "VALUES_IN_CACHE", 200):  # several stretches
+            actual = values_and_gradients(function, arguments, state, cu_seqlens=borders, **options)
         for a, e in zip(actual, expected, strict=True):
             torch.testing.assert_close(a, e, rtol=1e-9, atol=1e-10)
 
