@@ -5,8 +5,8 @@
 
 A step is what a run does: forward, loss with z-loss, backward, clipping, AdamW. The peer is the
 class of transformers that expresses the mix (Olmo3, OlmoHybrid, GraniteMoeHybrid), of the same
-widths and on the same batch, in a plain loop: loss from `labels`, clipping, the same AdamW. Steps
-of the two alternate. tokens: of a step, else the ladder's batch on a CPU and 32,768 on a GPU.
+widths and on the same batch, in a plain loop, not compiled: loss from `labels`, clipping, the same
+AdamW. Steps of the two alternate. compile: our blocks only; `auto` compiles on a GPU. tokens: of a step, else the ladder's batch on a CPU and 32,768 on a GPU.
 
 Printed: median tokens per second, the peer's and the ratio, MFU where the device's peak is known,
 and on a GPU the peak memory.
@@ -84,8 +84,6 @@ def their_step(spec: RunSpec, batch: torch.Tensor) -> tuple[str, Callable[[], No
     model = transformers.AutoModelForCausalLM.from_config(library).to(batch.device)
     model.train()
     hardware = choose_hardware(spec, World(), print)
-    if hardware.compiled:
-        model.compile(dynamic=False)
     optimizer = torch.optim.AdamW(model.parameters(), 1e-4, fused=True)
     inputs = batch[:, :-1].contiguous()
 
