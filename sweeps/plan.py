@@ -193,7 +193,8 @@ def show(plan: Plan, console: Console) -> None:
     moved = {(e.spec.mix.name, e.spec.size.name): e.spec.matched for e in plan.estimates}
     changed = [f"{mix} {size}: {what}" for (mix, size), what in moved.items() if "→" in what]
     if changed:
-        console.print("matched: " + "; ".join(changed) + ".", style="dim")
+        more = f"; {len(changed) - 6} more by `python -m models`" if len(changed) > 6 else ""
+        console.print("matched: " + "; ".join(changed[:6]) + more + ".", style="dim")
     todo = plan.todo
     each = f"{_many(plan.threads, 'thread')} each"
     if plan.devices > 1:

@@ -26,6 +26,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from models.errors import SettingError
+from sweeps.compose import compose_sweep
 from sweeps.errors import sentence
 
 if TYPE_CHECKING:
@@ -48,7 +49,12 @@ def main() -> int:
         # Hydra insists on writing a multirun.yaml: let it, where nobody looks.
         with tempfile.TemporaryDirectory(prefix="archladder-") as scratch:
             os.environ["ARCHLADDER_SCRATCH"] = scratch
-            _compose()
+            arguments = sys.argv[1:]
+            plain = [a for a in arguments if a not in ("-m", "--multirun")]
+            if len(plain) < len(arguments) and not any(a.startswith("-") for a in plain):
+                _queue.extend(compose_sweep(plain))
+            else:
+                _compose()
         return _sweep(_queue) if _queue else 0
     except KeyboardInterrupt:
         return 130
