@@ -30,6 +30,7 @@ DEVICES = ("auto", "cpu", "cuda")
 BACKENDS = ("auto", "naive", "chunked", "fla")
 PARALLEL = ("auto", "ddp", "fsdp", "hsdp")
 OPTIMIZERS = ("adamw", "muon")
+EVAL_MODES = ("windows", "documents")
 WANDB = ("off", "offline", "online")
 
 
@@ -105,6 +106,8 @@ class DataSettings:
     """Held-out tokens a domain at each point; None for all."""
     document_mask: bool = False
     """Keep documents apart in every mixer, in training and evaluation."""
+    eval_mode: str = "windows"
+    """`windows` of the held-out stream, or whole `documents`, each from its beginning."""
 
 
 @dataclass(frozen=True)
@@ -301,6 +304,7 @@ def _check_choices(
 ) -> None:
     for name, value, valid in (
         ("data.name", data.name, CORPORA),
+        ("data.eval_mode", data.eval_mode, EVAL_MODES),
         ("resources.device", resources.device, DEVICES),
         ("resources.precision", resources.precision, PRECISIONS),
         ("resources.compile", resources.compile, COMPILE),

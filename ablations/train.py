@@ -221,7 +221,9 @@ class Trainer:
             recipe.batch_instances,
             spec.seed,
         )
-        self.domains = held_out(self.corpus, recipe.context, spec.data.eval_tokens)
+        self.domains = held_out(
+            self.corpus, recipe.context, spec.data.eval_tokens, spec.data.eval_mode
+        )
         self.separator = self.corpus.separator if spec.data.document_mask else None
         self.milestones = {m.step: m for m in recipe.milestones}
 
@@ -385,6 +387,7 @@ class Trainer:
             "D": D,
             "C": D * counts.flops_per_token,
             "epochs": D / len(self.corpus.train),
+            "repeated_tokens": self.batches.repeated_tokens(progress.step),
             **measured,
             "data_hash": progress.data_hash,
             "skipped_steps": progress.skipped_steps,

@@ -6,7 +6,8 @@
 A step is what a run does: forward, loss with z-loss, backward, clipping, AdamW. The peer is the
 class of transformers that expresses the mix (Olmo3, OlmoHybrid, GraniteMoeHybrid), of the same
 widths and on the same batch, in a plain loop, not compiled: loss from `labels`, clipping, the same
-AdamW. Steps of the two alternate. compile: our blocks only; `auto` compiles on a GPU. tokens: of a step, else the ladder's batch on a CPU and 32,768 on a GPU.
+AdamW. Steps of the two alternate. compile: our blocks only; `auto` compiles on a GPU. tokens: of a
+step, else the ladder's batch on a CPU and 32,768 on a GPU.
 
 Printed: median tokens per second, the peer's and the ratio, MFU where the device's peak is known,
 and on a GPU the peak memory.

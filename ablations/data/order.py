@@ -12,6 +12,7 @@ import hashlib
 
 import numpy as np
 
+from ablations.data.streams import MixedSource, Mixture, Stream, schedule, windows
 from models.errors import SettingError
 
 _ROUNDS = 8
@@ -46,12 +47,13 @@ class Batches:
 
     Instance i covers tokens [i * context, i * context + context + 1): every instance gives
     `context` predictions, no token but the first of the stream is left without one, and the
-    incomplete instance at the end is dropped.
+    incomplete instance at the end is dropped. A mixture takes its instances from its sources by
+    its schedule, each source in the order that it would have alone.
     """
 
     def __init__(
         self,
-        corpus_train: np.ndarray,
+        corpus_train: Stream,
         fingerprint: str,
         context: int,
         batch_instances: int,
@@ -60,26 +62,59 @@ class Batches:
         """`corpus_train`: token ids [tokens]; raises SettingError where it is under one batch."""
         assert context > 0, context
         assert batch_instances > 0, batch_instances
-        self.n_instances = max(0, (len(corpus_train) - 1) // context)
-        if self.n_instances < batch_instances:
-            raise SettingError(
-                f"data holds {len(corpus_train):,} training tokens, less than one batch of "
-                f"{batch_instances} x {context} = {batch_instances * context:,} tokens (and one "
-                "to begin with); take a larger corpus, a smaller batch or a shorter context."
-            )
+        if isinstance(corpus_train, Mixture):
+            sources = corpus_train.sources
+        else:
+            sources = (MixedSource("data", corpus_train, fingerprint, 1),)
+        self._each = [max(0, (len(source.tokens) - 1) // context) for source in sources]
+        self.n_instances = sum(self._each)
+        for source, n in zip(sources, self._each, strict=True):
+            wanted = batch_instances if len(sources) == 1 else 1
+            if n < wanted:
+                raise SettingError(
+                    f"{source.name} holds {len(source.tokens):,} training tokens, less than one "
+                    + ("batch" if len(sources) == 1 else "instance")
+                    + f" of {wanted} x {context} = {wanted * context:,} tokens (and one "
+                    "to begin with); take a larger corpus, a smaller batch or a shorter context."
+                )
         self.tokens_per_epoch = self.n_instances * context
-        self._tokens = corpus_train
-        self._fingerprint = fingerprint
+        self._sources = sources
         self._context = context
         self._batch_instances = batch_instances
         self._seed = seed
+        self._turns = schedule([source.parts for source in sources])
+        # How often its source has had its turn in this period before each turn.
+        self._before = np.empty(len(self._turns), dtype=np.int64)
+        for index, source in enumerate(sources):
+            self._before[self._turns == index] = np.arange(source.parts)
 
     def batch(self, step: int) -> np.ndarray:
         """The token ids of one global batch, int64 [batch_instances, context + 1]."""
-        size = self._batch_instances
-        ids = instance_ids(self.n_instances, self._fingerprint, self._seed, step * size, size)
-        within = np.arange(self._context + 1, dtype=np.int64)
-        return self._tokens[ids[:, None] * self._context + within].astype(np.int64)
+        size, length = self._batch_instances, self._context + 1
+        period, turn = np.divmod(step * size + np.arange(size), len(self._turns))
+        owner = self._turns[turn]
+        out = np.empty((size, length), dtype=np.int64)
+        for index, (source, n) in enumerate(zip(self._sources, self._each, strict=True)):
+            (rows,) = np.nonzero(owner == index)
+            if not len(rows):
+                continue
+            # A source's turns follow one another, so its positions in its own order do too.
+            first = period[rows[0]] * source.parts + self._before[turn[rows[0]]]
+            ids = instance_ids(n, source.fingerprint, self._seed, int(first), len(rows))
+            cut = windows(source.tokens, ids * self._context, length)
+            if len(rows) == size:
+                return cut
+            out[rows] = cut
+        return out
+
+    def repeated_tokens(self, steps: int) -> int:
+        """Predictions in the first `steps` batches whose instance had been read before."""
+        periods, rest = divmod(steps * self._batch_instances, len(self._turns))
+        begun = np.bincount(self._turns[:rest], minlength=len(self._sources))
+        return self._context * sum(
+            max(0, periods * source.parts + int(extra) - n)
+            for source, extra, n in zip(self._sources, begun, self._each, strict=True)
+        )
 
 
 def rolling_hash(previous_hex: str, batch: np.ndarray) -> str:

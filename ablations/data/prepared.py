@@ -8,6 +8,11 @@
 
 Raw files because they are what OLMo and nanoGPT tokenisers write, and a memmap reads them with no
 copy. `token_bytes.bin` is what bits per byte need; a corpus of bytes implies it.
+
+Format 1 has one file a stream. Format 2 has a list of `shards`, each {file, tokens, sha256} and:
+`documents` and `bytes`; `index`, a file of uint64 [documents, 2], the token at which each document
+ends and its UTF-8 bytes; and, where the file is another program's, read as it lies, `offset` (bytes
+before its first token), `file_bytes` (the whole file's size), `dtype` and `checksum`.
 """
 
 from __future__ import annotations
@@ -24,9 +29,12 @@ from typing import Any
 
 import numpy as np
 
+from ablations.data.streams import Shards, Stream, pieces
 from models.errors import SettingError, one_of
 
 FORMAT = 1
+SHARDED = 2
+FORMATS = (FORMAT, SHARDED)
 MANIFEST = "manifest.json"
 DTYPES = {"uint8": "<u1", "uint16": "<u2", "uint32": "<u4"}
 BYTE_TOKENIZER: dict[str, Any] = {"name": "bytes", "sha256": None}
@@ -37,7 +45,7 @@ class ValidationDomain:
     """One domain's held-out stream: documents, each ended by `separator`."""
 
     name: str
-    tokens: np.ndarray
+    tokens: np.ndarray | Shards
     """Token ids [tokens], memory-mapped."""
     bytes: int
     """UTF-8 bytes of the text, separators left out."""
@@ -56,28 +64,45 @@ class Corpus:
     """SHA-256 over all that determines the tokens; the name is not part of it."""
     separator: int
     """Token that ends each document."""
-    train: np.ndarray
+    train: Stream
     """Token ids [tokens], memory-mapped."""
     validation: dict[str, ValidationDomain] = field(default_factory=dict)
 
 
 def fingerprint(manifest: Mapping[str, Any]) -> str:
     """SHA-256 hex of what determines the tokens and their byte counts in a prepared manifest."""
-    validation = {
-        name: {key: part[key] for key in ("tokens", "bytes", "sha256")}
-        for name, part in manifest["validation"].items()
-    }
-    content = {
-        "format": manifest["format"],
-        "dtype": manifest["dtype"],
-        "vocab_size": manifest["vocab_size"],
-        "separator": manifest["separator"],
-        "train": {key: manifest["train"][key] for key in ("tokens", "sha256")},
-        "validation": validation,
-        "token_bytes": (manifest.get("token_bytes") or {}).get("sha256"),
-    }
+    if manifest["format"] == SHARDED:
+        content = {
+            "format": SHARDED,
+            "vocab_size": manifest["vocab_size"],
+            "separator": manifest["separator"],
+            "train": _shard_sums(manifest["train"]),
+            "validation": {
+                name: {"bytes": part["bytes"], "shards": _shard_sums(part)}
+                for name, part in manifest["validation"].items()
+            },
+            "token_bytes": (manifest.get("token_bytes") or {}).get("sha256"),
+        }
+    else:
+        validation = {
+            name: {key: part[key] for key in ("tokens", "bytes", "sha256")}
+            for name, part in manifest["validation"].items()
+        }
+        content = {
+            "format": manifest["format"],
+            "dtype": manifest["dtype"],
+            "vocab_size": manifest["vocab_size"],
+            "separator": manifest["separator"],
+            "train": {key: manifest["train"][key] for key in ("tokens", "sha256")},
+            "validation": validation,
+            "token_bytes": (manifest.get("token_bytes") or {}).get("sha256"),
+        }
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _shard_sums(part: Mapping[str, Any]) -> list[list[Any]]:
+    return [[shard["tokens"], shard["sha256"]] for shard in part["shards"]]
 
 
 def open_prepared(path: Path, *, verify: bool = False, setting: str = "data.path") -> Corpus:
@@ -87,20 +112,19 @@ def open_prepared(path: Path, *, verify: bool = False, setting: str = "data.path
     Raises SettingError naming `setting` where the folder cannot be used.
     """
     path = Path(path)
-    manifest = _read_manifest(path, setting)
-    dtype = np.dtype(DTYPES[manifest["dtype"]])
+    manifest = read_manifest(path, setting)
     vocab_size, separator = manifest["vocab_size"], manifest["separator"]
 
-    def tokens(part: Mapping[str, Any]) -> np.ndarray:
-        stream = _map(path, part, dtype, part["tokens"], setting)
-        if verify:
-            _check_sha256(path, part, setting)
-            if (largest := int(stream.max())) >= vocab_size:
-                raise SettingError(
-                    f"{setting}={path} holds token id {largest} in {part['file']}, but its "
-                    f"vocab_size is {vocab_size}; valid ids: 0 to {vocab_size - 1}."
-                )
-        return stream
+    def tokens(part: Mapping[str, Any]) -> np.ndarray | Shards:
+        streams = []
+        for shard in files(part):
+            dtype = np.dtype(DTYPES[shard.get("dtype", manifest["dtype"])])
+            stream = _map(path, shard, dtype, shard["tokens"], setting)
+            if verify:
+                _check_tokens(path, shard, stream, vocab_size, setting)
+                _check_index(path, shard, stream, separator, setting)
+            streams.append(stream)
+        return streams[0] if len(streams) == 1 else Shards(streams)
 
     token_bytes = _token_bytes(path, manifest, verify, setting)
     return Corpus(
@@ -163,12 +187,12 @@ def write_prepared(
         }
         if written_token_bytes is not None:
             content = written_token_bytes.astype("<u2").tobytes()
-            _write_synced(beside / "token_bytes.bin", [content])
+            write_synced(beside / "token_bytes.bin", [content])
             sha256 = hashlib.sha256(content).hexdigest()
             manifest["token_bytes"] = {"file": "token_bytes.bin", "sha256": sha256}
         _check_manifest(manifest, path, "data.path")
         text = json.dumps(manifest, indent=1) + "\n"
-        _write_synced(beside / MANIFEST, [text.encode()])
+        write_synced(beside / MANIFEST, [text.encode()])
         try:
             beside.rename(path)
         except OSError:
@@ -211,7 +235,7 @@ class _Writer:
                 digest.update(piece)
                 yield piece
 
-        _write_synced(file, pieces())
+        write_synced(file, pieces())
         return {
             "file": file.name,
             "tokens": tokens,
@@ -221,7 +245,7 @@ class _Writer:
         }
 
 
-def _write_synced(file: Path, pieces: Iterable[bytes]) -> None:
+def write_synced(file: Path, pieces: Iterable[bytes]) -> None:
     with file.open("wb") as handle:
         for piece in pieces:
             handle.write(piece)
@@ -229,7 +253,13 @@ def _write_synced(file: Path, pieces: Iterable[bytes]) -> None:
         os.fsync(handle.fileno())
 
 
-def _read_manifest(path: Path, setting: str) -> dict[str, Any]:
+def files(part: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The files of one stream of a manifest, in order."""
+    return part.get("shards", [part])
+
+
+def read_manifest(path: Path, setting: str) -> dict[str, Any]:
+    """A prepared folder's manifest, checked for what reading it needs."""
     if not path.is_dir():
         raise SettingError(
             f"{setting}={path} is not a folder; valid: a prepared corpus, that is a folder with "
@@ -250,8 +280,13 @@ def _read_manifest(path: Path, setting: str) -> dict[str, Any]:
             f"{setting}={path} has a {MANIFEST} that is not JSON; prepare the corpus again."
         ) from None
     found = manifest.get("format") if isinstance(manifest, dict) else None
-    if found != FORMAT:
-        raise SettingError(f"{setting}={path} is of format {json.dumps(found)}; valid: {FORMAT}.")
+    if found not in FORMATS:
+        raise SettingError(
+            f"{setting}={path} is of format {json.dumps(found)}; valid: "
+            f"{', '.join(map(str, FORMATS))}."
+        )
+    if manifest.get("kind") == "mixture":
+        return manifest
     try:
         _check_manifest(manifest, path, setting)
     except (KeyError, TypeError, AttributeError) as error:
@@ -285,7 +320,15 @@ def _check_manifest(manifest: dict[str, Any], path: Path, setting: str) -> None:
         )
     named = [(f"validation domain {name}", part) for name, part in manifest["validation"].items()]
     for part_name, part in [("train", manifest["train"]), *named]:
-        _ = part["file"], part["sha256"]
+        for shard in files(part):
+            _ = shard["file"], shard["sha256"]
+            if shard.get("dtype", manifest["dtype"]) not in DTYPES:
+                raise one_of(f"{setting}={path}: dtype", shard["dtype"], DTYPES)
+        if sum(shard["tokens"] for shard in files(part)) != part["tokens"]:
+            raise SettingError(
+                f"{setting}={path} says {part['tokens']:,} tokens of {part_name}, but its shards "
+                "say another sum; prepare the corpus again."
+            )
         if part["tokens"] < 2 or (part_name != "train" and part["bytes"] < 1):
             raise SettingError(
                 f"{setting}={path} has nothing to predict in {part_name} ({part['tokens']} "
@@ -304,22 +347,85 @@ def _map(
             f"{setting}={path} has no {part['file']}, which its {MANIFEST} names; copy the folder "
             "again or prepare the corpus again."
         ) from None
-    if found != count * dtype.itemsize:
+    offset = part.get("offset", 0)
+    expected = part.get("file_bytes", offset + count * dtype.itemsize)
+    if found != expected:
         raise SettingError(
             f"{setting}={path} has {found:,} bytes in {part['file']} where its {MANIFEST} says "
-            f"{count * dtype.itemsize:,}; copy the folder again or prepare the corpus again."
+            f"{expected:,}; copy the folder again or prepare the corpus again."
         )
-    return np.memmap(file, dtype=dtype, mode="r", shape=(count,))
+    return np.memmap(file, dtype=dtype, mode="r", offset=offset, shape=(count,))
+
+
+def checksum(tokens: np.ndarray, how: str = "full") -> str:
+    """SHA-256 hex of a file's tokens: of all, or (`sample`) of 256 stretches and the length.
+
+    A sample finds a file that was cut or made again, in seconds whatever its size, and not a few
+    tokens that were changed in place.
+    """
+    raw = tokens.view(np.uint8)
+    digest = hashlib.sha256()
+    if how == "sample":
+        digest.update(f"{len(raw)} ".encode())
+        size = 1 << 16
+        last = max(0, len(raw) - size)
+        for start in np.linspace(0, last, 256).astype(np.int64).tolist():
+            digest.update(raw[start : start + size].data)
+    else:
+        for start in range(0, len(raw), 1 << 26):
+            digest.update(raw[start : start + (1 << 26)].data)
+    return digest.hexdigest()
+
+
+def _check_tokens(
+    path: Path, shard: Mapping[str, Any], tokens: np.ndarray, vocab_size: int, setting: str
+) -> None:
+    found = checksum(tokens, shard.get("checksum", "full"))
+    if found != shard["sha256"]:
+        raise _changed(path, shard["file"], found, shard["sha256"], setting)
+    largest = max(int(piece.max()) for piece in pieces(tokens))
+    if largest >= vocab_size:
+        raise SettingError(
+            f"{setting}={path} holds token id {largest} in {shard['file']}, but its "
+            f"vocab_size is {vocab_size}; valid ids: 0 to {vocab_size - 1}."
+        )
+
+
+def _check_index(
+    path: Path, shard: Mapping[str, Any], tokens: np.ndarray, separator: int, setting: str
+) -> None:
+    """The document index, where there is one, against the separators."""
+    if "index" not in shard:
+        return
+    index = document_index(path, shard, setting)
+    _check_sha256(path, shard["index"], setting)
+    starts = np.arange(0, len(tokens), 1 << 24)
+    found = [np.flatnonzero(tokens[s : s + (1 << 24)] == separator) + s + 1 for s in starts]
+    if not np.array_equal(index[:, 0], np.concatenate(found)):
+        raise SettingError(
+            f"{setting}={path} has a document index {shard['index']['file']} that does not fit "
+            f"the separators in {shard['file']}; prepare the corpus again."
+        )
+
+
+def document_index(path: Path, shard: Mapping[str, Any], setting: str = "data.path") -> np.ndarray:
+    """uint64 [documents, 2]: the token of the shard at which each document ends, and its bytes."""
+    flat = _map(path, shard["index"], np.dtype("<u8"), 2 * shard["documents"], setting)
+    return flat.reshape(-1, 2)
 
 
 def _check_sha256(path: Path, part: Mapping[str, Any], setting: str) -> None:
     with (path / part["file"]).open("rb") as handle:
         found = hashlib.file_digest(handle, "sha256").hexdigest()
     if found != part["sha256"]:
-        raise SettingError(
-            f"{setting}={path} has a {part['file']} of sha256 {found[:12]} where its {MANIFEST} "
-            f"says {part['sha256'][:12]}; copy the folder again or prepare the corpus again."
-        )
+        raise _changed(path, part["file"], found, part["sha256"], setting)
+
+
+def _changed(path: Path, file: str, found: str, expected: str, setting: str) -> SettingError:
+    return SettingError(
+        f"{setting}={path} has a {file} of sha256 {found[:12]} where its {MANIFEST} "
+        f"says {expected[:12]}; copy the folder again or prepare the corpus again."
+    )
 
 
 def _token_bytes(

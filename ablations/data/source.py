@@ -1,4 +1,4 @@
-"""Which corpus a run reads, by its settings: the embedded one, or a prepared folder."""
+"""Which corpus a run reads, by its settings: the embedded one, a prepared folder or a mixture."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ablations.data.embedded import embedded_manifest, open_embedded
-from ablations.data.prepared import Corpus, open_prepared
+from ablations.data.mixture import open_folder
+from ablations.data.prepared import Corpus
 from models.errors import SettingError
 
 
@@ -18,6 +19,7 @@ class CorpusSummary:
     vocab_size: int
     fingerprint: str
     train_tokens: int
+    """Tokens read before any is read again; of a mixture, before its first source repeats."""
 
 
 def summarize(name: str, path: str | None) -> CorpusSummary:
@@ -31,13 +33,13 @@ def summarize(name: str, path: str | None) -> CorpusSummary:
         return CorpusSummary(
             name, manifest["vocab_size"], manifest["fingerprint"], manifest["train_tokens"]
         )
-    corpus = open_prepared(required_path(path))
+    corpus = open_folder(required_path(path))
     return CorpusSummary(corpus.name, corpus.vocab_size, corpus.fingerprint, len(corpus.train))
 
 
 def open_corpus(name: str, path: str | None, cache_dir: Path) -> Corpus:
     """Open what `summarize` describes; the embedded corpus is unpacked once into `cache_dir`."""
-    return open_embedded(cache_dir) if name == "embedded" else open_prepared(required_path(path))
+    return open_embedded(cache_dir) if name == "embedded" else open_folder(required_path(path))
 
 
 def required_path(path: str | None) -> Path:

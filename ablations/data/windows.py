@@ -2,15 +2,52 @@
 
 Bits per byte divide a window's nats by the UTF-8 bytes of its targets, so they do not depend on
 the tokeniser. The windows depend on the domain, the context and the cap alone: every mix is
-judged on the same ones.
+judged on the same ones. Whole documents are judged each from its own beginning, one a row.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from ablations.data.prepared import ValidationDomain
+from ablations.data.streams import pieces
+from ablations.data.streams import windows as cut
 from models.errors import SettingError
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """One domain's rows [n, context + 1] and the text bytes that their targets hold."""
+
+    windows: np.ndarray
+    """Token ids, int64; after `lengths` predictions a row is filled up with separators."""
+    text_bytes: int
+    lengths: np.ndarray | None = None
+    """Predictions of each row, int64 [n]; None where all have the context."""
+    documents: np.ndarray | None = None
+    """Which document each target is of, from 0, int64 [n, context]."""
+    document_bytes: np.ndarray | None = None
+    """Text bytes of each document's targets, int64 [documents]."""
+
+
+def held_out_rows(
+    domain: ValidationDomain, context: int, max_tokens: int | None, mode: str = "windows"
+) -> HeldOut:
+    """A domain's rows in one of the two modes, each target with its document.
+
+    A document's separator is the last of its targets. Raises SettingError as validation_windows.
+    """
+    if mode == "documents":
+        return _whole_documents(domain, context, max_tokens)
+    rows, text_bytes = validation_windows(domain, context, max_tokens)
+    starts = _window_starts(domain, context, max_tokens)
+    positions = starts[:, None] + 1 + np.arange(context)
+    owners = np.searchsorted(_ends(domain), positions, side="right")
+    index = np.unique(owners, return_inverse=True)[1].reshape(owners.shape)
+    targets = rows[:, 1:]
+    return HeldOut(rows, text_bytes, None, index, _document_bytes(domain, targets, index))
 
 
 def validation_windows(
@@ -26,13 +63,23 @@ def validation_windows(
     Raises SettingError where the domain is shorter than one window, or where its corpus does not
     say how many bytes each token has.
     """
-    assert context > 0, context
+    sizes = _token_bytes(domain)
+    windows = cut(domain.tokens, _window_starts(domain, context, max_tokens), context + 1)
+    return windows, int(sizes[windows[:, 1:]].sum(dtype=np.int64))
+
+
+def _token_bytes(domain: ValidationDomain) -> np.ndarray:
     if domain.token_bytes is None:
         raise SettingError(
             f"data.path: the corpus of validation domain {domain.name} has no token_bytes, without "
             "which bits per byte cannot be counted; valid: a prepared corpus with a token_bytes "
             "file (uint16, the UTF-8 bytes of each token id)."
         )
+    return domain.token_bytes
+
+
+def _window_starts(domain: ValidationDomain, context: int, max_tokens: int | None) -> np.ndarray:
+    assert context > 0, context
     available = (len(domain.tokens) - 1) // context
     if available < 1:
         raise SettingError(
@@ -40,8 +87,63 @@ def validation_windows(
             f"{len(domain.tokens):,} tokens; valid: at most {len(domain.tokens) - 1:,}."
         )
     kept = available if max_tokens is None else min(available, max(1, max_tokens // context))
-    chosen = np.arange(kept, dtype=np.int64) * available // kept
-    within = np.arange(context + 1, dtype=np.int64)
-    windows = domain.tokens[chosen[:, None] * context + within].astype(np.int64)
-    text_bytes = int(domain.token_bytes[windows[:, 1:]].sum(dtype=np.int64))
-    return windows, text_bytes
+    return np.arange(kept, dtype=np.int64) * available // kept * context
+
+
+def _document_bytes(domain: ValidationDomain, targets: np.ndarray, index: np.ndarray) -> np.ndarray:
+    sizes = _token_bytes(domain)[targets].astype(np.float64)
+    # Sums under 2^53 are exact in float64.
+    return np.bincount(index.ravel(), sizes.ravel()).astype(np.int64)
+
+
+def _whole_documents(domain: ValidationDomain, context: int, max_tokens: int | None) -> HeldOut:
+    """Each document from its beginning, behind a separator; one longer than the context goes on
+    in further rows, each of which begins with the last token of the row before.
+
+    `max_tokens` caps the predictions; the documents kept are spread evenly over the domain.
+    """
+    sizes = _token_bytes(domain)
+    ends = _ends(domain)
+    starts = np.concatenate([[0], ends[:-1]])
+    # A separator alone is no document: llm.c's files begin with one.
+    starts, ends = starts[ends - starts > 1], ends[ends - starts > 1]
+    if not len(ends):
+        raise SettingError(
+            f"data.eval_mode=documents: validation domain {domain.name} has no document that ends "
+            f"with the separator {domain.separator}; valid: windows."
+        )
+    if max_tokens is not None and (mean := float((ends - starts).mean())) * len(ends) > max_tokens:
+        kept = max(1, int(max_tokens / mean))
+        chosen = np.arange(kept) * len(ends) // kept
+        starts, ends = starts[chosen], ends[chosen]
+    rows, lengths, owners = [], [], []
+    for document, (start, end) in enumerate(zip(starts.tolist(), ends.tolist(), strict=True)):
+        text = cut(domain.tokens, np.array([start]), end - start)[0]
+        tokens = np.concatenate([[domain.separator], text])
+        for first in range(0, len(tokens) - 1, context):
+            row = tokens[first : first + context + 1]
+            rows.append(row)
+            lengths.append(len(row) - 1)
+            owners.append(document)
+    # Rows of like length together, so that little is computed for nothing.
+    order = np.argsort(np.array(lengths), kind="stable")[::-1]
+    windows = np.full((len(rows), context + 1), domain.separator, dtype=np.int64)
+    for place, row in enumerate(order.tolist()):
+        windows[place, : len(rows[row])] = rows[row]
+    documents = np.repeat(np.array(owners)[order, None], context, axis=1)
+    counts = np.array(lengths)[order]
+    valid = np.arange(context) < counts[:, None]
+    targets = windows[:, 1:]
+    text_bytes = np.bincount(
+        documents[valid], sizes[targets[valid]].astype(np.float64), len(ends)
+    ).astype(np.int64)
+    return HeldOut(windows, int(text_bytes.sum()), counts, documents, text_bytes)
+
+
+def _ends(domain: ValidationDomain) -> np.ndarray:
+    """Tokens of the domain's stream at which documents end, int64."""
+    found, done = [np.empty(0, dtype=np.int64)], 0
+    for piece in pieces(domain.tokens):
+        found.append(np.flatnonzero(piece == domain.separator) + done + 1)
+        done += len(piece)
+    return np.concatenate(found)

@@ -1,37 +1,43 @@
-"""Held-out loss: nats and bits per UTF-8 byte, by domain, on the same windows for every mix."""
+"""Held-out loss: nats and bits per UTF-8 byte, by domain, on the same windows for every mix.
+
+The standard errors are an evaluation's own noise: how much its means would move with other
+documents of the same kind, by a bootstrap over documents (Efron and Tibshirani, 1993, section 10.3,
+with the ratio of sums as the statistic). Tokens of one document are not independent; documents are
+taken to be.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
 from ablations.data.prepared import Corpus
-from ablations.data.windows import validation_windows
+from ablations.data.windows import HeldOut, held_out_rows
 from ablations.distributed import World
 from models.documents import Documents
 from models.language_model import LanguageModel
 
+__all__ = ["HeldOut", "document_bootstrap", "evaluate", "held_out"]
+
 ALONE = World()
+RESAMPLES = 400  # a standard error known to 1 part in sqrt(2 * 400), 3.5 %
+SHORTEST_ROW = 32  # predictions; rows of documents are cut to a power of two of them
 
 
-@dataclass(frozen=True)
-class HeldOut:
-    """One domain's windows [n, context + 1] and the text bytes that their targets hold."""
+def held_out(
+    corpus: Corpus, context: int, eval_tokens: int | None, mode: str = "windows"
+) -> dict[str, HeldOut]:
+    """The rows of every validation domain, at most `eval_tokens` predictions in each.
 
-    windows: np.ndarray
-    text_bytes: int
-
-
-def held_out(corpus: Corpus, context: int, eval_tokens: int | None) -> dict[str, HeldOut]:
-    """The windows of every validation domain, at most `eval_tokens` predictions in each."""
+    mode: `windows` of the stream, or whole `documents`.
+    """
     return {
-        name: HeldOut(*validation_windows(domain, context, eval_tokens))
+        name: held_out_rows(domain, context, eval_tokens, mode)
         for name, domain in corpus.validation.items()
     }
 
@@ -51,37 +57,95 @@ def evaluate(
 
     separator: the token after which a document begins, where documents are kept apart; world:
     the ranks that share the windows.
-    Returns {"loss": nats per token, "bpb": bits per byte, "domains": {name: {"nats", "tokens",
-    "bytes", "loss", "bpb"}}}.
+    Returns {"loss": nats per token, "bpb": bits per byte, "loss_se", "bpb_se": standard errors,
+    "domains": {name: {"nats", "tokens", "bytes", "documents", "loss", "bpb", "loss_se",
+    "bpb_se"}}}. Standard errors are None with fewer than two documents.
     """
     model.eval()
-    results: dict[str, dict[str, float | int]] = {}
+    results: dict[str, dict[str, Any]] = {}
     for name, domain in domains.items():
         n, context = domain.windows[:, 1:].shape
+        lengths = np.full(n, context) if domain.lengths is None else domain.lengths
+        n_documents = len(domain.document_bytes) if domain.document_bytes is not None else 0
+        by_document = np.zeros(n_documents)
         total = torch.zeros((), dtype=torch.float64, device=device)
         rows = max(1, batch_tokens // context)
         for start in range(0, n, rows * world.size):
-            mine = domain.windows[start + world.rank * rows :][:rows]
+            longest = int(lengths[start : start + rows * world.size].max())
+            length = min(context, max(SHORTEST_ROW, 1 << (longest - 1).bit_length()))
+            mine = slice(start + world.rank * rows, start + (world.rank + 1) * rows)
             # A rank with nothing left computes one window for nothing: sharded weights need all.
-            empty = not len(mine)
-            windows = torch.from_numpy(domain.windows[:1] if empty else mine).to(device)
+            empty = not len(domain.windows[mine])
+            chosen = domain.windows[:1] if empty else domain.windows[mine]
+            windows = torch.from_numpy(chosen[:, : length + 1]).to(device)
             inputs, targets = windows[:, :-1], windows[:, 1:]
             documents = None if separator is None else Documents.after(separator, inputs)
             with autocast():
                 nll, _ = model.losses(inputs, targets, documents)
-            total += 0.0 if empty else nll.double().sum()
+            if empty:
+                continue
+            nll = nll.double()
+            if domain.lengths is not None:
+                counted = torch.arange(length) < torch.from_numpy(lengths[mine])[:, None]
+                nll = nll.where(counted.to(device), 0.0)
+            total += nll.sum()
+            if domain.documents is not None:
+                # On the CPU, where the order of a sum, and so its last bit, is always the same.
+                owners = domain.documents[mine, :length]
+                by_document += np.bincount(
+                    owners.ravel(), nll.cpu().numpy().ravel(), minlength=n_documents
+                )
         nats = world.sum(total).item()
-        tokens = n * context
+        tokens = int(lengths.sum())
+        result = {"nats": nats, "tokens": tokens, "bytes": domain.text_bytes}
+        errors: dict[str, Any] = {"loss_se": None, "bpb_se": None}
+        if domain.documents is not None and domain.document_bytes is not None:
+            sums = torch.from_numpy(by_document).to(device)
+            by_document = world.sum(sums).cpu().numpy()
+            valid = np.arange(context) < lengths[:, None]
+            counts = np.bincount(domain.documents[valid], minlength=n_documents)
+            result["documents"] = n_documents
+            errors = {
+                "loss_se": document_bootstrap(by_document, counts),
+                "bpb_se": document_bootstrap(by_document / math.log(2), domain.document_bytes),
+            }
         results[name] = {
-            "nats": nats,
-            "tokens": tokens,
-            "bytes": domain.text_bytes,
+            **result,
             "loss": nats / tokens,
             "bpb": nats / math.log(2) / domain.text_bytes,
+            **errors,
         }
     model.train()
     return {
         "loss": sum(r["loss"] for r in results.values()) / len(results),
         "bpb": sum(r["bpb"] for r in results.values()) / len(results),
+        # Domains hold different documents, so their errors are independent.
+        "loss_se": _of_mean([r["loss_se"] for r in results.values()]),
+        "bpb_se": _of_mean([r["bpb_se"] for r in results.values()]),
         "domains": results,
     }
+
+
+def document_bootstrap(numerators: np.ndarray, denominators: np.ndarray) -> float | None:
+    """Standard error of sum(numerators) / sum(denominators) over resampled documents.
+
+    numerators, denominators: [documents]. The resamples are the same for every model that is judged
+    on these documents. None with fewer than two documents, or where a resample may hold no text.
+    """
+    n = len(numerators)
+    if n < 2:
+        return None
+    generator = np.random.default_rng(0)
+    ratios = []
+    for _ in range(RESAMPLES):
+        times = np.bincount(generator.integers(n, size=n), minlength=n)
+        if below := float(times @ denominators):
+            ratios.append(float(times @ numerators) / below)
+    return float(np.std(ratios, ddof=1)) if len(ratios) > 1 else None
+
+
+def _of_mean(errors: list[float | None]) -> float | None:
+    known = [error for error in errors if error is not None]
+    if len(known) < len(errors):
+        return None
+    return math.sqrt(sum(error**2 for error in known)) / len(known)

@@ -131,9 +131,9 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "manifest a list": (
         lambda p: (p / "manifest.json").write_text("[]"),
-        "is of format null; valid: 1.",
+        "is of format null; valid: 1, 2.",
     ),
-    "format": (lambda p: edit(p, lambda m: m.update(format=2)), "is of format 2; valid: 1."),
+    "format": (lambda p: edit(p, lambda m: m.update(format=3)), "is of format 3; valid: 1, 2."),
     "dtype": (
         lambda p: edit(p, lambda m: m.update(dtype="int64")),
         "dtype=int64 is not known; valid: uint16, uint32, uint8.",
@@ -211,14 +211,14 @@ def test_verify_finds_a_token_outside_the_vocabulary(tmp_path: Path) -> None:
 def test_the_loser_of_a_rename_keeps_the_winners_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = prepared._write_synced
+    real = prepared.write_synced
 
     def slow(file: Path, pieces: Any) -> None:
         real(file, pieces)
         if file.name == "manifest.json":
-            monkeypatch.setattr(prepared, "_write_synced", real)
+            monkeypatch.setattr(prepared, "write_synced", real)
             write(tmp_path / "c", name="winner")
 
-    monkeypatch.setattr(prepared, "_write_synced", slow)
+    monkeypatch.setattr(prepared, "write_synced", slow)
     assert write(tmp_path / "c", name="loser").name == "winner"
     assert [p.name for p in tmp_path.iterdir()] == ["c"]

@@ -1,0 +1,364 @@
+"""Token files of other programs, read as they lie: a manifest that names them, and no copy.
+
+Formats, each told by the file itself:
+  raw       headerless uint16 or uint32 ids: OLMo's .npy part files, nanoGPT's .bin
+  npy       the same behind NumPy's own header
+  megatron  Megatron-LM's .bin with its .idx (MMIDIDX, version 1): uint8, uint16 or int32 ids
+  llm.c     256 int32 of header, then uint16 (magic 20240520, version 1) or uint32 (magic 20240801,
+            version 7); modded-nanogpt's .bin is the first
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import shutil
+import struct
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ablations.data.prepare import write_token_bytes
+from ablations.data.prepared import (
+    DTYPES,
+    MANIFEST,
+    SHARDED,
+    Corpus,
+    checksum,
+    open_prepared,
+    write_synced,
+)
+from ablations.data.streams import pieces
+from ablations.data.tokenizer import TokenizerFile
+from models.errors import SettingError, one_of
+
+FORMATS = ("auto", "raw", "npy", "megatron", "llm.c")
+CHECKSUMS = ("full", "sample")
+INDEX_MAGIC = b"MMIDIDX\x00\x00"
+# Codes of its DType; ids are not negative, so int32 reads as uint32 to the same numbers.
+MEGATRON_DTYPES = {1: "uint8", 4: "uint32", 8: "uint16"}
+LLM_C_HEADER_BYTES = 256 * 4
+LLM_C = {(20240520, 1): "uint16", (20240801, 7): "uint32"}
+NPY_MAGIC = b"\x93NUMPY"
+CHECKED_DOCUMENTS = 1000  # of a Megatron index, for their last token
+
+
+@dataclass(frozen=True)
+class TokenFile:
+    """Where the tokens of a file lie."""
+
+    path: Path
+    format: str
+    dtype: str
+    offset: int
+    """Bytes before the first token."""
+    tokens: int
+    ends: np.ndarray | None = None
+    """Tokens at which its index says documents end; None without an index."""
+
+    def map(self) -> np.ndarray:
+        """Token ids [tokens], memory-mapped."""
+        dtype = np.dtype(DTYPES[self.dtype])
+        return np.memmap(self.path, dtype, "r", self.offset, (self.tokens,))
+
+
+def adopt(
+    *,
+    train: str,
+    validation: Mapping[str, str],
+    tokenizer: TokenizerFile,
+    out: Path,
+    name: str,
+    dtype: str | None = None,
+    format: str = "auto",
+    how: str = "full",
+    held_out_tokens: int = 0,
+    say: Callable[[str], None] = lambda _: None,
+) -> Corpus:
+    """Write the manifest of a corpus whose files stay where they are; returns it opened.
+
+    train, validation: paths or patterns of token files; dtype: of raw files, None for the smallest
+    of uint16 and uint32 that holds the vocabulary; how: `full` reads every token once, for its
+    checksum and its range, `sample` 256 stretches of each file; held_out_tokens: about this many
+    last tokens of the training files become the validation domain `name`, cut after a document.
+    Raises SettingError, one sentence, on what cannot be read; nothing is written then.
+    """
+    if format not in FORMATS:
+        raise one_of("format", format, FORMATS)
+    if how not in CHECKSUMS:
+        raise one_of("checksum", how, CHECKSUMS)
+    if out.exists():
+        raise SettingError(f"out={out} exists; name a folder that does not exist yet.")
+    if dtype is None:
+        dtype = "uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32"
+    if dtype not in DTYPES:
+        raise one_of("dtype", dtype, DTYPES)
+    if tokenizer.vocab_size > (most := int(np.iinfo(DTYPES[dtype]).max) + 1):
+        raise SettingError(
+            f"dtype={dtype} holds {most:,} ids, and tokenizer={tokenizer.name} has "
+            f"{tokenizer.vocab_size:,}; valid: a wider dtype, or the tokenizer of these files."
+        )
+    if not validation and not held_out_tokens:
+        raise SettingError(
+            "validation is not given, which leaves nothing to judge by; give validation.NAME=PATH, "
+            "or held_out_tokens=N to hold out the end of the training files."
+        )
+    if held_out_tokens and name in validation:
+        raise SettingError(
+            f"name={name} is the domain held out and validation.{name} another; give one of them "
+            "another name."
+        )
+    found = {"train": _find("train", train, dtype, format)}
+    for domain, path in validation.items():
+        found[domain] = _find(f"validation.{domain}", path, dtype, format)
+    for stream, files in found.items():
+        for file in files:
+            _check_documents(stream, file, tokenizer)
+    streams = {
+        stream: [(file, 0, file.tokens) for file in files] for stream, files in found.items()
+    }
+    if held_out_tokens:
+        streams["train"], streams[name] = _hold_out(
+            found["train"], held_out_tokens, tokenizer.separator
+        )
+    entries = {}
+    for stream, ranges in streams.items():
+        say(f"reading {stream}: {len(ranges)} files, {sum(r[2] - r[1] for r in ranges):,} tokens")
+        entries[stream] = _entry(stream, ranges, tokenizer, how)
+    manifest: dict[str, Any] = {
+        "format": SHARDED,
+        "name": name,
+        "dtype": dtype,
+        "vocab_size": tokenizer.vocab_size,
+        "separator": tokenizer.separator,
+        "tokenizer": tokenizer.manifest,
+        "adopted": sorted({file.format for files in found.values() for file in files}),
+        "train": entries.pop("train"),
+        "validation": entries,
+    }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    beside = out.with_name(f".{out.name}.{uuid.uuid4().hex}.tmp")
+    beside.mkdir()
+    try:
+        if tokenizer.content is not None:
+            manifest["tokenizer"]["file"] = "tokenizer.json"
+            write_synced(beside / "tokenizer.json", [tokenizer.content])
+            manifest["token_bytes"] = write_token_bytes(beside, tokenizer)
+        write_synced(beside / MANIFEST, [(json.dumps(manifest, indent=1) + "\n").encode()])
+        open_prepared(beside, setting="out")
+        beside.rename(out)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    return open_prepared(out)
+
+
+def read_token_file(setting: str, path: Path, dtype: str, format: str = "auto") -> TokenFile:
+    """Where a file's tokens lie, by its format.
+
+    dtype: of raw files. Raises SettingError naming `setting` where the file is not what it says.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as handle:
+        head = handle.read(LLM_C_HEADER_BYTES)
+    if format == "auto":
+        format = _format(path, head)
+    if format == "megatron":
+        return _megatron(setting, path, size)
+    if format == "npy":
+        array = np.load(path, mmap_mode="r")
+        if array.ndim != 1 or array.dtype.name not in DTYPES or not isinstance(array, np.memmap):
+            raise SettingError(
+                f"{setting}: {path} holds {array.dtype} of shape {array.shape}; valid: one "
+                f"dimension of {', '.join(DTYPES)}."
+            )
+        return TokenFile(path, format, array.dtype.name, array.offset, len(array))
+    if format == "llm.c":
+        magic, version, tokens = struct.unpack("<3i", head[:12]) if len(head) >= 12 else (0, 0, 0)
+        if (magic, version) not in LLM_C:
+            raise SettingError(
+                f"{setting}: {path} begins with magic {magic} and version {version}; valid: "
+                f"{', '.join(f'{m} with version {v}' for m, v in LLM_C)}."
+            )
+        dtype = LLM_C[magic, version]
+        offset = LLM_C_HEADER_BYTES
+        expected = offset + tokens * np.dtype(DTYPES[dtype]).itemsize
+        if size != expected:
+            raise SettingError(
+                f"{setting}: {path} has {size:,} bytes where its header says {expected:,} "
+                f"({tokens:,} tokens); copy it again."
+            )
+        return TokenFile(path, format, dtype, offset, tokens)
+    item = np.dtype(DTYPES[dtype]).itemsize
+    if size % item:
+        raise SettingError(
+            f"{setting}: {path} has {size:,} bytes, no whole number of {dtype}; copy it again, or "
+            "give another dtype."
+        )
+    return TokenFile(path, format, dtype, 0, size // item)
+
+
+def _format(path: Path, head: bytes) -> str:
+    if path.suffix == ".bin" and path.with_suffix(".idx").exists():
+        return "megatron"
+    if head.startswith(NPY_MAGIC):
+        return "npy"
+    if len(head) >= 8 and struct.unpack("<2i", head[:8]) in LLM_C:
+        return "llm.c"
+    return "raw"
+
+
+def _megatron(setting: str, path: Path, size: int) -> TokenFile:
+    index = path.with_suffix(".idx")
+    if not index.exists():
+        raise SettingError(f"{setting}: {path} has no {index.name} beside it; copy both files.")
+    with index.open("rb") as handle:
+        header = handle.read(34)
+    if not header.startswith(INDEX_MAGIC) or len(header) < 34:
+        raise SettingError(f"{setting}: {index} is no Megatron index (MMIDIDX); copy it again.")
+    version, code, sequences, documents = struct.unpack("<QBQQ", header[9:])
+    if version != 1 or code not in MEGATRON_DTYPES:
+        raise SettingError(
+            f"{setting}: {index} is of version {version} and dtype code {code}; valid: version 1 "
+            "and codes 1 (uint8), 4 (int32) and 8 (uint16)."
+        )
+    found, expected = index.stat().st_size, 34 + 12 * sequences + 8 * documents
+    # A multimodal index has one more byte a sequence.
+    if found not in (expected, expected + sequences):
+        raise SettingError(
+            f"{setting}: {index} has {found:,} bytes where its header says {expected:,}; copy it "
+            "again."
+        )
+    dtype = MEGATRON_DTYPES[code]
+    item = np.dtype(DTYPES[dtype]).itemsize
+    lengths = np.memmap(index, "<i4", "r", 34, (sequences,)) if sequences else np.empty(0, "<i4")
+    ends = np.cumsum(lengths, dtype=np.int64)
+    tokens = int(ends[-1]) if sequences else 0
+    if size != tokens * item:
+        raise SettingError(
+            f"{setting}: {path} has {size:,} bytes where {index.name} says {tokens * item:,}; the "
+            "two are not of one corpus, or one was cut: copy both again."
+        )
+    pointers = np.memmap(index, "<i8", "r", 34 + 4 * sequences, (sequences,)) if sequences else ends
+    marks = np.memmap(index, "<i8", "r", 34 + 12 * sequences, (documents,)) if documents else ends
+    if not np.array_equal(pointers, (ends - lengths) * item) or (
+        documents and (int(marks[-1]) != sequences or int(marks.min()) < 0)
+    ):
+        raise SettingError(
+            f"{setting}: {index} has pointers that do not follow from its lengths; write it again."
+        )
+    document_ends = ends[np.asarray(marks[marks > 0]) - 1] if documents else ends
+    return TokenFile(path, "megatron", dtype, 0, tokens, document_ends)
+
+
+def _find(setting: str, pattern: str, dtype: str, format: str) -> list[TokenFile]:
+    path = Path(pattern).expanduser()
+    if path.is_dir():
+        paths = [p for p in path.rglob("*") if p.suffix in (".npy", ".bin")]
+    else:
+        paths = [Path(p) for p in glob.glob(str(path), recursive=True)]  # noqa: PTH207
+        paths = [p for p in paths if p.is_file() and p.suffix != ".idx"]
+    if not paths:
+        raise SettingError(
+            f"{setting}={pattern} names no file; valid: a token file, a pattern, or a folder with "
+            ".npy or .bin files."
+        )
+    paths = sorted((p.resolve() for p in paths), key=lambda p: p.as_posix())
+    files = [read_token_file(setting, p, dtype, format) for p in paths]
+    if empty := [file.path for file in files if not file.tokens]:
+        raise SettingError(f"{setting}: {empty[0]} holds no token; leave it out.")
+    return files
+
+
+Range = tuple[TokenFile, int, int]
+
+
+def _hold_out(
+    files: list[TokenFile], tokens: int, separator: int
+) -> tuple[list[Range], list[Range]]:
+    """Ranges to train on, and the end of the last file, cut after a document."""
+    last = files[-1]
+    start = max(0, last.tokens - tokens)
+    stream = last.map()
+    borders = np.flatnonzero(stream[:start] == separator)[-1:] + 1
+    if not len(borders) or tokens > last.tokens // 2:
+        raise SettingError(
+            f"held_out_tokens={tokens} is not the end of whole documents in {last.path}, which has "
+            f"{last.tokens:,} tokens; valid: at most half of them, or validation.NAME=PATH."
+        )
+    border = int(borders[0])
+    train: list[Range] = [(file, 0, file.tokens) for file in files[:-1]]
+    return [*train, (last, 0, border)], [(last, border, last.tokens)]
+
+
+def _entry(stream: str, ranges: list[Range], tokenizer: TokenizerFile, how: str) -> dict[str, Any]:
+    """A stream's entry in the manifest, its ids checked against the vocabulary."""
+    shards = []
+    for file, start, stop in ranges:
+        tokens = file.map()[start:stop]
+        documents = text_bytes = 0
+        read = pieces(tokens)
+        if how == "sample" and stream == "train":
+            spots = np.linspace(0, max(0, len(tokens) - 4096), 256).astype(np.int64)
+            read = [tokens[spot : spot + 4096] for spot in spots.tolist()]
+        for piece in read:
+            if (largest := int(piece.max())) >= tokenizer.vocab_size:
+                raise SettingError(
+                    f"{stream}: {file.path} holds token id {largest}, but tokenizer="
+                    f"{tokenizer.name} has vocab_size {tokenizer.vocab_size}; valid: the tokenizer "
+                    "it was made with, the dtype it was written in, or a larger vocab_size."
+                )
+            documents += int((piece == tokenizer.separator).sum())
+            text_bytes += int(tokenizer.token_bytes[piece].sum(dtype=np.int64))
+        if not documents:
+            raise SettingError(
+                f"{stream}: {file.path} never holds the separator {tokenizer.separator}, so its "
+                "documents cannot be told apart; valid: separator=TOKEN, the one they end with."
+            )
+        item = np.dtype(DTYPES[file.dtype]).itemsize
+        shard: dict[str, Any] = {
+            "file": str(file.path),
+            "format": file.format,
+            "dtype": file.dtype,
+            "offset": file.offset + start * item,
+            "file_bytes": file.path.stat().st_size,
+            "tokens": len(tokens),
+            "checksum": how,
+            "sha256": checksum(np.ascontiguousarray(tokens), how),
+        }
+        if how == "full" or stream != "train":
+            shard |= {"documents": documents, "bytes": text_bytes}
+        shards.append(shard)
+    entry: dict[str, Any] = {"tokens": sum(s["tokens"] for s in shards)}
+    if all("bytes" in s for s in shards):
+        entry |= {k: sum(s[k] for s in shards) for k in ("documents", "bytes")}
+    return {**entry, "shards": shards}
+
+
+def _check_documents(stream: str, file: TokenFile, tokenizer: TokenizerFile) -> None:
+    """An index's documents end with the separator, or the separator is another one."""
+    if file.ends is None:
+        return
+    tokens = file.map()
+    ends = file.ends[file.ends > 0][:CHECKED_DOCUMENTS]
+    wrong = np.flatnonzero(tokens[ends - 1] != tokenizer.separator)
+    if len(wrong):
+        raise SettingError(
+            f"{stream}: document {int(wrong[0])} of {file.path} ends with token "
+            f"{int(tokens[ends[wrong[0]] - 1])}, not with the separator {tokenizer.separator}; "
+            "valid: separator=TOKEN, the one that preprocess_data.py --append-eod wrote."
+        )
+
+
+def with_separator(tokenizer: TokenizerFile, separator: int) -> TokenizerFile:
+    """The tokenizer with a separator that need not be one of its special tokens."""
+    if not 0 <= separator < tokenizer.vocab_size:
+        raise SettingError(
+            f"separator={separator} must be a token id, 0 to {tokenizer.vocab_size - 1}."
+        )
+    sizes = tokenizer.token_bytes.copy()
+    sizes[separator] = 0
+    return replace(tokenizer, separator=separator, token_bytes=sizes)

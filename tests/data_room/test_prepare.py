@@ -1,0 +1,446 @@
+"""Preparing: the tokenizer's own ids, every document once, the same bytes however it went."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ablations.data import prepare as preparing
+from ablations.data.__main__ import main
+from ablations.data.documents import read_blocks
+from ablations.data.prepared import Corpus, Shards, document_index, open_prepared
+from ablations.data.tokenizer import TokenizerFile, build_encoder, load_tokenizer
+from models.errors import SettingError
+from tests.data_room.conftest import END, train_tokenizer, write_lines
+
+
+def run(*arguments: object) -> int:
+    return main([str(argument) for argument in arguments])
+
+
+def prepare(out: Path, source: object, tokenizer: object, *more: str) -> Corpus:
+    given = (f"source={source}", f"tokenizer={tokenizer}", f"out={out}", "processes=1", *more)
+    assert run("prepare", *given) == 0
+    return open_prepared(out, verify=True)
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def documents(stream: Any, separator: int) -> list[list[int]]:
+    """A stream cut at its separators by hand."""
+    tokens = stream.read(0, len(stream)) if isinstance(stream, Shards) else np.asarray(stream)
+    found: list[list[int]] = [[]]
+    for token in tokens.tolist():
+        if token == separator:
+            found.append([])
+        else:
+            found[-1].append(token)
+    assert found.pop() == []
+    return found
+
+
+def expected_split(texts: list[str], fraction: float) -> tuple[list[str], list[str]]:
+    """The rule as docs/data.md says it."""
+    sides: tuple[list[str], list[str]] = [], []
+    for text in texts:
+        if text.strip():
+            number = int(hashlib.sha256(text.encode()).hexdigest()[:16], 16)
+            sides[number < fraction * 2**64].append(text)
+    return sides
+
+
+def test_each_document_becomes_the_ids_of_the_tokenizer_and_lands_on_its_side(
+    tmp_path: Path, tokenizer_file: Path, texts: list[str]
+) -> None:
+    from tokenizers import Tokenizer
+
+    source = write_lines(tmp_path / "a.jsonl", texts)
+    corpus = prepare(
+        tmp_path / "c", source, tokenizer_file, "validation_fraction=0.3", "shard_tokens=700"
+    )
+    reference = Tokenizer.from_file(str(tokenizer_file))
+    reference.encode_special_tokens = True
+    end = reference.token_to_id(END)
+    train, held_out = expected_split(texts, 0.3)
+    for stream, side in ((corpus.train, train), (corpus.validation["c"].tokens, held_out)):
+        ids = [reference.encode(text, add_special_tokens=False).ids for text in side]
+        assert documents(stream, end) == ids
+    assert corpus.separator == end
+    assert corpus.validation["c"].bytes == sum(len(text.encode()) for text in held_out)
+    manifest = json.loads((tmp_path / "c" / "manifest.json").read_text())
+    assert len(manifest["train"]["shards"]) > 2
+    assert manifest["train"]["documents"] == len(train)
+    assert manifest["train"]["bytes"] == sum(len(text.encode()) for text in train)
+    assert (
+        manifest["tokenizer"]["sha256"] == hashlib.sha256(tokenizer_file.read_bytes()).hexdigest()
+    )
+    assert manifest["prepared"]["blank_documents"] == 2
+    shard = manifest["train"]["shards"][0]
+    index = document_index(tmp_path / "c", shard)
+    assert index[:, 1].tolist() == [len(text.encode()) for text in train[: len(index)]]
+
+
+PIECES = st.sampled_from(
+    ["don't", "IT'S", " ", "  ", "\n", "\n\n", "\t", "x1y", "12345", "é", "北京", "...", "foo_bar",
+     "≠", "\r\n", "'", " 'll", "a", "|||MAIL|||", "\u00a0", "\u3000", END, "\0", "-1", "!\n"]
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def encoders(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Any, Any]]:
+    """(encoder, the tokenizer itself) for both pre-tokenizers, with and without an added token."""
+    from tokenizers import Tokenizer
+
+    folder, pairs = tmp_path_factory.mktemp("tokenizers"), []
+    for name, cl100k, added in (("a", True, ()), ("b", False, ()), ("c", True, ("|||MAIL|||",))):
+        path = train_tokenizer(folder / f"{name}.json", cl100k=cl100k, added=added)
+        reference = Tokenizer.from_file(str(path))
+        reference.encode_special_tokens = True
+        encoder = build_encoder(load_tokenizer(str(path)))
+        assert type(encoder).__name__ == "_Remembering"
+        encoder._check = lambda *_: None  # type: ignore[attr-defined]
+        pairs.append((encoder, reference))
+    return pairs
+
+
+@given(texts=st.lists(st.lists(PIECES | st.text(max_size=4), max_size=12).map("".join), max_size=4))
+@settings(max_examples=250, deadline=None)
+def test_cutting_a_text_changes_no_id(encoders: list[tuple[Any, Any]], texts: list[str]) -> None:
+    texts = [text for text in texts if text.encode(errors="ignore") == text.encode()]
+    for encoder, reference in encoders:
+        for text, ids in zip(texts, encoder.encode(texts), strict=True):
+            assert ids.tolist() == reference.encode(text, add_special_tokens=False).ids
+
+
+def test_tokens_stand_for_as_many_bytes_as_their_text_has(
+    tokenizer_file: Path, texts: list[str]
+) -> None:
+    tokenizer = load_tokenizer(str(tokenizer_file))
+    for text, ids in zip(texts, build_encoder(tokenizer).encode(texts), strict=True):
+        assert tokenizer.token_bytes[ids].sum() == len(text.encode())
+    assert tokenizer.token_bytes[tokenizer.separator] == 0
+
+
+def test_bytes_are_a_tokenizer(tmp_path: Path) -> None:
+    source = write_lines(tmp_path / "a.jsonl", ["café", "a\0b", "c"] * 5)
+    corpus = prepare(tmp_path / "c", source, "bytes", "validation_fraction=0.5", "malformed=0")
+    both = np.asarray(corpus.train).tobytes() + np.asarray(corpus.validation["c"].tokens).tobytes()
+    assert sorted(both.split(b"\0")[:-1]) == sorted([b"caf\xc3\xa9", b"ab", b"c"] * 5)
+    assert corpus.vocab_size == 256
+
+
+def test_every_kind_of_file_gives_the_same_corpus(tmp_path: Path, texts: list[str]) -> None:
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    texts = [text for text in texts if text.strip()]
+    lines = write_lines(tmp_path / "plain.jsonl", texts).read_bytes()
+    (tmp_path / "packed.jsonl.gz").write_bytes(gzip.compress(lines))
+    table = pa.table({"id": range(len(texts)), "text": texts})
+    pq.write_table(table, tmp_path / "table.parquet", row_group_size=7)
+    with pa.ipc.new_stream(str(tmp_path / "data.arrow"), table.schema) as writer:
+        writer.write_table(table, max_chunksize=5)
+    on_disk = tmp_path / "on_disk"
+    on_disk.mkdir()
+    (tmp_path / "data.arrow").rename(on_disk / "data-00000-of-00001.arrow")
+    (on_disk / "state.json").write_text('{"_data_files": []}')
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for i, text in enumerate(texts):
+        (folder / f"{i:05}.txt").write_bytes(text.encode())
+    sources = ["plain.jsonl", "packed.jsonl.gz", "table.parquet", "on_disk", "texts"]
+    if importlib.util.find_spec("zstandard"):
+        import zstandard
+
+        half = lines.index(b"\n", len(lines) // 2) + 1
+        frames = [zstandard.compress(part) for part in (lines[:half], lines[half:])]
+        (tmp_path / "frames.jsonl.zst").write_bytes(b"".join(frames))
+        sources.append("frames.jsonl.zst")
+    found = {
+        prepare(
+            tmp_path / f"out{i}", tmp_path / source, "bytes", "name=x", "validation_fraction=0.2"
+        ).fingerprint
+        for i, source in enumerate(sources)
+    }
+    assert len(found) == 1
+
+
+def test_blocks_from_any_cursor_are_the_rest(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr("ablations.data.documents.BLOCK_BYTES", 64)
+    path = write_lines(tmp_path / "a.jsonl", [f"text {i}" * (i % 9) for i in range(60)])
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(path.read_bytes()))
+    for file in (path, tmp_path / "a.jsonl.gz"):
+        blocks = list(read_blocks(file, 0, 0, 0, "text"))
+        assert b"".join(block.payload for block in blocks) == path.read_bytes()
+        for i, block in enumerate(blocks):
+            rest = read_blocks(file, 0, block.position, block.first - 1 + block.records, "text")
+            rest = list(rest)
+            wanted = b"".join(b.payload for b in blocks[i + 1 :])
+            assert b"".join(b.payload for b in rest) == wanted
+            assert sum(b.records for b in rest) == 60 - (block.first - 1 + block.records)
+
+
+def test_duplicates_are_dropped_and_counted_and_validation_wins(tmp_path: Path) -> None:
+    texts = [f"text {i % 40}" for i in range(120)]
+    source = write_lines(tmp_path / "a.jsonl", texts)
+    held_out = write_lines(tmp_path / "v.jsonl", ["text 3", "text 4", "text 4", "only here"])
+    corpus = prepare(
+        tmp_path / "c", source, "bytes", "deduplicate=true", "validation_fraction=0.2",
+        f"validation.extra={held_out}",
+    )  # fmt: skip
+    parts = [corpus.train, *(domain.tokens for domain in corpus.validation.values())]
+    found = [bytes(d).decode() for part in parts for d in documents(part, 0)]
+    assert sorted(found) == sorted({*texts, "only here"})
+    extra = [bytes(d).decode() for d in documents(corpus.validation["extra"].tokens, 0)]
+    assert extra == ["text 3", "text 4", "only here"]
+    manifest = json.loads((tmp_path / "c" / "manifest.json").read_text())
+    assert manifest["prepared"]["duplicate_documents"] == 124 - len(found)
+
+
+def big_source(folder: Path) -> Path:
+    texts = [f"{i} " + "words and more words, " * (i % 50) for i in range(1200)]
+    return write_lines(folder / "a.jsonl", texts + texts[:100])
+
+
+@pytest.mark.parametrize("at", [2, 5, 9])
+def test_a_preparation_that_was_cut_goes_on_to_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    monkeypatch.setattr("ablations.data.documents.BLOCK_BYTES", 40_000)
+    monkeypatch.setattr(preparing, "COMMIT_SECONDS", 0.0)
+    source = big_source(tmp_path)
+    more = ("deduplicate=true", "shard_tokens=100000", "name=x", "validation_fraction=0.1")
+    prepare(tmp_path / "whole", source, "bytes", *more)
+    real, calls = preparing._Work._take, 0
+
+    def cut(self: Any, *arguments: Any) -> None:
+        nonlocal calls
+        calls += 1
+        real(self, *arguments)
+        if calls == at:
+            raise RuntimeError("killed after writing, before recording")
+
+    monkeypatch.setattr(preparing._Work, "_take", cut)
+    with pytest.raises(RuntimeError):
+        prepare(tmp_path / "cut", source, "bytes", *more)
+    assert not (tmp_path / "cut").exists()
+    prepare(tmp_path / "cut", source, "bytes", *more)
+    assert calls > at
+    assert content(tmp_path / "cut") == content(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_a_preparation_killed_in_its_processes_goes_on_to_the_same_bytes(
+    tmp_path: Path, tokenizer_file: Path
+) -> None:
+    source = big_source(tmp_path)
+    program = (
+        "import sys\n"
+        "from ablations.data import documents, prepare\n"
+        "from ablations.data.__main__ import main\n"
+        "if __name__ == '__main__':\n"
+        "    documents.BLOCK_BYTES, prepare.COMMIT_SECONDS = 50_000, 0.0\n"
+        "    sys.exit(main(sys.argv[1:]))\n"
+    )
+    (tmp_path / "run.py").write_text(program)
+    given = ["prepare", f"source={source}", f"tokenizer={tokenizer_file}", "name=x"]
+    command = [sys.executable, str(tmp_path / "run.py"), *given, "shard_tokens=50000"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    killed = subprocess.Popen(
+        [*command, f"out={tmp_path / 'cut'}", "processes=2"],
+        env=environment, start_new_session=True, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    partial = tmp_path / ".cut.partial"
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not list(partial.glob("train-00001.bin")):
+        time.sleep(0.01)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.wait()
+    assert not (tmp_path / "cut").exists()
+    again = subprocess.run(
+        [*command, f"out={tmp_path / 'cut'}", "processes=2"],
+        env=environment, check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    assert "going on after" in again.stderr
+    prepare(tmp_path / "whole", source, tokenizer_file, "name=x", "shard_tokens=50000")
+    assert content(tmp_path / "cut") == content(tmp_path / "whole")
+
+
+def test_the_same_command_finds_what_it_did_and_another_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write_lines(tmp_path / "a.jsonl", [f"text {i}" for i in range(200)])
+    given = ("prepare", f"source={source}", "tokenizer=bytes", f"out={tmp_path / 'c'}")
+    more = ("validation_fraction=0.1", "processes=1")
+    assert run(*given, *more) == 0
+    before = content(tmp_path / "c")
+    assert run(*given, *more) == 0
+    assert run(*given, "validation_fraction=0.2", "processes=1") == 2
+    assert "holds another corpus, or one of other settings" in capsys.readouterr().err
+    assert content(tmp_path / "c") == before
+
+
+def test_another_tokenizer_than_it_was_begun_with_is_refused(
+    tmp_path: Path, tokenizer_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write_lines(tmp_path / "a.jsonl", [f"text {i}" for i in range(200)])
+    monkeypatch.setattr(preparing._Work, "_manifest", lambda _self: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        prepare(tmp_path / "c", source, "bytes")
+    with pytest.raises(SettingError, match=r"begun with another tokenizer and vocab_size"):
+        preparing.prepare(
+            preparing.Preparation(
+                str(source), load_tokenizer(str(tokenizer_file)), tmp_path / "c", "c"
+            ),
+            print,
+        )
+
+
+def bad(tmp_path: Path, lines: list[bytes], good: int) -> Path:
+    path = tmp_path / "bad.jsonl"
+    fine = [json.dumps({"text": f"text {i}"}).encode() for i in range(good)]
+    path.write_bytes(b"\n".join([*fine[:50], *lines, *fine[50:]]) + b"\n")
+    return path
+
+
+MALFORMED = {
+    b'{"text": "cut': "not JSON",
+    b'{"text": "\xff"}': "not UTF-8",
+    b'{"text": "\\ud800"}': "half a surrogate pair",
+    b'{"text": 5}': "no text in field text",
+    b"[1]": "no text in field text",
+}
+
+
+@pytest.mark.parametrize("line", MALFORMED)
+def test_malformed_lines_are_counted_located_and_over_a_thousandth_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], line: bytes
+) -> None:
+    path = bad(tmp_path, [line], good=2000)
+    prepare(tmp_path / "c", path, "bytes", "validation_fraction=0.1")
+    manifest = json.loads((tmp_path / "c" / "manifest.json").read_text())
+    assert manifest["prepared"]["malformed"] == 1
+    (where,) = manifest["prepared"]["malformed_at"]
+    assert where.startswith(f"{path}:51: ")
+    assert MALFORMED[line] in where
+    path = bad(tmp_path, [line] * 2, good=1900)
+    assert run("prepare", f"source={path}", "tokenizer=bytes", f"out={tmp_path / 'd'}") == 2
+    error = capsys.readouterr().err
+    assert "2 of 1,902 records are malformed, more than malformed=0.001" in error
+    assert f"{path}:51: " in error
+    assert [p.name for p in tmp_path.iterdir() if p.is_dir()] == ["c"]
+
+
+def cut_gzip(folder: Path) -> Path:
+    path = folder / "a.jsonl.gz"
+    path.write_bytes(gzip.compress(b'{"text": "a"}\n' * 10_000)[:-20])
+    return path
+
+
+REFUSED = {
+    "source=/nowhere/*.jsonl": "names no file; valid: a file, a folder or a pattern",
+    "tokenizer=/nowhere.json": "is not a file; valid: bytes, a tokenizer.json",
+    "vocab_size=200": "vocab_size 256 and separator 0",
+    "text=body": "no text in field body",
+    "validation_fraction=1": "must be at least 0 and under 1",
+    "validation_fraction=0": "leaves nothing to judge by",
+    "validation_fraction=x": "must be a number of at least 0",
+    "validation_fraction=1e-9": "leaves no document for validation domain c",
+    "shard_tokens=0": "must be a whole number of at least 1",
+    "deduplicate=yes": "deduplicate=yes is not known; valid: false, true",
+    "name=a/b": "must be letters, digits",
+    "colour=blue": "colour is not known; valid: deduplicate,",
+    "colour": "is not a setting; write KEY=VALUE",
+}
+
+
+@pytest.mark.parametrize("setting", REFUSED)
+def test_a_wrong_setting_is_one_sentence_and_leaves_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], setting: str
+) -> None:
+    source = write_lines(tmp_path / "a.jsonl", [f"text {i}" for i in range(300)])
+    given = {"source": str(source), "tokenizer": "bytes", "out": str(tmp_path / "c")}
+    key, _, value = setting.partition("=")
+    arguments = [f"{k}={v}" for k, v in {**given, key: value}.items() if v]
+    if not value:
+        arguments.append(setting)
+    assert run("prepare", "processes=1", *arguments) == 2
+    error = capsys.readouterr().err
+    assert REFUSED[setting] in error
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] in ([], [".c.partial"])
+
+
+def test_a_cut_packed_file_and_a_missing_column_are_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table({"content": ["a"]}), tmp_path / "b.parquet")
+    for source, sentence in (
+        (cut_gzip(tmp_path), "is cut or damaged"),
+        (tmp_path / "b.parquet", "has no column text; valid: text=NAME with one of content"),
+    ):
+        assert run("prepare", f"source={source}", "tokenizer=bytes", f"out={tmp_path / 'c'}") == 2
+        assert sentence in capsys.readouterr().err
+        assert not (tmp_path / "c").exists()
+
+
+def test_a_changed_shard_and_an_index_that_does_not_fit_are_found(tmp_path: Path) -> None:
+    source = write_lines(tmp_path / "a.jsonl", [f"text {i}" for i in range(300)])
+    folder = tmp_path / "c"
+    prepare(folder, source, "bytes", "validation_fraction=0.1")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    shard = manifest["train"]["shards"][0]
+    index = np.fromfile(folder / shard["index"]["file"], dtype="<u8")
+    index[0] += 1
+    index.tofile(folder / shard["index"]["file"])
+    shard["index"]["sha256"] = hashlib.sha256(index.tobytes()).hexdigest()
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(SettingError, match=r"index .* does not fit the separators in train"):
+        open_prepared(folder, verify=True)
+    raw = bytearray((folder / shard["file"]).read_bytes())
+    raw[0] ^= 1
+    (folder / shard["file"]).write_bytes(raw)
+    with pytest.raises(SettingError, match=r"sha256 [0-9a-f]{12} where"):
+        open_prepared(folder, verify=True)
+    (folder / shard["file"]).write_bytes(raw[:-1])
+    with pytest.raises(SettingError, match=r"bytes in train-00000\.bin where its manifest"):
+        open_prepared(folder)
+
+
+def test_a_tokenizer_that_does_not_add_up_is_refused(tmp_path: Path) -> None:
+    from tokenizers import Tokenizer, decoders, models
+
+    tokenizer = Tokenizer(models.WordPiece({"[UNK]": 0, "a": 1}, unk_token="[UNK]"))
+    tokenizer.decoder = decoders.WordPiece()
+    tokenizer.save(str(tmp_path / "t.json"))
+    with pytest.raises(SettingError, match="neither byte-level nor byte-fallback"):
+        load_tokenizer(str(tmp_path / "t.json"))
+
+
+def test_a_separator_must_be_a_special_token(tokenizer_file: Path) -> None:
+    with pytest.raises(SettingError, match=r"separator=<eos> is no special token .*endoftext"):
+        load_tokenizer(str(tokenizer_file), separator="<eos>")
+    with pytest.raises(SettingError, match=r"vocab_size=3 is less than the 500 ids"):
+        load_tokenizer(str(tokenizer_file), vocab_size=3)
+    padded: TokenizerFile = load_tokenizer(str(tokenizer_file), vocab_size=512)
+    assert padded.token_bytes.shape == (512,)
