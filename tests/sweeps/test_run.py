@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[2]
 SMALL = (
     "size=50k", "size.context=64", "protocol.batch_tokens=256", "data.eval_tokens=2048",
     "protocol.chinchilla=[0.002,0.004]",
+    "resources.threads=1",  # beside another test two threads on two cores wait for one another
 )  # fmt: skip
 
 
