@@ -31,7 +31,7 @@ BACKENDS = ("auto", "naive", "chunked", "fla")
 PARALLEL = ("auto", "ddp", "fsdp", "hsdp")
 OPTIMIZERS = ("adamw", "muon")
 EVAL_MODES = ("windows", "documents")
-WANDB = ("off", "offline", "online")
+WANDB = ("off", "auto", "offline", "online")
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,14 @@
-"""wandb beside the run's own records: off unless asked for, offline unless told to go online.
+"""wandb beside the run's own records: off unless asked for; `auto` is online where logged in.
 
 The run directory stays the source of truth. One deterministic id a run, so a resumed run goes on
-in the same one. The key is read by wandb from its own environment and is written nowhere here.
+in the same one, and sends no row twice. The key is read by wandb from its own environment and is
+written nowhere here.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Protocol
 
 from ablations.records import SettingError
@@ -41,6 +43,8 @@ class Wandb:
                 f"logging.wandb={mode} needs the package wandb, which is not installed; "
                 "valid without it: off."
             ) from error
+        if mode == "auto":
+            mode = "online" if _logged_in(wandb) else "offline"
         self._run = wandb.init(
             mode=mode,  # type: ignore[arg-type]
             dir=run_dir,
@@ -58,6 +62,14 @@ class Wandb:
 
     def finish(self) -> None:
         self._run.finish()
+
+
+def _logged_in(wandb: ModuleType) -> bool:
+    """Whether there is a key that the server takes; a node without a network has none."""
+    try:
+        return bool(wandb.login(prompt=False))
+    except wandb.errors.Error:
+        return False
 
 
 def start(mode: str, run_dir: Path, sweep: str, config: dict[str, Any]) -> Tracker:

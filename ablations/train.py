@@ -8,13 +8,9 @@ bits on the same devices and thread count.
 
 from __future__ import annotations
 
-import contextlib
 import os
-import shutil
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,6 +29,13 @@ from ablations.data.source import open_corpus
 from ablations.devices import peak_flops
 from ablations.distributed import Parallel, World, choose_parallel, environment, joined
 from ablations.evaluate.loss import evaluate, held_out
+from ablations.hardware import (
+    Hardware,
+    arithmetic,
+    choose_hardware,
+    choose_operators,
+    micro_batch_rows,
+)
 from ablations.optim import OutlierRule, build_optimizers
 from ablations.records import RunDirectory, project_root
 from ablations.settings import to_dict
@@ -42,8 +45,8 @@ from models.errors import SettingError
 from models.language_model import LanguageModel
 from models.ops import backend
 
-MICRO_BATCH_TOKENS = {"cpu": 8192, "cuda": 32768}
 HEARTBEAT_SECONDS = 1.0
+FILES = ("metrics.jsonl", "points.jsonl")
 
 
 class TrainingFailed(RuntimeError):
@@ -62,79 +65,6 @@ class Progress:
     rule: dict[str, list[float]] = field(default_factory=lambda: {"losses": [], "norms": []})
 
 
-@dataclass(frozen=True)
-class Hardware:
-    """What the resources came to on this machine."""
-
-    device: torch.device
-    precision: str
-    compiled: bool
-
-    def autocast(self) -> AbstractContextManager[Any]:
-        """bf16 products over float32 weights, where the run computes in bf16."""
-        if self.precision == "fp32":
-            return contextlib.nullcontext()
-        return torch.autocast(self.device.type, torch.bfloat16)
-
-    @property
-    def name(self) -> str:
-        """As its driver calls it."""
-        if self.device.type == "cuda":
-            return torch.cuda.get_device_name(self.device)
-        return provenance.cpu_name()
-
-    @property
-    def memory_bytes(self) -> int | None:
-        """Of the device; None on a CPU."""
-        if self.device.type != "cuda":
-            return None
-        return torch.cuda.get_device_properties(self.device).total_memory
-
-
-def choose_hardware(spec: RunSpec, world: World, say: Callable[[str], None]) -> Hardware:
-    """Device, precision and compilation by the resources; `auto` by what this machine has."""
-    wanted = spec.resources.device
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise SettingError("resources.device=cuda is not on this machine; valid here: auto, cpu.")
-    kind = "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
-    if kind == "cuda" and world.local_size > torch.cuda.device_count():
-        raise SettingError(
-            f"{world.local_size} ranks on this machine have {torch.cuda.device_count()} GPUs; "
-            "start a rank a GPU."
-        )
-    precision = spec.resources.precision
-    if precision == "auto":
-        # Without matrix units for it, bf16 on a CPU is emulated and several times slower.
-        fast = kind == "cuda" or torch.cpu._is_amx_tile_supported()
-        precision = "bf16" if fast else "fp32"
-    compiled = spec.resources.compile == "true" or (
-        spec.resources.compile == "auto" and kind == "cuda"
-    )
-    if compiled and kind == "cpu" and not any(map(shutil.which, ("g++", "clang++", "c++"))):
-        say("no C++ compiler found: training eagerly, without torch.compile")
-        compiled = False
-    device = torch.device("cuda", world.local_rank) if kind == "cuda" else torch.device("cpu")
-    return Hardware(device, precision, compiled)
-
-
-def micro_batch_rows(wanted: int | None, context: int, rows: int, kind: str) -> int:
-    """Sequences a forward pass takes of a device's `rows`.
-
-    wanted: tokens, None for what the kind of device usually holds. Raises SettingError where it
-    is not a multiple of the context that divides the rows.
-    """
-    if wanted is None:
-        return max(1, min(rows, MICRO_BATCH_TOKENS[kind] // context))
-    if wanted % context or not wanted or rows % (wanted // context):
-        valid = [context * n for n in range(1, rows + 1) if rows % n == 0]
-        shown = ", ".join(map(str, valid[:8])) + (", …" if len(valid) > 8 else "")
-        raise SettingError(
-            f"resources.micro_batch_tokens={wanted} does not divide a device's {rows} sequences of "
-            f"{context} tokens a step; valid: {shown}."
-        )
-    return wanted // context
-
-
 def train(
     run: RunDirectory, spec: RunSpec, *, stop: Callable[[], bool], say: Callable[[str], None]
 ) -> str:
@@ -148,8 +78,8 @@ def train(
     if not world.first:
         say = _nothing
     hardware = choose_hardware(spec, world, say)
-    with _arithmetic(spec.resources.threads), joined(world, hardware.device.type):
-        operators = _choose_operators(spec, hardware)
+    with arithmetic(spec.resources.threads), joined(world, hardware.device.type):
+        operators = choose_operators(spec, hardware)
         if operators is None:
             return Trainer(run, spec, hardware, world, say).run_to_end(stop)
         say(f"recurrent operators: {operators.reason}")
@@ -157,36 +87,8 @@ def train(
             return Trainer(run, spec, hardware, world, say).run_to_end(stop)
 
 
-def _choose_operators(spec: RunSpec, hardware: Hardware) -> backend.Choice | None:
-    """The recurrent operators' backends, held against the definition; None where there are none."""
-    wanted = spec.resources.backend
-    if set(spec.model.layers) == {"attn"}:
-        return None
-    dtype = torch.float32 if hardware.precision == "fp32" else torch.bfloat16
-    return backend.choose(hardware.device, wanted, dtype)
-
-
 def _nothing(_text: str) -> None:
     """What a rank other than the first says."""
-
-
-@contextlib.contextmanager
-def _arithmetic(threads: int | None) -> Iterator[None]:
-    """Denormals flushed to zero and `threads` in use; what the process had before comes back.
-
-    Underflowing decay factors otherwise cost a CPU many times a normal multiplication. The flag
-    is the whole thread's, so a caller that goes on to do other arithmetic needs it restored.
-    """
-    before = torch.get_num_threads()
-    flushed = sys.float_info.min / 2 == 0.0
-    torch.set_flush_denormal(True)
-    if threads:
-        torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_flush_denormal(flushed)
-        torch.set_num_threads(before)
 
 
 class Trainer:
@@ -403,8 +305,15 @@ class Trainer:
         if not self.world.first:
             return
         self.run.append(file, row)
+        if row["step"] <= self.told[file]:
+            return  # the tracker has this row, with these numbers, from before a stop
         if file == "points.jsonl":
-            row = {"step": row["step"], "eval/loss": row["loss"], "eval/bpb": row["bpb"]}
+            row = {
+                "step": row["step"],
+                "eval/loss": row["loss"],
+                "eval/bpb": row["bpb"],
+                **{f"eval/{name}/bpb": sums["bpb"] for name, sums in row["domains"].items()},
+            }
         self.tracker.log(row)
 
     def _state(self) -> dict[str, Any]:
@@ -434,8 +343,10 @@ class Trainer:
                 self.progress = Progress(**state["progress"])
                 self.say(f"resumed at step {self.progress.step}")
         # Rows past the checkpoint are written anew, to the same bits.
+        self.told = dict.fromkeys(FILES, 0)
         if self.world.first:
-            for file in ("metrics.jsonl", "points.jsonl"):
+            for file in FILES:
+                self.told[file] = max((row["step"] for row in self.run.rows(file)), default=0)
                 if (self.run.path / file).exists():
                     self.run.truncate(file, self.progress.step)
 

@@ -27,9 +27,9 @@ from omegaconf import OmegaConf
 from ablations import provenance
 from ablations.devices import peak_flops
 from ablations.distributed import World
+from ablations.hardware import choose_hardware
 from ablations.records import project_root
 from ablations.spec import RunSpec, resolve
-from ablations.train import choose_hardware
 from models import hf_classes
 from models.language_model import LanguageModel
 

@@ -8,8 +8,9 @@ import sys
 import pytest
 
 from ablations.distributed import World, _first_host, choose_parallel, environment
+from ablations.hardware import micro_batch_rows
 from ablations.records import project_root
-from ablations.train import micro_batch_rows, train
+from ablations.train import train
 from models.errors import SettingError
 
 from .conftest import settings

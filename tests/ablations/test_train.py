@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from ablations import tracking
 from ablations.data.order import Batches
 from ablations.data.source import open_corpus
 from ablations.evaluate.loss import HeldOut, evaluate
@@ -285,3 +286,36 @@ def test_a_run_that_diverges_fails_with_what_it_saw_and_keeps_its_checkpoints(
     monkeypatch.undo()
     finish(run, spec)
     assert rows(run)[-1]["skipped_steps"] == 0
+
+
+@pytest.mark.slow
+def test_a_tracker_is_told_every_row_once_whatever_stops_the_run(make_run, monkeypatch):
+    """A run that dies past its checkpoint trains those steps again, and tells nobody twice."""
+    told = []
+
+    class Heard(tracking.Silent):
+        def log(self, row):
+            told.append(tuple(row.items()))
+
+    monkeypatch.setattr(tracking, "start", lambda *_: Heard())
+    whole, spec = make_run(name="whole")
+    finish(whole, spec)
+    once = {without_time_pairs(row) for row in told}
+    told.clear()
+    cut, _ = make_run(name="cut")
+
+    def dies():
+        if len(rows(cut)) == 5:  # a checkpoint is at 3
+            raise KeyboardInterrupt
+        return False
+
+    with pytest.raises(KeyboardInterrupt):
+        train(cut, spec, stop=dies, say=lambda _: None)
+    finish(cut, spec)
+    steps = [dict(row)["step"] for row in told if "loss" in dict(row)]
+    assert steps == list(range(1, spec.recipe.steps + 1))
+    assert {without_time_pairs(row) for row in told} == once
+
+
+def without_time_pairs(row):
+    return tuple(without_time(dict(row)).items())
