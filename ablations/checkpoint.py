@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.tensor import DTensor
 
+from ablations.resources import KEEP_LATEST
 from ablations.shards import Reader, Writer, sync_folder
 from models.checkpoint_files import damage, read_index, step_folder, steps
 
@@ -43,7 +44,9 @@ class Checkpoints:
     one is whole. Making this removes what a killed process left half written.
     """
 
-    def __init__(self, folder: Path, *, keep_steps: set[int], keep_latest: int = 2) -> None:
+    def __init__(
+        self, folder: Path, *, keep_steps: set[int], keep_latest: int = KEEP_LATEST
+    ) -> None:
         self.folder, self.keep_steps, self.keep_latest = folder, keep_steps, keep_latest
         several = dist.is_initialized() and dist.get_world_size() > 1
         # A group of its own: the background thread's messages must not mix with training's.

@@ -21,8 +21,6 @@ from ablations.spec import RunSpec
 from models.errors import SettingError
 from models.ops import backend
 
-MICRO_BATCH_TOKENS = {"cpu": 8192, "cuda": 32768}
-
 
 @dataclass(frozen=True)
 class Hardware:
@@ -77,24 +75,6 @@ def choose_hardware(spec: RunSpec, world: World, say: Callable[[str], None]) -> 
         compiled = False
     device = torch.device("cuda", world.local_rank) if kind == "cuda" else torch.device("cpu")
     return Hardware(device, precision, compiled)
-
-
-def micro_batch_rows(wanted: int | None, context: int, rows: int, kind: str) -> int:
-    """Sequences a forward pass takes of a device's `rows`.
-
-    wanted: tokens, None for what the kind of device usually holds. Raises SettingError where it
-    is not a multiple of the context that divides the rows.
-    """
-    if wanted is None:
-        return max(1, min(rows, MICRO_BATCH_TOKENS[kind] // context))
-    if wanted % context or not wanted or rows % (wanted // context):
-        valid = [context * n for n in range(1, rows + 1) if rows % n == 0]
-        shown = ", ".join(map(str, valid[:8])) + (", …" if len(valid) > 8 else "")
-        raise SettingError(
-            f"resources.micro_batch_tokens={wanted} does not divide a device's {rows} sequences of "
-            f"{context} tokens a step; valid: {shown}."
-        )
-    return wanted // context
 
 
 def choose_operators(spec: RunSpec, hardware: Hardware) -> backend.Choice | None:

@@ -34,10 +34,10 @@ from ablations.hardware import (
     arithmetic,
     choose_hardware,
     choose_operators,
-    micro_batch_rows,
 )
 from ablations.optim import OutlierRule, build_optimizers
 from ablations.records import RunDirectory, project_root
+from ablations.resources import micro_batch_rows
 from ablations.settings import to_dict
 from ablations.spec import RunSpec
 from models.documents import Documents

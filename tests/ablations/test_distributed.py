@@ -8,7 +8,6 @@ import sys
 import pytest
 
 from ablations.distributed import World, _first_host, choose_parallel, environment
-from ablations.hardware import micro_batch_rows
 from ablations.records import project_root
 from ablations.train import train
 from models.errors import SettingError
@@ -109,11 +108,3 @@ def test_how_a_model_is_laid_over_devices():
     assert choose_parallel("auto", 10**10, two, 80 * 2**30) == "fsdp"
     assert choose_parallel("hsdp", 10**9, two, None) == "fsdp"
     assert choose_parallel("hsdp", 10**9, nodes, None) == "hsdp"
-
-
-def test_a_micro_batch_that_does_not_divide_is_refused():
-    assert micro_batch_rows(None, 64, 4, "cpu") == 4
-    assert micro_batch_rows(128, 64, 4, "cpu") == 2
-    for wrong in (100, 192, 512):
-        with pytest.raises(SettingError, match=f"={wrong} does not divide .* valid: 64, 128, 256"):
-            micro_batch_rows(wrong, 64, 4, "cpu")

@@ -1,0 +1,92 @@
+"""Whether runs fit what they are given: micro-batches, devices, disk. No torch.
+
+A driver asks before it writes anything: what cannot work is a sentence and not a failed run.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from ablations.spec import RunSpec
+from models.errors import SettingError
+
+MICRO_BATCH_TOKENS = {"cpu": 8192, "cuda": 32768}
+KEEP_LATEST = 2
+"""Checkpoints kept of a run beside those of its points."""
+CHECKPOINT_BYTES_A_PARAMETER = 12
+"""A float32 weight and AdamW's two moments; Muon holds one less for most."""
+
+
+def micro_batch_rows(wanted: int | None, context: int, rows: int, kind: str) -> int:
+    """Sequences a forward pass takes of a device's `rows`.
+
+    wanted: tokens, None for what the kind of device usually holds. Raises SettingError where it
+    is not a multiple of the context that divides the rows.
+    """
+    if wanted is None:
+        return max(1, min(rows, MICRO_BATCH_TOKENS[kind] // context))
+    if wanted % context or not wanted or rows % (wanted // context):
+        valid = [context * n for n in range(1, rows + 1) if rows % n == 0]
+        shown = ", ".join(map(str, valid[:8])) + (", …" if len(valid) > 8 else "")
+        raise SettingError(
+            f"resources.micro_batch_tokens={wanted} does not divide a device's {rows} sequences of "
+            f"{context} tokens a step; valid: {shown}."
+        )
+    return wanted // context
+
+
+def checkpoint_bytes(spec: RunSpec) -> int:
+    """Bytes of one checkpoint."""
+    return spec.counts.N_total * CHECKPOINT_BYTES_A_PARAMETER
+
+
+def kept_bytes(spec: RunSpec) -> int:
+    """Bytes of all checkpoints that a finished run keeps: one a point, and the latest."""
+    return checkpoint_bytes(spec) * (len(spec.recipe.milestones) + KEEP_LATEST - 1)
+
+
+def check_here(specs: Sequence[RunSpec], devices: int, gpus: int, folder: Path) -> None:
+    """Raise SettingError for what the runs ask of this machine and it does not have.
+
+    devices: that train a run together; gpus: of this machine; folder: where the runs are written.
+    """
+    for spec in specs:
+        resources = spec.resources
+        if resources.device == "cuda" and not gpus:
+            raise SettingError(
+                "resources.device=cuda is not on this machine; valid here: auto, cpu."
+            )
+        rows = spec.recipe.batch_instances // devices
+        micro_batch_rows(resources.micro_batch_tokens, spec.recipe.context, rows, "cpu")
+    check_room(specs, folder)
+
+
+def check_room(specs: Sequence[RunSpec], folder: Path) -> None:
+    """Raise SettingError where the disk of `folder` cannot hold what these runs will keep.
+
+    What a stopped run has written already counts towards what it needs.
+    """
+    needed = sum(
+        max(kept_bytes(spec) - _held(folder / spec.sweep / spec.run_name), checkpoint_bytes(spec))
+        for spec in specs
+    )
+    there = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    free = shutil.disk_usage(there).free
+    if needed > free:
+        raise SettingError(
+            f"runs={folder} has {_size(free)} free, and the checkpoints of these runs take "
+            f"{_size(needed)}; make room, name a folder on another disk, or run fewer at a time."
+        )
+
+
+def _held(run: Path) -> int:
+    return sum(f.stat().st_size for f in run.glob("checkpoints/step-*/*") if f.is_file())
+
+
+def _size(number: float) -> str:
+    for power, unit in ((12, "TB"), (9, "GB"), (6, "MB")):
+        if number >= 10**power:
+            return f"{number / 10**power:.3g} {unit}"
+    return f"{number / 1000:.3g} kB"
