@@ -1,7 +1,5 @@
 """python -m ablations.data: make a corpus to train on, or name token files that are there."""
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Sequence
@@ -12,8 +10,11 @@ import yaml
 
 from ablations.data.adopt import adopt, with_separator
 from ablations.data.documents import SUFFIXES
+from ablations.data.hub import FORM
+from ablations.data.manifest import read_manifest
 from ablations.data.mixture import mix, open_folder
-from ablations.data.prepare import Preparation, describe, prepare
+from ablations.data.prepare import Preparation, prepare
+from ablations.data.prepared import Corpus
 from ablations.data.tokenizer import load_tokenizer
 from models.errors import SettingError, one_of
 
@@ -26,7 +27,8 @@ Make a corpus to train on: data=tokens data.path=DIR.
   python -m ablations.data check path=DIR
 
 prepare: tokenize documents. Stopped anywhere and run again, it goes on to the same bytes.
-  source                file, folder or quoted pattern, of {", ".join(SUFFIXES)}
+  source                file, folder or quoted pattern, of {", ".join(SUFFIXES)};
+                        or {FORM}, of the Hugging Face hub
   tokenizer             bytes, a tokenizer.json, a folder with one, or a name on the hub
   out                   folder to write, which must not exist
   name                  of the corpus and the domain split off (the folder's name)
@@ -53,6 +55,8 @@ check: read every token of a corpus for its checksum, its range and its index.
 
 Examples
   python -m ablations.data prepare source='web/*.jsonl.gz' tokenizer=gpt2.json out=corpora/web
+  python -m ablations.data prepare source=hf:HuggingFaceFW/fineweb-edu:sample-10BT \\
+      tokenizer=gpt2 out=corpora/fineweb
   python -m ablations.data mix web=0.7:corpora/web code=0.3:corpora/code out=corpora/mixed
   python sweeps/run.py data=tokens data.path=corpora/mixed mix=gdn3_attn1 size=60m
 """
@@ -177,7 +181,32 @@ def _prepare(settings: dict[str, str]) -> None:
         processes=_number(settings, "processes", os.cpu_count() or 1, 1),
     )
     corpus = prepare(asked, _say, progress=sys.stderr.isatty())
-    print(f"data.path={folder}", *describe(corpus, folder), sep="\n")
+    print(f"data.path={folder}", *_described(corpus, folder), sep="\n")
+
+
+def _described(corpus: Corpus, folder: Path) -> list[str]:
+    """What was prepared, a line a stream."""
+    manifest = read_manifest(folder, "out")
+    named = {"train": manifest["train"]}
+    named |= {f"validation {name}": part for name, part in manifest["validation"].items()}
+    lines = [
+        f"{name}: {part['tokens']:,} tokens, {part['documents']:,} documents, "
+        f"{part['bytes']:,} bytes, {len(part['shards'])} shards"
+        for name, part in named.items()
+        if "shards" in part
+    ]
+    counts = manifest.get("prepared", {})
+    for key, words in (
+        ("malformed", "malformed records left out"),
+        ("duplicate_documents", "duplicates dropped"),
+        ("blank_documents", "blank documents left out"),
+        ("nul_bytes", "NUL bytes taken out"),
+        ("inexact_documents", "documents whose tokens do not add up to their bytes"),
+    ):
+        if counts.get(key):
+            lines.append(f"{counts[key]:,} {words}")
+    lines += [f"  {where}" for where in counts.get("malformed_at", [])]
+    return [*lines, f"fingerprint {corpus.fingerprint[:16]}"]
 
 
 def _adopt(settings: dict[str, str]) -> None:

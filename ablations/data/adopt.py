@@ -8,13 +8,8 @@ Formats, each told by the file itself:
             version 7); modded-nanogpt's .bin is the first
 """
 
-from __future__ import annotations
-
 import glob
-import json
-import shutil
 import struct
-import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,18 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from ablations.data.prepare import write_token_bytes
-from ablations.data.prepared import (
-    DTYPES,
-    MANIFEST,
-    SHARDED,
-    Corpus,
-    checksum,
-    open_prepared,
-    write_synced,
-)
+from ablations.data.manifest import DTYPES, SHARDED, write_manifest
+from ablations.data.prepared import Corpus, checksum, open_prepared
+from ablations.data.shards import written_beside
 from ablations.data.streams import pieces
-from ablations.data.tokenizer import TokenizerFile
+from ablations.data.tokenizer import TokenizerFile, record_tokenizer
 from models.errors import SettingError, one_of
 
 FORMATS = ("auto", "raw", "npy", "megatron", "llm.c")
@@ -135,24 +123,15 @@ def adopt(
         "dtype": dtype,
         "vocab_size": tokenizer.vocab_size,
         "separator": tokenizer.separator,
-        "tokenizer": tokenizer.manifest,
         "adopted": sorted({file.format for files in found.values() for file in files}),
         "train": entries.pop("train"),
         "validation": entries,
     }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    beside = out.with_name(f".{out.name}.{uuid.uuid4().hex}.tmp")
-    beside.mkdir()
-    try:
-        if tokenizer.content is not None:
-            manifest["tokenizer"]["file"] = "tokenizer.json"
-            write_synced(beside / "tokenizer.json", [tokenizer.content])
-            manifest["token_bytes"] = write_token_bytes(beside, tokenizer)
-        write_synced(beside / MANIFEST, [(json.dumps(manifest, indent=1) + "\n").encode()])
+    with written_beside(out) as beside:
+        manifest |= record_tokenizer(beside, tokenizer)
+        write_manifest(beside, manifest)
         open_prepared(beside, setting="out")
         beside.rename(out)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
     return open_prepared(out)
 
 
@@ -313,6 +292,7 @@ def _entry(stream: str, ranges: list[Range], tokenizer: TokenizerFile, how: str)
                 )
             documents += int((piece == tokenizer.separator).sum())
             text_bytes += int(tokenizer.token_bytes[piece].sum(dtype=np.int64))
+        text_bytes -= tokenizer.prefix_bytes * documents
         if not documents:
             raise SettingError(
                 f"{stream}: {file.path} never holds the separator {tokenizer.separator}, so its "

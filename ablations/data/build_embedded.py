@@ -14,8 +14,6 @@ The sources, none of which is executed or changed:
   --wordnet  usr/share/wordnet of the Debian package wordnet-base 1:3.0-37
 """
 
-from __future__ import annotations
-
 import argparse
 import hashlib
 import json
@@ -27,8 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ablations.data.embedded import NAME, SEPARATOR, VOCAB_SIZE, split
-from ablations.data.prepared import write_prepared
+from ablations.data.embedded import encode, write_embedded
+from ablations.data.manifest import MANIFEST
 
 FORMAT = 1
 # `encodings` are character tables that copy one another and `pydoc_data` is the documentation once
@@ -180,37 +178,24 @@ def build(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _clean(texts: Iterator[str], seen: set[bytes]) -> tuple[list[bytes], dict[str, int]]:
-    """UTF-8 documents without NUL bytes, blank ones and exact repeats (of any domain)."""
+    """Documents as the preparer has them, without exact repeats (of any domain)."""
+    encoded = encode(list(texts))
     kept: list[bytes] = []
-    dropped = {"duplicate_documents": 0, "blank_documents": 0, "nul_bytes": 0}
-    for text in texts:
-        dropped["nul_bytes"] += text.count("\0")
-        document = text.replace("\0", "").encode()
-        digest = hashlib.sha256(document).digest()
-        if not document.strip():
-            dropped["blank_documents"] += 1
-        elif digest in seen:
-            dropped["duplicate_documents"] += 1
-        else:
+    for tokens, digest in zip(encoded.documents(), map(bytes, encoded.digests), strict=True):
+        if digest not in seen:
             seen.add(digest)
-            kept.append(document)
-    return kept, dropped
+            kept.append(tokens.tobytes())
+    dropped = {"duplicate_documents": len(encoded.lengths) - len(kept)}
+    return kept, {**dropped, **{k: encoded.counts[k] for k in ("blank_documents", "nul_bytes")}}
 
 
 def _prepared(documents: dict[str, list[bytes]], entries: dict[str, Any]) -> dict[str, Any]:
     """The manifest of the prepared form, found by preparing it."""
-    train, validation = split(documents, {name: entry["split"] for name, entry in entries.items()})
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / NAME
-        write_prepared(
-            path,
-            name=NAME,
-            vocab_size=VOCAB_SIZE,
-            separator=SEPARATOR,
-            train=train,
-            validation=validation,
-        )
-        return json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+        path = Path(folder) / "corpus"
+        domains = {name: encode(found) for name, found in documents.items()}
+        write_embedded(path, domains, {name: entry["split"] for name, entry in entries.items()})
+        return json.loads((path / MANIFEST).read_text(encoding="utf-8"))
 
 
 def _licences(args: argparse.Namespace) -> dict[str, str]:

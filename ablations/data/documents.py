@@ -1,10 +1,7 @@
-"""Documents from files as they are: JSON lines, Parquet, Arrow and plain text, in blocks.
+"""Documents from files as they are, in blocks: JSON lines, Parquet, Arrow and plain text.
 
-A block is what one process tokenizes at a time; its cursor says where reading goes on after it. No
-more than a few blocks are in memory, whatever the corpus.
+No more than a few blocks are in memory, whatever the corpus.
 """
-
-from __future__ import annotations
 
 import glob
 import gzip
@@ -12,16 +9,16 @@ import io
 import json
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ablations.data import blocks
+from ablations.data.blocks import BLOCK_ROWS, Block, texts_of
+from ablations.data.hub import PREFIX, HubSplit, open_hub
 from models.errors import SettingError
 
-BLOCK_BYTES = 4 << 20
-BLOCK_ROWS = 1024
 ZSTD_BYTES = 1 << 18  # packed; text packs to a quarter or a hundredth
-LARGEST_TEXT_BYTES = 1 << 30  # a plain text file is one document, and is held whole
+LARGEST_BYTES = 1 << 30  # a document, or a line with one, is held whole
 JSONL = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".jsonl.zst", ".json.zst")
 KINDS = {
     **dict.fromkeys(JSONL, "jsonl"),
@@ -32,34 +29,26 @@ KINDS = {
 }
 SUFFIXES = tuple(KINDS)
 # What `datasets` writes beside the Arrow files of a dataset on disk; no documents.
-BESIDE_ARROW = ("dataset_info.json", "state.json", "dataset_dict.json")
+SPLITS = "dataset_dict.json"
+BESIDE_ARROW = ("dataset_info.json", "state.json", SPLITS)
 
 
-@dataclass(frozen=True)
-class Block:
-    """Consecutive records of one file."""
-
-    file: int
-    """Index among the files of its source."""
-    first: int
-    """Number of its first record in the file, from 1: a line, or a row."""
-    position: int
-    """Where the next block of the file begins: a byte of the unpacked file, or a row."""
-    records: int
-    consumed: int
-    """Bytes of the file on disk read so far, for progress."""
-    payload: Any = field(repr=False)
-    """Whole lines as bytes, or a list of texts (str, bytes or None)."""
-
-
-def list_files(setting: str, source: str) -> list[Path]:
-    """The files that a path or pattern names, sorted by their path.
+def list_files(setting: str, source: str) -> list[Path | HubSplit]:
+    """The files that a path or pattern names, sorted by their path; or a dataset of the hub.
 
     A folder stands for all files below it with a known suffix. Raises SettingError where there
     are none.
     """
+    if source.startswith(PREFIX):
+        return [open_hub(setting, source)]
     path = Path(source).expanduser()
     if path.is_dir():
+        if (path / SPLITS).is_file():
+            splits = sorted(p.name for p in path.iterdir() if p.is_dir())
+            raise SettingError(
+                f"{setting}={source} is a dataset of several splits; valid: one of "
+                f"{', '.join(str(path / split) for split in splits)}."
+            )
         found = [
             p
             for p in path.rglob("*")
@@ -79,19 +68,32 @@ def list_files(setting: str, source: str) -> list[Path]:
             f"{setting}={source} names no file; valid: a file, a folder or a pattern with files "
             f"that end in {', '.join(SUFFIXES)}."
         )
-    return sorted(found, key=lambda p: p.as_posix())
+    return [*sorted(found, key=lambda p: p.as_posix())]
+
+
+def stamp(file: Path | HubSplit) -> list[Any]:
+    """What tells a file from a changed one: [name, bytes, version]."""
+    if isinstance(file, HubSplit):
+        return [file.name, file.bytes, file.version]
+    found = file.stat()
+    return [file.name, found.st_size, found.st_mtime_ns]
 
 
 def kind_of(path: Path) -> str:
     return next(kind for suffix, kind in KINDS.items() if path.name.endswith(suffix))
 
 
-def read_blocks(path: Path, file: int, position: int, record: int, text: str) -> Iterator[Block]:
+def read_blocks(
+    path: Path | HubSplit, file: int, position: Any, record: int, text: str
+) -> Iterator[Block]:
     """A file's blocks from a cursor on.
 
     position, record: of the cursor, 0 and 0 at the start; text: the field or column that holds the
     document. Raises SettingError on a file that is cut, damaged or without that column.
     """
+    if isinstance(path, HubSplit):
+        yield from path.blocks(file, position, record, text)
+        return
     kind = kind_of(path)
     if kind == "jsonl":
         yield from _read_lines(path, file, position, record)
@@ -155,19 +157,24 @@ def _read_lines(path: Path, file: int, position: int, record: int) -> Iterator[B
         handle = _unpack(path, raw)
         try:
             _skip(handle, position)
-            rest = b""
-            while chunk := handle.read(BLOCK_BYTES):
+            rest = bytearray()
+            while chunk := handle.read(blocks.BLOCK_BYTES):
                 cut = chunk.rfind(b"\n") + 1
                 if not cut:
                     rest += chunk
+                    if len(rest) > LARGEST_BYTES:
+                        raise SettingError(
+                            f"source: {path}:{record + 1} is a line of over {LARGEST_BYTES:,} "
+                            "bytes; valid: one JSON object a line, not one array of all."
+                        )
                     continue
-                payload, rest = rest + chunk[:cut], chunk[cut:]
+                payload, rest = bytes(rest + chunk[:cut]), bytearray(chunk[cut:])
                 position += len(payload)
                 lines = payload.count(b"\n")
                 yield Block(file, record + 1, position, lines, raw.tell(), payload)
                 record += lines
             if rest:
-                yield Block(file, record + 1, position + len(rest), 1, raw.tell(), rest)
+                yield Block(file, record + 1, position + len(rest), 1, raw.tell(), bytes(rest))
         except (OSError, EOFError, zlib.error) as error:
             raise _damaged(path, error) from None
         except Exception as error:
@@ -228,15 +235,15 @@ def _skip(handle: Any, position: int) -> None:
         handle.seek(position)
         return
     while position:
-        position -= len(handle.read(min(position, BLOCK_BYTES)))
+        position -= len(handle.read(min(position, blocks.BLOCK_BYTES)))
 
 
 def _read_text(path: Path, file: int, position: int) -> Iterator[Block]:
     size = path.stat().st_size
-    if size > LARGEST_TEXT_BYTES:
+    if size > LARGEST_BYTES:
         raise SettingError(
             f"source: {path} is one document of {size:,} bytes, as a plain text file is; valid: at "
-            f"most {LARGEST_TEXT_BYTES:,}, or the same text as JSON lines."
+            f"most {LARGEST_BYTES:,}, or the same text as JSON lines."
         )
     if not position:
         yield Block(file, 1, 1, 1, size, [path.read_bytes()])
@@ -252,29 +259,56 @@ def _read_columns(path: Path, file: int, position: int, text: str, kind: str) ->
             "pyarrow, or give JSON lines."
         ) from None
     size = path.stat().st_size
+    row = 0  # of the batch that is read next
     try:
         if kind == "parquet":
             table = pq.ParquetFile(path)
             names, rows = table.schema_arrow.names, table.metadata.num_rows
-            batches = table.iter_batches(BLOCK_ROWS, columns=[text]) if text in names else None
+            groups, row = _groups_from(table.metadata, position)
+            widest = max((g.total_byte_size // max(1, g.num_rows) for g in groups), default=0)
+            count = min(BLOCK_ROWS, max(1, blocks.BLOCK_BYTES // max(1, widest)))
+            first = table.num_row_groups - len(groups)
+            batches = table.iter_batches(
+                count, row_groups=range(first, table.num_row_groups), columns=[text]
+            )
         else:
-            stream = pa.ipc.open_stream(pa.memory_map(str(path)))
-            names, rows = stream.schema.names, 0
-            batches = iter(stream)
+            names, batches = _open_arrow(path)
+            rows = 0
         if text not in names:
             raise SettingError(
                 f"source: {path} has no column {text}; valid: text=NAME with one of "
                 f"{', '.join(names)}."
             )
-        row = 0
-        for batch in batches or ():
+        for batch in batches:
             column = batch.column(batch.schema.get_field_index(text))
-            for start in range(0, len(column), BLOCK_ROWS):
-                part = column.slice(start, BLOCK_ROWS)
-                row += len(part)
-                if row <= position:
-                    continue
-                consumed = size * row // rows if rows else 0
-                yield Block(file, row - len(part) + 1, row, len(part), consumed, part.to_pylist())
+            column, row = column[max(0, position - row) :], row + len(column)
+            done = row - len(column)
+            for payload in texts_of(column):
+                done += len(payload)
+                consumed = size * done // rows if rows else 0
+                yield Block(file, done - len(payload) + 1, done, len(payload), consumed, payload)
     except (pa.ArrowException, OSError) as error:
         raise _damaged(path, error) from None
+
+
+def _groups_from(metadata: Any, position: int) -> tuple[list[Any], int]:
+    """The row groups of a Parquet file that a row and what follows are in, and the first's row."""
+    groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
+    row = 0
+    while groups and row + groups[0].num_rows <= position:
+        row += groups.pop(0).num_rows
+    return groups, row
+
+
+def _open_arrow(path: Path) -> tuple[list[str], Iterator[Any]]:
+    """Columns and batches of an Arrow file, in the stream format or the file format."""
+    import pyarrow as pa
+
+    source = pa.memory_map(str(path))
+    if source.read(6) == b"ARROW1":
+        reader = pa.ipc.open_file(source)
+        indices = range(reader.num_record_batches)
+        return reader.schema.names, (reader.get_batch(index) for index in indices)
+    source.seek(0)
+    stream = pa.ipc.open_stream(source)
+    return stream.schema.names, iter(stream)

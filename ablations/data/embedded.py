@@ -5,24 +5,27 @@ records sources, licences and checksums, the prepared form's included: a plan kn
 fingerprint without decompressing anything. `build_embedded.py` made the files.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import lzma
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ablations.data.prepared import Corpus, fingerprint, open_prepared, write_prepared
+from ablations.data.blocks import Block
+from ablations.data.encode import Encoded, encode_block
+from ablations.data.encoder import build_encoder
+from ablations.data.manifest import fingerprint
+from ablations.data.prepared import Corpus, open_prepared, write_prepared
+from ablations.data.tokenizer import load_tokenizer
 from models.errors import SettingError
 
 FOLDER = Path(__file__).resolve().parent / "embedded"
 NAME = "embedded"
-VOCAB_SIZE = 256
-SEPARATOR = 0
+TOKENIZER = load_tokenizer("bytes")
+SEPARATOR = TOKENIZER.separator
 
 
 def embedded_manifest() -> dict[str, Any]:
@@ -57,16 +60,10 @@ def open_embedded(cache_dir: Path) -> Corpus:
     manifest = embedded_manifest()
     target = Path(cache_dir) / manifest["fingerprint"][:16]
     if not target.exists():
-        train, validation = _split(manifest["sources"])
+        sources = manifest["sources"]
+        domains = {name: encode(read_documents(source)) for name, source in sources.items()}
         try:
-            write_prepared(
-                target,
-                name=NAME,
-                vocab_size=VOCAB_SIZE,
-                separator=SEPARATOR,
-                train=train,
-                validation=validation,
-            )
+            write_embedded(target, domains, {n: source["split"] for n, source in sources.items()})
         except OSError as error:
             raise SettingError(
                 f"data=embedded cannot be unpacked: {cache_dir} cannot be written "
@@ -92,40 +89,38 @@ def read_documents(source: dict[str, Any]) -> list[bytes]:
             f"data=embedded: {source['xz']['file']} is not the file that its manifest records "
             "(by sha256); restore it with git checkout."
         )
-    return lzma.decompress(packed).split(b"\0")
+    return lzma.decompress(packed).split(bytes([SEPARATOR]))
 
 
-def is_validation(document: bytes, validation_permille: int, max_document_bytes: int) -> bool:
-    """Whether a document is held out: a rule on its content alone, so equal documents agree.
+def encode(documents: Sequence[bytes | str]) -> Encoded:
+    """Documents as the preparer has them: without NUL bytes and blank ones, as bytes, hashed."""
+    block = Block(0, 1, 0, len(documents), 0, list(documents))
+    return encode_block(block, build_encoder(TOKENIZER), "text", TOKENIZER)
+
+
+def held_out(encoded: Encoded, validation_permille: int, max_document_bytes: int) -> np.ndarray:
+    """Which documents are held out, bool [documents]: a rule on content alone, so equal ones agree.
 
     Documents over `max_document_bytes` always train: one of them would be most of a validation
     set.
     """
-    if len(document) > max_document_bytes:
-        return False
-    return int.from_bytes(hashlib.sha256(document).digest()[:8]) % 1000 < validation_permille
+    drawn = encoded.digests[:, 0] % np.uint64(1000) < np.uint64(validation_permille)
+    return drawn & (encoded.text_bytes <= max_document_bytes)
 
 
-def _split(
-    sources: dict[str, Any],
-) -> tuple[Iterator[np.ndarray], dict[str, Iterator[np.ndarray]]]:
-    """Token ids of the training documents, domain after domain, and of each validation domain."""
-    documents = {domain: read_documents(source) for domain, source in sources.items()}
-    return split(documents, {domain: source["split"] for domain, source in sources.items()})
+def write_embedded(
+    path: Path, domains: dict[str, Encoded], rules: dict[str, dict[str, int]]
+) -> Corpus:
+    """Write the embedded corpus: training documents domain after domain, held-out ones by domain.
 
-
-def split(
-    documents: dict[str, list[bytes]], rules: dict[str, dict[str, int]]
-) -> tuple[Iterator[np.ndarray], dict[str, Iterator[np.ndarray]]]:
-    """Byte tokens of training documents, domain after domain, and of each validation domain.
-
-    `rules`: the arguments of `is_validation` by domain.
+    rules: the arguments of `held_out` by domain.
     """
-
-    def part(domain: str, held_out: bool) -> Iterator[np.ndarray]:
-        for document in documents[domain]:
-            if is_validation(document, **rules[domain]) == held_out:
-                yield np.frombuffer(document, dtype=np.uint8)
-
-    train = (tokens for domain in documents for tokens in part(domain, held_out=False))
-    return train, {domain: part(domain, held_out=True) for domain in documents}
+    masks = {name: held_out(encoded, **rules[name]) for name, encoded in domains.items()}
+    return write_prepared(
+        path,
+        name=NAME,
+        vocab_size=TOKENIZER.vocab_size,
+        separator=SEPARATOR,
+        train=(tokens for name, mask in masks.items() for tokens in domains[name].documents(~mask)),
+        validation={name: domains[name].documents(mask) for name, mask in masks.items()},
+    )

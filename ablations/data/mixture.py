@@ -4,26 +4,17 @@ mixture/
   manifest.json      kind, name, sources [{name, path, weight, fingerprint}]
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math
-import uuid
 from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from ablations.data.prepared import (
-    MANIFEST,
-    SHARDED,
-    Corpus,
-    ValidationDomain,
-    open_prepared,
-    read_manifest,
-    write_synced,
-)
+from ablations.data.manifest import MANIFEST, SHARDED, read_manifest, write_manifest
+from ablations.data.prepared import Corpus, ValidationDomain, open_prepared
+from ablations.data.shards import written_beside
 from ablations.data.streams import MixedSource, Mixture
 from models.errors import SettingError
 
@@ -57,11 +48,9 @@ def mix(sources: Mapping[str, tuple[str, Path]], out: Path, name: str) -> Corpus
         ],
     }
     _assemble(manifest, out, "out")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    beside = out.with_name(f".{out.name}.{uuid.uuid4().hex}.tmp")
-    beside.mkdir()
-    write_synced(beside / MANIFEST, [(json.dumps(manifest, indent=1) + "\n").encode()])
-    beside.rename(out)
+    with written_beside(out) as beside:
+        write_manifest(beside, manifest)
+        beside.rename(out)
     return open_folder(out)
 
 

@@ -1,25 +1,18 @@
-"""Text to token ids, fast and in many processes, and the UTF-8 bytes that each token stands for.
-
-The regular expressions before byte-level BPE never let a token reach over certain places, such as
-from an ASCII letter into a space. Text may be cut there, and each piece looked up where it was seen
-before: the ids are those of the tokenizer on the whole text, at several times its speed. The first
-documents of every block are encoded both ways, and a difference stops the preparation.
-"""
-
-from __future__ import annotations
+"""Which tokenizer a setting names, and the UTF-8 bytes that each of its tokens stands for."""
 
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from ablations.data.prepared import DTYPES
+from ablations.data.manifest import DTYPES, smallest_dtype
+from ablations.data.prepared import write_token_bytes
+from ablations.data.shards import write_synced
 from models.errors import SettingError
 
 BYTES_VOCAB = 256
@@ -33,26 +26,25 @@ END_OF_TEXT = (
     "<eos>",
     "<|end▁of▁sentence|>",
 )
-# Patterns for which the cuts have been reasoned through: GPT-2's own (`use_regex`), and that of
-# cl100k (dolma2, Llama 3, Qwen 2), whose runs of digits differ. In both a token with letters or
-# digits ends with them, and white space begins a token of its own or joins what follows.
-WORDS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}"
-MARKS = "| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"
-CL100K = tuple(WORDS + digits + MARKS for digits in ("", "{1,3}"))
-OTHER, LETTER, DIGIT, MARK, SPACE, NEWLINE = range(6)
-LONGEST_REMEMBERED = 32  # bytes; longer pieces hardly come again
-MOST_REMEMBERED = 400_000  # pieces in each of two generations, about 50 MB
-MOST_SPELLED = 16  # added tokens that are looked for in every document
-CHECKED_BYTES = 20_000  # a block, encoded both ways
-JOINABLE = re.compile(rb"(?s:[\n -~]|[\n -~].*[A-Za-z0-9])(?<=[A-Za-z0-9])")
-JOINED_BYTES = 4096  # of pieces encoded as one text
-
-
-class Encoder(Protocol):
-    """What turns texts into token ids."""
-
-    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Ids of each text, without separators."""
+# Regular expressions before byte-level BPE, by family; digits apart or in threes. cl100k: dolma2,
+# Llama 3, Qwen. o200k: GPT-4o, gpt-oss, Llama 4; without contractions Mistral's Tekken.
+ENGLISH = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+SPACES = "|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"
+CL100K = ENGLISH + "|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}%s| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*" + SPACES
+UPPER, LOWER = (f"[{case}\\p{{Lm}}\\p{{Lo}}\\p{{M}}]" for case in ("\\p{Lu}\\p{Lt}", "\\p{Ll}"))
+CASED = f"[^\\r\\n\\p{{L}}\\p{{N}}]?{UPPER}*{LOWER}+%s|[^\\r\\n\\p{{L}}\\p{{N}}]?{UPPER}+{LOWER}*%s"
+O200K = "|\\p{N}%s| ?[^\\s\\p{L}\\p{N}]+[\\r\\n/]*" + SPACES
+FAMILIES = {
+    **dict.fromkeys((CL100K % digits for digits in ("", "{1,3}")), "cl100k"),
+    **dict.fromkeys(
+        (
+            CASED % (suffix, suffix) + O200K % digits
+            for suffix in ("", ENGLISH + "?")
+            for digits in ("", "{1,3}")
+        ),
+        "o200k",
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -65,6 +57,11 @@ class TokenizerFile:
     separator: int
     token_bytes: np.ndarray
     """uint16 [vocab_size]: UTF-8 bytes of each token, 0 for special ones."""
+    prefix_bytes: int = 0
+    """Bytes that `token_bytes` counts at each document's beginning and its text does not have: 1
+    where a space is set before it, as SentencePiece does."""
+    family: str | None = None
+    """Of its regular expression: gpt2, cl100k, o200k, or None for any other."""
 
     @property
     def sha256(self) -> str | None:
@@ -76,11 +73,7 @@ class TokenizerFile:
 
     @property
     def dtype_name(self) -> str:
-        return next(n for n, d in DTYPES.items() if self.vocab_size <= np.iinfo(d).max + 1)
-
-    @property
-    def manifest(self) -> dict[str, Any]:
-        return {"name": self.name, "sha256": self.sha256}
+        return smallest_dtype(self.vocab_size)
 
 
 def load_tokenizer(
@@ -102,7 +95,7 @@ def load_tokenizer(
         sizes[BYTES_SEPARATOR] = 0
         return TokenizerFile("bytes", None, BYTES_VOCAB, BYTES_SEPARATOR, sizes)
     content = _content(name)
-    tokenizer = _parse(name, content)
+    tokenizer = parse_tokenizer(name, content)
     known = tokenizer.get_vocab_size(with_added_tokens=True)
     largest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=0) + 1
     least = max(known, largest)
@@ -112,190 +105,39 @@ def load_tokenizer(
             f"valid: at least {least}."
         )
     size = vocab_size or least
-    sizes = token_bytes(name, tokenizer, size)
+    described = json.loads(tokenizer.to_str())
+    sizes = token_bytes(name, tokenizer, described, size)
+    letter = tokenizer.encode("a", add_special_tokens=False).ids
     return TokenizerFile(
-        Path(name).name, content, size, _separator(name, tokenizer, separator), sizes
+        name=Path(name).name,
+        content=content,
+        vocab_size=size,
+        separator=_separator(name, tokenizer, separator),
+        token_bytes=sizes,
+        prefix_bytes=max(0, int(sizes[letter].sum()) - 1),
+        family=_family(described),
     )
 
 
-def build_encoder(tokenizer: TokenizerFile) -> Encoder:
-    """The encoder of a tokenizer, for one process."""
+def record_tokenizer(folder: Path, tokenizer: TokenizerFile) -> dict[str, Any]:
+    """Write a tokenizer's files into a corpus; the manifest's entries of them."""
+    entry = {"name": tokenizer.name, "sha256": tokenizer.sha256}
     if tokenizer.content is None:
-        return _Bytes()
-    parsed = _parse(tokenizer.name, tokenizer.content)
-    described = json.loads(parsed.to_str())
-    plain = _Plain(parsed, tokenizer.dtype)
-    spelled = _spelled(described)
-    if not _may_cut(described) or len(spelled) > MOST_SPELLED:
-        return plain
-    return _Remembering(plain, tokenizer, spelled)
+        return {"tokenizer": entry}
+    write_synced(folder / "tokenizer.json", tokenizer.content)
+    sizes = write_token_bytes(folder, tokenizer.token_bytes, tokenizer.prefix_bytes)
+    return {"tokenizer": {**entry, "file": "tokenizer.json"}, "token_bytes": sizes}
 
 
-def cuts(data: bytes) -> np.ndarray:
-    """Places in UTF-8 text that no token reaches over, int64, none before the first byte.
-
-    Between an ASCII letter or digit and any ASCII character of another kind; before a space between
-    two printed characters; and after a newline between two printed characters.
-    """
-    kind = _KIND[np.frombuffer(data, dtype=np.uint8)]
-    before, here = kind[:-1], kind[1:]
-    printed = (kind == LETTER) | (kind == DIGIT) | (kind == MARK)
-    cut = ((before == LETTER) | (before == DIGIT)) & (here != before) & (here != OTHER)
-    cut[:-1] |= (here[:-1] == SPACE) & printed[:-2] & printed[2:]
-    cut[1:] |= (before[1:] == NEWLINE) & printed[:-2] & printed[2:]
-    return np.flatnonzero(cut) + 1
-
-
-def _kinds() -> np.ndarray:
-    kind = np.full(256, OTHER, dtype=np.uint8)
-    kind[33:127] = MARK
-    for first, last in (b"AZ", b"az"):
-        kind[first : last + 1] = LETTER
-    kind[ord("0") : ord("9") + 1] = DIGIT
-    kind[ord(" ")], kind[ord("\n")] = SPACE, NEWLINE
-    return kind
-
-
-_KIND = _kinds()
-
-
-class _Bytes:
-    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
-        return [np.frombuffer(text.encode(), dtype=np.uint8) for text in texts]
-
-
-class _Plain:
-    """The tokenizer's own way."""
-
-    def __init__(self, tokenizer: Any, dtype: np.dtype) -> None:
-        self._tokenizer, self._dtype = tokenizer, dtype
-
-    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
-        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [np.array(encoding.ids, dtype=self._dtype) for encoding in encodings]
-
-
-class _Remembering:
-    """Ids of pieces between safe cuts, remembered as bytes."""
-
-    def __init__(self, plain: _Plain, tokenizer: TokenizerFile, spelled: Sequence[str]) -> None:
-        self._plain, self._dtype, self._spelled = plain, tokenizer.dtype, spelled
-        self._token_bytes = tokenizer.token_bytes
-        # Two generations, so that what is met often outlasts what was met once.
-        self._young: dict[bytes, bytes] = {}
-        self._old: dict[bytes, bytes] = {}
-
-    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
-        if any(token in text for token in self._spelled for text in texts):
-            return [piece for text in texts for piece in self._apart(text)]
-        return self._together(texts)
-
-    def _apart(self, text: str) -> list[np.ndarray]:
-        spells = any(token in text for token in self._spelled)
-        return self._plain.encode([text]) if spells else self._together([text])
-
-    def _together(self, texts: Sequence[str]) -> list[np.ndarray]:
-        encoded = [text.encode() for text in texts]
-        data = b"".join(encoded)
-        if not data:
-            return [np.empty(0, dtype=self._dtype) for _ in texts]
-        # The rules hold across the border of two texts too: it is a cut in any case.
-        borders = np.cumsum([0, *map(len, encoded)])
-        is_cut = np.zeros(len(data) + 1, dtype=bool)
-        is_cut[cuts(data)] = is_cut[borders] = True
-        at = np.flatnonzero(is_cut)
-        places = at.tolist()
-        pieces = [data[a:b] for a, b in pairwise(places)]
-        ids = self._look_up(pieces)
-        blob = np.frombuffer(b"".join(ids), dtype=self._dtype)
-        ends = np.cumsum([0, *map(len, ids)]) // self._dtype.itemsize
-        limits = ends[np.searchsorted(at, borders)].tolist()
-        out = [blob[a:b] for a, b in pairwise(limits)]
-        self._check(texts, encoded, out)
-        return out
-
-    def _look_up(self, pieces: list[bytes]) -> list[bytes]:
-        young = self._young
-        found = list(map(young.get, pieces))
-        lost = [place for place, ids in enumerate(found) if ids is None]
-        here: dict[bytes, bytes] = {}
-        new = []
-        for piece in {pieces[place] for place in lost}:
-            if (ids := self._old.get(piece)) is not None:
-                young[piece] = here[piece] = ids
-            else:
-                new.append(piece)
-        for piece, ids in self._tokenize(new):
-            here[piece] = ids
-            if len(piece) <= LONGEST_REMEMBERED:
-                young[piece] = ids
-        for place in lost:
-            found[place] = here[pieces[place]]
-        if len(young) > MOST_REMEMBERED:
-            self._old, self._young = young, {}
-        return found  # type: ignore[return-value]
-
-    def _tokenize(self, new: list[bytes]) -> Iterator[tuple[bytes, bytes]]:
-        """Ids of pieces not met before; those that end in a letter or digit many at a time.
-
-        A text costs several times what its few letters do. After such a piece anything but a letter
-        or digit is a safe cut, and so are both sides of a newline before one of those. Tokens add
-        up to their text, so that it is known where each piece's begin.
-        """
-        groups: list[list[bytes]] = []
-        left: list[bytes] = []
-        size = JOINED_BYTES
-        for piece in new:
-            if not JOINABLE.fullmatch(piece):
-                left.append(piece)
-                continue
-            if size >= JOINED_BYTES:
-                groups.append([])
-                size = 0
-            groups[-1].append(piece)
-            size += len(piece)
-        glued = [[b"\n" + p if p[:1].isalnum() else p for p in group] for group in groups]
-        texts = [b"".join(group).decode() for group in glued]
-        for group, parts, ids in zip(groups, glued, self._plain.encode(texts), strict=True):
-            token_ends = np.cumsum(self._token_bytes[ids], dtype=np.int64)
-            ends = np.cumsum([len(part) for part in parts], dtype=np.int64)
-            starts = ends - [len(piece) for piece in group]
-            first = np.searchsorted(token_ends, starts, side="right")
-            last = np.searchsorted(token_ends, ends)
-            token_starts = np.concatenate([[0], token_ends, [-1]])
-            if (
-                last[-1] != len(ids) - 1
-                or not np.array_equal(token_ends[last], ends)
-                or not np.array_equal(token_starts[first], starts)
-            ):
-                left += group  # a normalizer or an unknown token: the sums do not hold
-                continue
-            raw, item = ids.tobytes(), ids.itemsize
-            for piece, a, b in zip(
-                group, (first * item).tolist(), ((last + 1) * item).tolist(), strict=True
-            ):
-                yield piece, raw[a:b]
-        plain = self._plain.encode([piece.decode() for piece in left])
-        yield from ((piece, ids.tobytes()) for piece, ids in zip(left, plain, strict=True))
-
-    def _check(
-        self, texts: Sequence[str], encoded: Sequence[bytes], found: Sequence[np.ndarray]
-    ) -> None:
-        within = np.cumsum([len(content) for content in encoded]) <= CHECKED_BYTES
-        checked = texts[: int(within.sum())]
-        for expected, tokens in zip(self._plain.encode(checked), found, strict=False):
-            if not np.array_equal(expected, tokens):
-                raise RuntimeError("the tokenizer's ids differ on a text that was cut to pieces")
-
-
-def token_bytes(name: str, tokenizer: Any, vocab_size: int) -> np.ndarray:
+def token_bytes(
+    name: str, tokenizer: Any, described: dict[str, Any], vocab_size: int
+) -> np.ndarray:
     """UTF-8 bytes of each token, uint16 [vocab_size]; special tokens stand for none.
 
-    A byte-level token has a byte a character; a byte-fallback one is `<0xNN>`, one byte, or text in
-    which U+2581 is a space. Raises SettingError for other tokenizers, whose tokens do not add up to
-    the text.
+    described: its tokenizer.json. A byte-level token has a byte a character; a byte-fallback one is
+    `<0xNN>`, one byte, or text in which U+2581 is a space. Raises SettingError for other
+    tokenizers, whose tokens do not add up to the text.
     """
-    described = json.loads(tokenizer.to_str())
     decoders = [part["type"] for part in _parts(described.get("decoder"), "decoders")]
     sizes = np.zeros(vocab_size, dtype=np.uint16)
     special = {t["id"] for t in described["added_tokens"] if t["special"]}
@@ -346,7 +188,7 @@ def _content(name: str) -> bytes:
     )
 
 
-def _parse(name: str, content: bytes) -> Any:
+def parse_tokenizer(name: str, content: bytes) -> Any:
     try:
         from tokenizers import Tokenizer
     except ImportError:
@@ -389,41 +231,20 @@ def _parts(described: dict[str, Any] | None, key: str) -> Iterable[dict[str, Any
     return described[key] if described["type"] == "Sequence" else [described]
 
 
-def _may_cut(described: dict[str, Any]) -> bool:
-    """Whether `cuts` are places that no token of a tokenizer reaches over."""
+def _family(described: dict[str, Any]) -> str | None:
+    """The family of a tokenizer's regular expression, where nothing else changes the text."""
     normalizers = [part["type"] for part in _parts(described.get("normalizer"), "normalizers")]
     model = described["model"]
     if model["type"] != "BPE" or model.get("dropout") or set(normalizers) - {"NFC"}:
-        return False
+        return None
     steps = list(_parts(described.get("pre_tokenizer"), "pretokenizers"))
     if not steps or steps[-1]["type"] != "ByteLevel" or steps[-1]["add_prefix_space"]:
-        return False
+        return None
     if len(steps) == 1:
-        return steps[0]["use_regex"]
+        return "gpt2" if steps[0]["use_regex"] else None
     if len(steps) != 2 or steps[0]["type"] != "Split" or steps[1]["use_regex"]:
-        return False
-    pattern = steps[0]["pattern"].get("Regex", "")
+        return None
     # Keeping what matches, in either of the two ways to say so.
-    whole = (steps[0]["behavior"], steps[0]["invert"]) in (("Isolated", False), ("Removed", True))
-    return whole and pattern in CL100K
-
-
-def _spelled(described: dict[str, Any]) -> list[str]:
-    """Added tokens that a cut could break, as they are matched before the regular expression."""
-    return [
-        token["content"]
-        for token in described["added_tokens"]
-        if not token["special"]
-        and (
-            token["lstrip"] or token["rstrip"] or token["single_word"]
-            or token["content"].endswith(" ")
-            or _broken(token["content"].encode())
-        )
-    ]  # fmt: skip
-
-
-def _broken(token: bytes) -> bool:
-    """Whether there may be a cut inside a token that stands in some text."""
-    # Letters on both sides make every cut inside that any neighbours would make.
-    inside = cuts(b"a" + token + b"a") - 1
-    return bool(((inside > 0) & (inside < len(token))).any())
+    if (steps[0]["behavior"], steps[0]["invert"]) not in (("Isolated", False), ("Removed", True)):
+        return None
+    return FAMILIES.get(steps[0]["pattern"].get("Regex", ""))

@@ -5,8 +5,6 @@ the tokeniser. The windows depend on the domain, the context and the cap alone: 
 judged on the same ones. Whole documents are judged each from its own beginning, one a row.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,8 +44,9 @@ def held_out_rows(
     positions = starts[:, None] + 1 + np.arange(context)
     owners = np.searchsorted(_ends(domain), positions, side="right")
     index = np.unique(owners, return_inverse=True)[1].reshape(owners.shape)
-    targets = rows[:, 1:]
-    return HeldOut(rows, text_bytes, None, index, _document_bytes(domain, targets, index))
+    # Sums under 2^53 are exact in float64.
+    by_document = np.bincount(index.ravel(), _target_bytes(domain, rows).ravel())
+    return HeldOut(rows, text_bytes, None, index, by_document.astype(np.int64))
 
 
 def validation_windows(
@@ -63,19 +62,24 @@ def validation_windows(
     Raises SettingError where the domain is shorter than one window, or where its corpus does not
     say how many bytes each token has.
     """
-    sizes = _token_bytes(domain)
     windows = cut(domain.tokens, _window_starts(domain, context, max_tokens), context + 1)
-    return windows, int(sizes[windows[:, 1:]].sum(dtype=np.int64))
+    return windows, int(_target_bytes(domain, windows).sum())
 
 
-def _token_bytes(domain: ValidationDomain) -> np.ndarray:
+def _target_bytes(domain: ValidationDomain, rows: np.ndarray) -> np.ndarray:
+    """UTF-8 bytes of text that each target of rows [n, context + 1] stands for, int64.
+
+    A document's first token is one that follows a separator.
+    """
     if domain.token_bytes is None:
         raise SettingError(
             f"data.path: the corpus of validation domain {domain.name} has no token_bytes, without "
             "which bits per byte cannot be counted; valid: a prepared corpus with a token_bytes "
             "file (uint16, the UTF-8 bytes of each token id)."
         )
-    return domain.token_bytes
+    before, targets = rows[:, :-1], rows[:, 1:]
+    begins = (before == domain.separator) & (targets != domain.separator)
+    return domain.token_bytes[targets].astype(np.int64) - domain.prefix_bytes * begins
 
 
 def _window_starts(domain: ValidationDomain, context: int, max_tokens: int | None) -> np.ndarray:
@@ -90,19 +94,12 @@ def _window_starts(domain: ValidationDomain, context: int, max_tokens: int | Non
     return np.arange(kept, dtype=np.int64) * available // kept * context
 
 
-def _document_bytes(domain: ValidationDomain, targets: np.ndarray, index: np.ndarray) -> np.ndarray:
-    sizes = _token_bytes(domain)[targets].astype(np.float64)
-    # Sums under 2^53 are exact in float64.
-    return np.bincount(index.ravel(), sizes.ravel()).astype(np.int64)
-
-
 def _whole_documents(domain: ValidationDomain, context: int, max_tokens: int | None) -> HeldOut:
     """Each document from its beginning, behind a separator; one longer than the context goes on
     in further rows, each of which begins with the last token of the row before.
 
     `max_tokens` caps the predictions; the documents kept are spread evenly over the domain.
     """
-    sizes = _token_bytes(domain)
     ends = _ends(domain)
     starts = np.concatenate([[0], ends[:-1]])
     # A separator alone is no document: llm.c's files begin with one.
@@ -133,10 +130,8 @@ def _whole_documents(domain: ValidationDomain, context: int, max_tokens: int | N
     documents = np.repeat(np.array(owners)[order, None], context, axis=1)
     counts = np.array(lengths)[order]
     valid = np.arange(context) < counts[:, None]
-    targets = windows[:, 1:]
-    text_bytes = np.bincount(
-        documents[valid], sizes[targets[valid]].astype(np.float64), len(ends)
-    ).astype(np.int64)
+    sizes = _target_bytes(domain, windows)
+    text_bytes = np.bincount(documents[valid], sizes[valid], len(ends)).astype(np.int64)
     return HeldOut(windows, int(text_bytes.sum()), counts, documents, text_bytes)
 
 

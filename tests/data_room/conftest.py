@@ -1,6 +1,4 @@
-"""A small BPE tokenizer with the regular expression of cl100k, and documents to prepare."""
-
-from __future__ import annotations
+"""Small BPE tokenizers of the families that are met, and documents to prepare."""
 
 import json
 from pathlib import Path
@@ -8,24 +6,41 @@ from typing import Any
 
 import pytest
 
-CL100K = (
-    "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}|"
-    " ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"
-)
+# As the published tokenizer.json files have them: Llama 3, Qwen 2, GPT-4o and Mistral's Tekken.
+PATTERNS = {
+    "llama3": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    "qwen2": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    "gpt4o": r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    "tekken": r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
+    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    # No family of its own: tokens reach over from digits into letters.
+    "other": r"\w+|[^\w\s]+|\s+",
+}
 END = "<|endoftext|>"
+MORE_TEXT = "don't DON'T we'll it's //x/y/ a/b\n// 'tis\n'x 12/34'5 !\n/ " * 40
 
 
-def train_tokenizer(path: Path, *, cl100k: bool, added: tuple[str, ...] = ()) -> Path:
-    """A byte-level BPE tokenizer of 500 tokens, with the pre-tokenizer of cl100k or of GPT-2."""
+def train_tokenizer(
+    path: Path, *, family: str = "llama3", added: tuple[str, ...] = (), ignore_merges: bool = False
+) -> Path:
+    """A byte-level BPE tokenizer of 500 tokens, with the pre-tokenizer of a family, or GPT-2's."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, trainers
     from tokenizers import pre_tokenizers as pre
 
-    tokenizer = Tokenizer(models.BPE())
-    if cl100k:
-        split = pre.Split(Regex(CL100K), "isolated")
+    tokenizer = Tokenizer(models.BPE(ignore_merges=ignore_merges))
+    if family in PATTERNS:
+        split = pre.Split(Regex(PATTERNS[family]), "isolated")
         level = pre.ByteLevel(add_prefix_space=False, use_regex=False)
         tokenizer.pre_tokenizer = pre.Sequence([split, level])
     else:
+        assert family == "gpt2"
         tokenizer.pre_tokenizer = pre.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
@@ -35,15 +50,45 @@ def train_tokenizer(path: Path, *, cl100k: bool, added: tuple[str, ...] = ()) ->
         show_progress=False,
     )
     text = Path(json.__file__).read_text(encoding="utf-8")
-    tokenizer.train_from_iterator([text], trainer)
+    tokenizer.train_from_iterator([text, MORE_TEXT], trainer)
     tokenizer.add_tokens([AddedToken(token, normalized=False) for token in added])
     tokenizer.save(str(path))
     return path
 
 
+def train_byte_fallback(path: Path, *, metaspace: bool) -> Path:
+    """A BPE tokenizer as SentencePiece's are converted: as Llama 2's, or with Metaspace."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, trainers
+    from tokenizers import pre_tokenizers as pre
+
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True))
+    ends: list[Any] = [decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    if metaspace:
+        tokenizer.pre_tokenizer = pre.Metaspace(prepend_scheme="first", split=True)
+        tokenizer.decoder = decoders.Sequence([*ends[:2], decoders.Metaspace()])
+    else:
+        tokenizer.normalizer = normalizers.Sequence(
+            [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+        )
+        tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), *ends])
+    special = ["<unk>", "<s>", "</s>"]
+    fallback = [f"<0x{byte:02X}>" for byte in range(256)]
+    trainer = trainers.BpeTrainer(
+        vocab_size=700, special_tokens=[*special, *fallback], show_progress=False
+    )
+    lines = Path(json.__file__).read_text(encoding="utf-8").split("\n")
+    words = [line[i : i + 40] for line in lines for i in range(0, len(line), 40)]
+    tokenizer.train_from_iterator(words, trainer)
+    described = json.loads(tokenizer.to_str())
+    described["added_tokens"] = described["added_tokens"][: len(special)]
+    described["model"]["byte_fallback"] = True
+    path.write_text(json.dumps(described))
+    return path
+
+
 @pytest.fixture(scope="session")
 def tokenizer_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train_tokenizer(tmp_path_factory.mktemp("bpe") / "tokenizer.json", cl100k=True)
+    return train_tokenizer(tmp_path_factory.mktemp("bpe") / "tokenizer.json")
 
 
 @pytest.fixture(scope="session")

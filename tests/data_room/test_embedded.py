@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from ablations.data import embedded
-from ablations.data.embedded import embedded_manifest, is_validation, open_embedded
+from ablations.data.embedded import embedded_manifest, encode, held_out, open_embedded
 from ablations.data.prepared import Corpus, open_prepared
 from models.errors import SettingError
 
@@ -92,11 +92,12 @@ def test_the_split_is_the_rule_of_the_readme_and_the_sides_share_no_document(
         assert set(held_out).isdisjoint(train)
 
 
-def test_a_document_and_its_copy_land_on_one_side() -> None:
-    sides = [is_validation(f"text {i}".encode(), 500, 10**6) for i in range(200)]
-    assert sides == [is_validation(bytes(f"text {i}", "utf-8"), 500, 10**6) for i in range(200)]
-    assert 60 < sum(sides) < 140
-    assert not any(is_validation(f"text {i}".encode(), 1000, 5) for i in range(200))
+def test_a_document_and_its_copy_land_on_one_side_and_a_giant_one_trains() -> None:
+    texts = [f"text {i}" for i in range(200)]
+    sides = held_out(encode(texts + texts), 500, 10**6)
+    assert sides[:200].tolist() == sides[200:].tolist()
+    assert 60 < sides[:200].sum() < 140
+    assert not held_out(encode(texts), 1000, 5).any()
 
 
 def test_each_validation_set_has_100_to_400_kilobytes_and_no_giant_document(

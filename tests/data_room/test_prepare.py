@@ -1,13 +1,10 @@
 """Preparing: the tokenizer's own ids, every document once, the same bytes however it went."""
 
-from __future__ import annotations
-
 import gzip
 import hashlib
 import importlib.util
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -16,16 +13,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from ablations.data import prepare as preparing
 from ablations.data.__main__ import main
 from ablations.data.documents import read_blocks
 from ablations.data.prepared import Corpus, Shards, document_index, open_prepared
-from ablations.data.tokenizer import TokenizerFile, build_encoder, load_tokenizer
+from ablations.data.tokenizer import TokenizerFile, load_tokenizer
 from models.errors import SettingError
-from tests.data_room.conftest import END, train_tokenizer, write_lines
+from tests.data_room.conftest import END, write_lines
 
 
 def run(*arguments: object) -> int:
@@ -96,47 +91,6 @@ def test_each_document_becomes_the_ids_of_the_tokenizer_and_lands_on_its_side(
     assert index[:, 1].tolist() == [len(text.encode()) for text in train[: len(index)]]
 
 
-PIECES = st.sampled_from(
-    ["don't", "IT'S", " ", "  ", "\n", "\n\n", "\t", "x1y", "12345", "é", "北京", "...", "foo_bar",
-     "≠", "\r\n", "'", " 'll", "a", "|||MAIL|||", "\u00a0", "\u3000", END, "\0", "-1", "!\n"]
-)  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def encoders(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Any, Any]]:
-    """(encoder, the tokenizer itself) for both pre-tokenizers, with and without an added token."""
-    from tokenizers import Tokenizer
-
-    folder, pairs = tmp_path_factory.mktemp("tokenizers"), []
-    for name, cl100k, added in (("a", True, ()), ("b", False, ()), ("c", True, ("|||MAIL|||",))):
-        path = train_tokenizer(folder / f"{name}.json", cl100k=cl100k, added=added)
-        reference = Tokenizer.from_file(str(path))
-        reference.encode_special_tokens = True
-        encoder = build_encoder(load_tokenizer(str(path)))
-        assert type(encoder).__name__ == "_Remembering"
-        encoder._check = lambda *_: None  # type: ignore[attr-defined]
-        pairs.append((encoder, reference))
-    return pairs
-
-
-@given(texts=st.lists(st.lists(PIECES | st.text(max_size=4), max_size=12).map("".join), max_size=4))
-@settings(max_examples=250, deadline=None)
-def test_cutting_a_text_changes_no_id(encoders: list[tuple[Any, Any]], texts: list[str]) -> None:
-    texts = [text for text in texts if text.encode(errors="ignore") == text.encode()]
-    for encoder, reference in encoders:
-        for text, ids in zip(texts, encoder.encode(texts), strict=True):
-            assert ids.tolist() == reference.encode(text, add_special_tokens=False).ids
-
-
-def test_tokens_stand_for_as_many_bytes_as_their_text_has(
-    tokenizer_file: Path, texts: list[str]
-) -> None:
-    tokenizer = load_tokenizer(str(tokenizer_file))
-    for text, ids in zip(texts, build_encoder(tokenizer).encode(texts), strict=True):
-        assert tokenizer.token_bytes[ids].sum() == len(text.encode())
-    assert tokenizer.token_bytes[tokenizer.separator] == 0
-
-
 def test_bytes_are_a_tokenizer(tmp_path: Path) -> None:
     source = write_lines(tmp_path / "a.jsonl", ["café", "a\0b", "c"] * 5)
     corpus = prepare(tmp_path / "c", source, "bytes", "validation_fraction=0.5", "malformed=0")
@@ -164,7 +118,12 @@ def test_every_kind_of_file_gives_the_same_corpus(tmp_path: Path, texts: list[st
     folder.mkdir()
     for i, text in enumerate(texts):
         (folder / f"{i:05}.txt").write_bytes(text.encode())
+    with pa.ipc.new_file(str(tmp_path / "file.arrow"), table.schema) as writer:
+        writer.write_table(table, max_chunksize=5)
+    coded = pa.schema([("text", pa.dictionary(pa.int32(), pa.string()))])
+    pq.write_table(table.select(["text"]).cast(coded), tmp_path / "coded.parquet")
     sources = ["plain.jsonl", "packed.jsonl.gz", "table.parquet", "on_disk", "texts"]
+    sources += ["file.arrow", "coded.parquet"]
     if importlib.util.find_spec("zstandard"):
         import zstandard
 
@@ -182,7 +141,7 @@ def test_every_kind_of_file_gives_the_same_corpus(tmp_path: Path, texts: list[st
 
 
 def test_blocks_from_any_cursor_are_the_rest(tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr("ablations.data.documents.BLOCK_BYTES", 64)
+    monkeypatch.setattr("ablations.data.blocks.BLOCK_BYTES", 64)
     path = write_lines(tmp_path / "a.jsonl", [f"text {i}" * (i % 9) for i in range(60)])
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(path.read_bytes()))
     for file in (path, tmp_path / "a.jsonl.gz"):
@@ -194,6 +153,28 @@ def test_blocks_from_any_cursor_are_the_rest(tmp_path: Path, monkeypatch: Any) -
             wanted = b"".join(b.payload for b in blocks[i + 1 :])
             assert b"".join(b.payload for b in rest) == wanted
             assert sum(b.records for b in rest) == 60 - (block.first - 1 + block.records)
+
+
+def test_rows_from_any_cursor_are_the_rest_and_no_block_is_large(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    monkeypatch.setattr("ablations.data.blocks.BLOCK_BYTES", 2000)
+    texts = [f"row {i} " * (1 + 60 * (i % 50 == 7)) for i in range(500)]
+    pq.write_table(pa.table({"text": texts}), tmp_path / "a.parquet", row_group_size=90)
+    with pa.ipc.new_file(str(tmp_path / "a.arrow"), pa.schema([("text", pa.string())])) as writer:
+        writer.write_table(pa.table({"text": texts}), max_chunksize=130)
+    for file in (tmp_path / "a.parquet", tmp_path / "a.arrow"):
+        blocks = list(read_blocks(file, 0, 0, 0, "text"))
+        assert [row.decode() for block in blocks for row in block.payload] == texts
+        assert max(sum(map(len, block.payload)) for block in blocks) <= 2000
+        for block in blocks:
+            done = block.first - 1 + block.records
+            rest = list(read_blocks(file, 0, block.position, done, "text"))
+            assert [row.decode() for later in rest for row in later.payload] == texts[done:]
+            assert not rest or rest[0].first == done + 1
 
 
 def test_duplicates_are_dropped_and_counted_and_validation_wins(tmp_path: Path) -> None:
@@ -222,7 +203,7 @@ def big_source(folder: Path) -> Path:
 def test_a_preparation_that_was_cut_goes_on_to_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
 ) -> None:
-    monkeypatch.setattr("ablations.data.documents.BLOCK_BYTES", 40_000)
+    monkeypatch.setattr("ablations.data.blocks.BLOCK_BYTES", 40_000)
     monkeypatch.setattr(preparing, "COMMIT_SECONDS", 0.0)
     source = big_source(tmp_path)
     more = ("deduplicate=true", "shard_tokens=100000", "name=x", "validation_fraction=0.1")
@@ -252,10 +233,10 @@ def test_a_preparation_killed_in_its_processes_goes_on_to_the_same_bytes(
     source = big_source(tmp_path)
     program = (
         "import sys\n"
-        "from ablations.data import documents, prepare\n"
+        "from ablations.data import blocks, prepare\n"
         "from ablations.data.__main__ import main\n"
         "if __name__ == '__main__':\n"
-        "    documents.BLOCK_BYTES, prepare.COMMIT_SECONDS = 50_000, 0.0\n"
+        "    blocks.BLOCK_BYTES, prepare.COMMIT_SECONDS = 50_000, 0.0\n"
         "    sys.exit(main(sys.argv[1:]))\n"
     )
     (tmp_path / "run.py").write_text(program)
@@ -270,7 +251,7 @@ def test_a_preparation_killed_in_its_processes_goes_on_to_the_same_bytes(
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and not list(partial.glob("train-00001.bin")):
         time.sleep(0.01)
-    os.killpg(killed.pid, signal.SIGKILL)
+    killed.kill()  # its processes end by themselves
     killed.wait()
     assert not (tmp_path / "cut").exists()
     again = subprocess.run(
@@ -345,6 +326,46 @@ def test_malformed_lines_are_counted_located_and_over_a_thousandth_refused(
     assert "2 of 1,902 records are malformed, more than malformed=0.001" in error
     assert f"{path}:51: " in error
     assert [p.name for p in tmp_path.iterdir() if p.is_dir()] == ["c"]
+
+
+def test_a_share_that_is_allowed_is_allowed(tmp_path: Path) -> None:
+    path = bad(tmp_path, [b"[1]"] * 300, good=100)
+    prepare(tmp_path / "c", path, "bytes", "malformed=0.8", "validation_fraction=0.1")
+
+
+def test_a_column_that_is_not_utf8_is_counted_and_located(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    ends = np.array([0, 2, 4], dtype=np.int32)
+    buffers = [None, pa.py_buffer(ends.tobytes()), pa.py_buffer(b"ok\xff\xfe")]
+    table = pa.table({"text": pa.Array.from_buffers(pa.string(), 2, buffers)})
+    pq.write_table(table, tmp_path / "a.parquet")
+    given = (f"source={tmp_path / 'a.parquet'}", "tokenizer=bytes", f"out={tmp_path / 'c'}")
+    assert run("prepare", *given) == 2
+    assert "a.parquet:2: not UTF-8" in capsys.readouterr().err
+
+
+def test_sources_that_are_not_what_they_seem_are_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "source"
+    (folder / "train").mkdir(parents=True)
+    lines = write_lines(folder / "a.jsonl", ["text"] * 9)
+    out = folder / "c"
+    assert run("prepare", f"source={folder}", "tokenizer=bytes", f"out={out}") == 2
+    assert "whose files are read; name a folder outside" in capsys.readouterr().err
+    (folder / "dataset_dict.json").write_text('{"splits": ["train"]}')
+    assert run("prepare", f"source={folder}", "tokenizer=bytes", f"out={tmp_path / 'c'}") == 2
+    wanted = f"is a dataset of several splits; valid: one of {folder / 'train'}."
+    assert wanted in capsys.readouterr().err
+    monkeypatch.setattr("ablations.data.documents.LARGEST_BYTES", 1000)
+    monkeypatch.setattr("ablations.data.blocks.BLOCK_BYTES", 100)
+    lines.write_text(json.dumps([{"text": "an array"}] * 100))
+    assert run("prepare", f"source={lines}", "tokenizer=bytes", f"out={tmp_path / 'c'}") == 2
+    assert f"{lines}:1 is a line of over 1,000 bytes; valid: one JSON" in capsys.readouterr().err
 
 
 def cut_gzip(folder: Path) -> Path:
@@ -425,6 +446,20 @@ def test_a_changed_shard_and_an_index_that_does_not_fit_are_found(tmp_path: Path
     (folder / shard["file"]).write_bytes(raw[:-1])
     with pytest.raises(SettingError, match=r"bytes in train-00000\.bin where its manifest"):
         open_prepared(folder)
+
+
+def test_another_tokenizer_than_the_manifests_is_found(
+    tmp_path: Path, tokenizer_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write_lines(tmp_path / "a.jsonl", [f"text {i}" for i in range(300)])
+    prepare(tmp_path / "c", source, tokenizer_file, "validation_fraction=0.1")
+    other = tmp_path / "c" / "tokenizer.json"
+    other.write_bytes(other.read_bytes() + b" ")
+    assert run("check", f"path={tmp_path / 'c'}") == 2
+    assert "has a tokenizer.json of sha256" in capsys.readouterr().err
+    other.unlink()
+    assert run("check", f"path={tmp_path / 'c'}") == 2
+    assert "has no tokenizer.json, which its manifest.json names" in capsys.readouterr().err
 
 
 def test_a_tokenizer_that_does_not_add_up_is_refused(tmp_path: Path) -> None:

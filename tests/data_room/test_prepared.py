@@ -211,14 +211,13 @@ def test_verify_finds_a_token_outside_the_vocabulary(tmp_path: Path) -> None:
 def test_the_loser_of_a_rename_keeps_the_winners_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = prepared.write_synced
+    real = prepared.write_manifest
 
-    def slow(file: Path, pieces: Any) -> None:
-        real(file, pieces)
-        if file.name == "manifest.json":
-            monkeypatch.setattr(prepared, "write_synced", real)
-            write(tmp_path / "c", name="winner")
+    def slow(folder: Path, manifest: Any) -> None:
+        real(folder, manifest)
+        monkeypatch.setattr(prepared, "write_manifest", real)
+        write(tmp_path / "c", name="winner")
 
-    monkeypatch.setattr(prepared, "write_synced", slow)
+    monkeypatch.setattr(prepared, "write_manifest", slow)
     assert write(tmp_path / "c", name="loser").name == "winner"
     assert [p.name for p in tmp_path.iterdir()] == ["c"]
