@@ -15,8 +15,6 @@ from models.errors import SettingError
 MICRO_BATCH_TOKENS = {"cpu": 8192, "cuda": 32768}
 KEEP_LATEST = 2
 """Checkpoints kept of a run beside those of its points."""
-CHECKPOINT_BYTES_A_PARAMETER = 12
-"""A float32 weight and AdamW's two moments; Muon holds one less for most."""
 
 
 def micro_batch_rows(wanted: int | None, context: int, rows: int, kind: str) -> int:
@@ -38,13 +36,22 @@ def micro_batch_rows(wanted: int | None, context: int, rows: int, kind: str) -> 
 
 
 def checkpoint_bytes(spec: RunSpec) -> int:
-    """Bytes of one checkpoint."""
-    return spec.counts.N_total * CHECKPOINT_BYTES_A_PARAMETER
+    """Bytes of one checkpoint: weights and optimizer state in float32.
+
+    AdamW keeps two numbers a weight, Muon one for the blocks' matrices.
+    """
+    counts = spec.counts
+    # A body is matrices, but for norms and gates.
+    return 4 * (3 * counts.N_total - (counts.N_body if spec.train.optim == "muon" else 0))
 
 
 def kept_bytes(spec: RunSpec) -> int:
     """Bytes of all checkpoints that a finished run keeps: one a point, and the latest."""
-    return checkpoint_bytes(spec) * (len(spec.recipe.milestones) + KEEP_LATEST - 1)
+    points = {milestone.step for milestone in spec.recipe.milestones}
+    every = spec.logging.checkpoint_every
+    between = range(every, spec.recipe.steps + 1, every)
+    saved = sorted(points | set(between[-KEEP_LATEST:]))
+    return checkpoint_bytes(spec) * len(points | set(saved[-KEEP_LATEST:]))
 
 
 def check_here(specs: Sequence[RunSpec], devices: int, gpus: int, folder: Path) -> None:

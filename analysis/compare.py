@@ -1,21 +1,21 @@
 """What differed between two mixes of a sweep, beside what was meant to.
 
-Runs are compared in pairs of one size and seed. A field of the spec or manifest that differs is
-either the treatment (the mix, and what follows from it) or a confound, which is named with its
-values. What was not recorded is said to be unknown, never taken as equal.
+Control before the runs is read off their specs: the treatment (the mix, and what follows from it by
+rule), the confounds that a protocol brings along, with their sizes (ablations/confounds.py), and
+any other field. Control after them is what they recorded (analysis/recorded.py), in pairs of one
+size and seed. What was not recorded is said to be unknown, never taken as equal.
 """
 
-from __future__ import annotations
-
-import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from ablations.confounds import EQUAL, Confound, Facts, conditions, confounds
 from analysis.load import Run, Sweep
+from analysis.recorded import Finding, differences, flattened, shortened
 
 # Fields that follow from the mix: its pattern, the MLP width that makes N equal, mixers' shapes.
 TREATMENT: tuple[str, ...] = (
@@ -23,30 +23,21 @@ TREATMENT: tuple[str, ...] = (
     "matched",
     "model.layers",
     "model.mlp_hidden",
+    "model.rope_theta",
     "model.gdn_output_gate",
     "model.gdn_allow_neg_eigval",
 )
 # Where and under which name a run ran says nothing about the model.
 IGNORED = ("sweep", "resources", "logging", "paths", "seed", "name", "identity", "hash")
-MANIFEST: tuple[str, ...] = (
-    "revision",
-    "diff_sha256",
-    "versions",
-    "device",
-    "precision",
-    "backends",
-    "compiled",
-)
-MANIFEST += ("data",)
-# The controlled protocol's tolerance on N.
-EQUAL_N_PERCENT = 0.5
+EQUAL_N_PERCENT = 100 * EQUAL
+"""Difference in N that counts as none, in percent."""
 
 
 @dataclass(frozen=True)
 class Comparison:
     """A mix against the baseline. `pairs` has one row a (size, seed) that both have.
 
-    `treatment` and `confounds` are sentences-in-brief: a field with its values.
+    `treatment` and `confounds` are sentences-in-brief: what differs, with its values.
     """
 
     baseline: str
@@ -55,6 +46,10 @@ class Comparison:
     treatment: tuple[str, ...]
     confounds: tuple[str, ...]
     unknown: tuple[str, ...]
+    named: tuple[Confound, ...] = field(default=(), repr=False)
+    """The confounds by the specs, among `confounds`."""
+    findings: tuple[Finding, ...] = field(default=(), repr=False)
+    """What runs recorded differently, a pair each; summed up in `confounds`."""
 
     @property
     def words(self) -> str:
@@ -71,43 +66,58 @@ def compare(sweep: Sweep, baseline: str, mix: str) -> Comparison:
     by_key = {(run.mix, run.size, run.seed): run for run in reversed(sweep.runs)}
     places = sweep.points.groupby("size")["N"].mean().to_dict()
     keys = sorted(
-        {(size, seed) for _, size, seed in by_key},
-        key=lambda key: (places.get(key[0], np.inf), key),
+        {(run.size, run.seed) for run in sweep.runs},
+        key=lambda key: (places.get(key[0], 0.0), key),
     )
-    rows, differing = [], _Differences()
-    unknown: set[str] = set()
+    rows, differing, unknown = [], _Differences(), set[str]()
+    findings: list[Finding] = []
+    facts: list[Facts] = []
     for size, seed in keys:
         one, other = by_key.get((baseline, size, seed)), by_key.get((mix, size, seed))
         if one is None or other is None:
             continue
         rows.append(_pair(sweep.points, one, other))
+        facts += [_facts(sweep.points, one), _facts(sweep.points, other)]
         differing.add(_spec_fields(one.spec), _spec_fields(other.spec))
-        ours, theirs = dict(_manifest_fields(one)), dict(_manifest_fields(other))
-        if not ours or not theirs:
-            unknown.add("manifest")
-        else:
-            # An operator that one mix alone uses has no counterpart to differ from.
-            shared = ours.keys() & theirs.keys()
-            differing.add({k: ours[k] for k in shared}, {k: theirs[k] for k in shared})
-    pairs = pd.DataFrame(rows)
+        found, not_recorded = differences(sweep.path, one, other)
+        findings += found
+        unknown |= not_recorded
+    named = [*confounds(facts, baseline, mix), *conditions(facts)]
+    claimed = tuple(name for confound in named for name in confound.fields)
     treatment: list[str] = []
-    confounds: list[str] = []
-    for field, values in differing.fields.items():
-        told = f"{field}: {' / '.join(values)}"
-        (treatment if _under(field, TREATMENT) else confounds).append(told)
-    confounds += _repeats(sweep, (baseline, mix))
-    if len(pairs):
-        confounds += _confounds_of_pairs(pairs)
-        unknown |= {
-            name
-            for name, column in (("data hash", "equal_batches"), ("tokens", "equal_tokens"))
-            if pairs[column].isna().all()
-        }
-    else:
-        confounds.append("no size and seed was run with both mixes")
-    return Comparison(
-        baseline, mix, pairs, tuple(treatment), tuple(confounds), tuple(sorted(unknown))
+    told = [str(confound) for confound in named]
+    for name, values in differing.fields.items():
+        words = f"{name}: {' / '.join(values)}"
+        if _under(name, TREATMENT):
+            treatment.append(words)
+        elif not _under(name, claimed):
+            told.append(words)
+    pairs = pd.DataFrame(rows)
+    told += _repeats(sweep, (baseline, mix))
+    told += _summed_up(findings, len(rows))
+    told += (
+        _other_budgets(pairs, findings) if rows else ["no size and seed was run with both mixes"]
     )
+    return Comparison(
+        baseline, mix, pairs, tuple(treatment), tuple(told), tuple(sorted(unknown)),
+        tuple(named), tuple(findings),
+    )  # fmt: skip
+
+
+def control_table(one: Comparison) -> pd.DataFrame:
+    """Every confound and finding of a comparison with what it does, or where it was recorded."""
+    rows = [
+        {"confound": c.name, "what differs": c.what, "what it does, or runs": c.severity}
+        for c in one.named
+    ] + [
+        {
+            "confound": f.what,
+            "what differs": str(f).partition(": ")[2],
+            "what it does, or runs": ", ".join(f.runs),
+        }
+        for f in one.findings
+    ]
+    return pd.DataFrame(rows, columns=["confound", "what differs", "what it does, or runs"])
 
 
 class _Differences:
@@ -117,11 +127,11 @@ class _Differences:
         self.fields: dict[str, list[str]] = {}
 
     def add(self, ours: dict[str, Any], theirs: dict[str, Any]) -> None:
-        for field in sorted(ours.keys() | theirs.keys()):
-            a, b = ours.get(field, "absent"), theirs.get(field, "absent")
+        for name in sorted(ours.keys() | theirs.keys()):
+            a, b = ours.get(name, "absent"), theirs.get(name, "absent")
             if a != b:
-                told = f"{_short(a)} → {_short(b)}"
-                values = self.fields.setdefault(field, [])
+                told = f"{shortened(a)} → {shortened(b)}"
+                values = self.fields.setdefault(name, [])
                 if told not in values:
                     values.append(told)
 
@@ -155,19 +165,42 @@ def _pair(points: pd.DataFrame, one: Run, other: Run) -> dict[str, Any]:
     return row
 
 
-def _confounds_of_pairs(pairs: pd.DataFrame) -> list[str]:
-    found = []
-    off = pairs[pairs["N_percent"].abs() > EQUAL_N_PERCENT]
-    if len(off):
-        ends = [f"{off['N_percent'].agg(end):+.1f}" for end in ("min", "max")]
-        span = " to ".join(dict.fromkeys(ends)) + " %"
-        found.append(f"N: {span} at size {', '.join(dict.fromkeys(off['size']))}")
-    for column, words in (("equal_tokens", "tokens"), ("equal_batches", "batches")):
-        unequal = pairs[pairs[column].eq(False)]
-        if len(unequal):
-            where = ", ".join(f"{r.size}/s{r.seed}" for r in unequal.itertuples(index=False))
-            found.append(f"{words}: not equal in {where}")
-    return found
+def _facts(points: pd.DataFrame, run: Run) -> Facts:
+    own = points[points["run"] == run.name]
+    # A spec may name its groups where it does not hold them.
+    names = {key: {"name": getattr(run, key)} for key in ("mix", "size")}
+    held = {key: value for key, value in run.spec.items() if isinstance(value, dict)}
+    return Facts(names | held, _count(run, own, "N"), _flops_per_token(run, own))
+
+
+def _summed_up(findings: Sequence[Finding], pairs: int) -> Iterable[str]:
+    """A line for each thing that was recorded differently: its values, and where."""
+    by_name: dict[str, list[Finding]] = {}
+    for finding in findings:
+        by_name.setdefault(finding.what, []).append(finding)
+    for name, found in by_name.items():
+        places = list(dict.fromkeys(f"{f.size}/s{f.seed}" for f in found))
+        where = "" if len(places) == pairs and found[0].step is None else f" in {_some(places)}"
+        if name == "batches":
+            yield f"batches: not equal from step {found[0].step}{where}"
+        else:
+            values = dict.fromkeys(str(f).removeprefix(f"{name}: ") for f in found)
+            yield f"{name}: {_some(list(values), ' / ')}{where}"
+
+
+def _some(words: Sequence[str], joint: str = ", ") -> str:
+    more = f" and {len(words) - 4} more" if len(words) > 4 else ""
+    return joint.join(words[:4]) + more
+
+
+def _other_budgets(pairs: pd.DataFrame, findings: Sequence[Finding]) -> Iterable[str]:
+    """Finished runs whose points lie at other steps, where no common step shows it."""
+    shown = {(f.size, f.seed) for f in findings if f.what == "D"}
+    unequal = pairs[pairs["equal_tokens"].eq(False)]
+    places = [f"{row.size}/s{row.seed}" for row in unequal.itertuples(index=False)
+              if (row.size, row.seed) not in shown]  # fmt: skip
+    if places:
+        yield f"tokens: points at other steps in {_some(places)}"
 
 
 def _repeats(sweep: Sweep, mixes: tuple[str, ...]) -> list[str]:
@@ -209,31 +242,8 @@ def _percent(ours: float, theirs: float) -> float:
 
 
 def _spec_fields(spec: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in _flatten(spec) if not _under(name, IGNORED)}
+    return {name: value for name, value in flattened(spec) if not _under(name, IGNORED)}
 
 
-def _manifest_fields(run: Run) -> Iterator[tuple[str, Any]]:
-    for name, value in _flatten(run.manifest):
-        if _under(name, MANIFEST):
-            yield name, value
-
-
-def _flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict):
-        for name, inner in value.items():
-            yield from _flatten(inner, f"{prefix}.{name}" if prefix else str(name))
-    else:
-        yield prefix, value
-
-
-def _under(field: str, prefixes: tuple[str, ...]) -> bool:
-    return any(field == prefix or field.startswith(prefix + ".") for prefix in prefixes)
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, list):
-        value = "/".join(map(str, value))
-    if isinstance(value, str) and re.fullmatch("[0-9a-f]{32,}", value):
-        return value[:8]
-    text = f"{value:.6g}" if isinstance(value, float) else str(value)
-    return text if len(text) <= 48 else text[:45] + "…"
+def _under(name: str, prefixes: tuple[str, ...]) -> bool:
+    return any(name == prefix or name.startswith(prefix + ".") for prefix in prefixes)

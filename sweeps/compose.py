@@ -1,13 +1,15 @@
 """Every run of a sweep as plain settings, composed by Hydra, as few times as that takes.
 
-`hydra.main -m` composes each run twice, at a tenth of a second a time. Here a combination of
-configuration groups is composed once, and values swept over it, like seeds, are set in copies.
+`hydra.main -m` composes each run twice, at a tenth of a second a time. Here each choice of a
+configuration group is composed once, their combinations are put together, and values swept over
+them, like seeds, are set in copies.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf
 
+from sweeps.experiment import check_experiment
+
 CONF = Path(__file__).resolve().parents[1] / "conf"
 
 
@@ -24,9 +28,10 @@ def compose_sweep(overrides: Sequence[str]) -> list[dict[str, Any]]:
     """The settings of every combination of comma-separated values, in Hydra's order.
 
     overrides: as on the command line, like `mix=gdn,mamba2` and `seed=0,1`. Raises what Hydra
-    raises on what it cannot compose.
+    raises on what it cannot compose, and SettingError on an override that an experiment excludes.
     """
     parser = OverridesParser.create()
+    check_experiment(parser.parse_overrides(list(overrides)), CONF)
     with initialize_config_dir(str(CONF), version_base="1.3"):
         # An experiment's file may hold values to sweep over; the command line comes after them.
         single = [o.input_line or "" for o in parser.parse_overrides(list(overrides)) if
@@ -39,20 +44,22 @@ def compose_sweep(overrides: Sequence[str]) -> list[dict[str, Any]]:
     composed: dict[tuple[str, ...], dict[str, Any]] = {}
     settings = []
     with initialize_config_dir(str(CONF), version_base="1.3"):
+        combinations = _Combinations()
         for job in jobs:
-            values = {}
-            fixed = []
+            values, choices, fixed = {}, {}, []
             for override in parser.parse_overrides(list(job)):
-                if _key(override) in swept and _is_plain_value(override):
+                line = override.input_line or ""
+                if _key(override) not in swept:
+                    fixed.append(line)
+                elif _is_plain_value(override):
                     values[_key(override)] = override
                 else:
-                    fixed.append(override.input_line or "")
+                    choices[_key(override)] = line
             # The first of a combination is composed whole: it also checks that the keys are there.
-            key = (*fixed, *sorted(values))
+            key = (*choices.values(), *sorted(values))
             if key not in composed:
-                composed[key] = _compose(job)
-                settings.append(composed[key])
-                continue
+                plain = [override.input_line or "" for override in values.values()]
+                composed[key] = combinations.compose([*fixed, *plain], choices)
             content = copy.deepcopy(composed[key])
             for name, override in values.items():
                 *path, last = name.split(".")
@@ -62,6 +69,48 @@ def compose_sweep(overrides: Sequence[str]) -> list[dict[str, Any]]:
                 group[last] = override.value()
             settings.append(content)
     return settings
+
+
+class _Combinations:
+    """Composes combinations of choices, most of them out of others.
+
+    Hydra takes a tenth of a second each. Where a choice changes its own part of the settings alone,
+    as a mix or a size does, it is composed once beside the first combination, and the others are
+    put together from such parts.
+    """
+
+    def __init__(self) -> None:
+        self.first: tuple[dict[str, str], dict[str, Any]] | None = None
+        self.parts: dict[str, Any] = {}
+
+    def compose(self, others: Sequence[str], choices: Mapping[str, str]) -> dict[str, Any]:
+        """The settings of one combination. `others` come with every one of them."""
+        if self.first is None:
+            self.first = dict(choices), _compose([*others, *choices.values()])
+        before, base = self.first
+        roots = {key: re.split(r"[./@]", key)[0] for key in choices}
+        changed = {key: line for key, line in choices.items() if line != before[key]}
+        if len(set(roots.values())) == len(roots):
+            for key, line in changed.items():
+                if line not in self.parts:
+                    self.parts[line] = self._part(others, key, line, roots[key])
+            if all(self.parts[line] is not None for line in changed.values()):
+                return base | {roots[key]: self.parts[line] for key, line in changed.items()}
+        return _compose([*others, *choices.values()])
+
+    def _part(self, others: Sequence[str], key: str, line: str, root: str) -> Any:
+        """What a choice makes of its part; None where it reaches, or looks, beyond it."""
+        assert self.first is not None
+        before, base = self.first
+        config = compose("config", [*others, *(before | {key: line}).values()])
+        content = OmegaConf.to_container(config, resolve=True)
+        assert isinstance(content, dict)
+        alone = {k: v for k, v in content.items() if k != root} == {
+            k: v for k, v in base.items() if k != root
+        }
+        unresolved: Any = OmegaConf.to_container(config)
+        looks = "${" in str(unresolved.get(root)).replace("${oc.env:", "")
+        return content[root] if alone and root in content and not looks else None
 
 
 def _compose(job: Sequence[str]) -> dict[str, Any]:

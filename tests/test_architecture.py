@@ -12,7 +12,7 @@ ALLOWED = {
     "models": {"models"},
     "ablations": {"models", "ablations"},
     "sweeps": {"models", "ablations", "sweeps"},
-    "analysis": {"ablations.records", "analysis"},
+    "analysis": {"ablations.records", "ablations.confounds", "analysis"},
 }
 ROOMS = tuple(ALLOWED)
 # Where torch may be imported: what computes with it, and nothing that plans or reads.

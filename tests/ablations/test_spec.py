@@ -1,11 +1,9 @@
-"""Settings become one frozen spec; identity, control and sentences for what cannot be."""
+"""Settings become one frozen spec; identity, and sentences for what cannot be."""
 
-import copy
 from dataclasses import dataclass
 
 import pytest
 
-from ablations.control import check
 from ablations.settings import flatten, from_dict, to_dict
 from ablations.spec import load, resolve
 from models.errors import SettingError
@@ -123,34 +121,3 @@ def test_unusable_settings_are_refused_in_a_sentence(changes, words):
     seed = changes.pop("seed", 0)
     with pytest.raises(SettingError, match=words):
         resolve(settings(seed=seed, **changes))
-
-
-def specs_of(*composed):
-    made = [resolve(c) for c in composed]
-    return {spec.run_name: to_dict(spec) for spec in made}
-
-
-def test_control_lets_mix_size_and_seed_differ_and_what_follows_from_them():
-    cells = [settings(m, seed=s) for m in ("transformer", "gdn3_attn1") for s in (0, 1)]
-    larger = copy.deepcopy(settings("gdn3_attn1", size="100k"))
-    check(specs_of(*cells, larger), ["mix"])
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [("train__weight_decay", 0.0), ("protocol__lr_multiplier", 2.0), ("data__eval_tokens", 4096),
-     ("protocol__chinchilla", [0.002]), ("size__init", "normal"), ("size__n_heads", 1)],
-)  # fmt: skip
-def test_control_stops_an_undeclared_difference_and_names_it(field, value):
-    pair = specs_of(settings("transformer"), settings("gdn3_attn1", **{field: value}))
-    dotted = field.replace("__", ".")
-    with pytest.raises(SettingError, match=f"{dotted} differs .*no declared treatment"):
-        check(pair, ["mix"])
-    check(pair, ["mix", dotted])
-
-
-def test_control_stops_a_recipe_that_differs_by_the_mix_alone():
-    pair = specs_of(settings("transformer"), settings("gdn3_attn1"))
-    next(iter(pair.values()))["recipe"]["peak_lr"] *= 2
-    with pytest.raises(SettingError, match=r"recipe\.peak_lr differs"):
-        check(pair, ["mix"])

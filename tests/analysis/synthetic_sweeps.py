@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from ablations.records import RunDirectory
 from analysis.laws import Chinchilla
@@ -79,14 +80,19 @@ class SweepWriter:
             step = round(20 * multiple * SIZES[size] / batch)
             D = step * batch
             loss = float(TRUTH[mix].loss(N, D)) * np.exp(luck + rng.normal(0, self.point_sd))
-            run.append("metrics.jsonl", {"step": step, "tokens": D, "seconds": D / 5e4})
+            logged = {"step": step, "tokens": D, "lr": lr, "seconds": D / 5e4, "grad_norm": 0.4}
+            run.append("metrics.jsonl", logged)
             run.append(
                 "points.jsonl",
                 {
                     "mix": mix, "size": size, "seed": seed, "step": step, "chinchilla": multiple,
                     "N": N, "N_total": N + 8192, "N_body": N - 8192, "D": D, "C": 6 * N * D,
                     "epochs": D / 3e7, "loss": loss, "bpb": loss / np.log(2),
-                    "domains": {"prose": {"loss": loss, "bpb": loss / np.log(2)}},
+                    "domains": {
+                        "prose": {
+                            "loss": loss, "bpb": loss / np.log(2), "tokens": 8192, "documents": 9,
+                        }
+                    },
                     "data_hash": f"{size}{seed}{step}", "skipped_steps": 0,
                 },
             )  # fmt: skip
@@ -106,3 +112,15 @@ def write_ladder(
         for size in sizes:
             for seed in seeds:
                 sweep.run(mix, size, seed)
+
+
+def grid_points(laws: dict[str, Chinchilla], noise: float = 0.0, seed: int = 0) -> pd.DataFrame:
+    """Four sizes, three budgets, exact or with independent noise."""
+    rng = np.random.default_rng(seed)
+    rows = [
+        (mix, str(N), f"{mix}-{N}", N, D, float(law.loss(N, D)) * np.exp(noise * rng.normal()))
+        for mix, law in laws.items()
+        for N in (50_000, 100_000, 200_000, 400_000)
+        for D in (20 * N, 40 * N, 80 * N)
+    ]
+    return pd.DataFrame(rows, columns=["mix", "size", "run", "N", "D", "loss"]).assign(seed=0)

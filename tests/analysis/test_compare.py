@@ -9,7 +9,8 @@ import pytest
 import yaml
 from synthetic_sweeps import SweepWriter, write_ladder
 
-from analysis.compare import Comparison, compare
+from ablations.records import RunDirectory
+from analysis.compare import Comparison, compare, control_table
 from analysis.load import load_sweep
 
 
@@ -52,7 +53,12 @@ def test_unequal_n_is_a_confound_past_the_tolerance_of_the_protocol(sweep: Sweep
     write_ladder(sweep, mixes=("transformer",))
     for size in ("50k", "100k", "200k"):
         sweep.run("gdn3_attn1", size, 0, n_factor=1.004 if size == "50k" else 1.27)
-    assert compared(sweep).confounds == ("N: +27.0 % at size 100k, 200k",)
+    found = compared(sweep)
+    assert found.confounds == (
+        "parameters: +27.0 % at size 100k, 200k", "FLOPs: +27.0 % at size 100k, 200k",
+    )  # fmt: skip
+    assert [one.name for one in found.named] == ["parameters", "FLOPs"]
+    assert list(found.pairs["N_percent"].round(1)) == [0.4, 27.0, 27.0]
 
 
 @pytest.mark.parametrize(
@@ -60,10 +66,19 @@ def test_unequal_n_is_a_confound_past_the_tolerance_of_the_protocol(sweep: Sweep
     [
         ("spec.yaml", ("recipe", "peak_lr"), 1e-3, "recipe.peak_lr: 0.003 → 0.001"),
         ("spec.yaml", ("recipe", "batch_tokens"), 8192, "recipe.batch_tokens: 4096 → 8192"),
-        ("spec.yaml", ("model", "d_model"), 64, "model.d_model: 32 → 64"),
+        ("spec.yaml", ("model", "d_model"), 64, "model width: +100.0 %"),
+        ("spec.yaml", ("model", "norm_eps"), 1e-5, "model.norm_eps: absent → 1e-05"),
+        ("spec.yaml", ("train", "optimizer"), "muon", "train.optimizer: adamw → muon"),
         ("manifest.json", ("precision",), "bf16", "precision: fp32 → bf16"),
         ("manifest.json", ("versions", "torch"), "2.14", "versions.torch: 2.13 → 2.14"),
         ("manifest.json", ("device", "kind"), "cuda", "device.kind: cpu → cuda"),
+        ("manifest.json", ("revision",), "f" * 40, "revision: 0123456789abcdef → ffffffff"),
+        (
+            "manifest.json",
+            ("data", "fingerprint"),
+            "0" * 32,
+            "data.fingerprint: feedbeef → 00000000",
+        ),
         ("manifest.json", ("diff_sha256",), "ab" * 32, "diff_sha256:  → abababab"),
     ],
 )
@@ -81,13 +96,86 @@ def test_an_operator_that_one_mix_alone_uses_is_no_confound(sweep: SweepWriter) 
     assert compared(sweep).confounds == ()
 
 
-def test_other_batches_and_other_budgets_are_confounds(sweep: SweepWriter) -> None:
+def edit_rows(path: Path, at: int, **values: object) -> None:
+    """Change the row `at` of a .jsonl file and all behind it."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows[at:] = [row | values for row in rows[at:]]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.mark.parametrize(
+    ("file", "values", "what", "told"),
+    [
+        ("points", {"data_hash": "other"}, "batches", "batches: not equal from step 489"),
+        ("metrics", {"tokens": 1}, "tokens", "tokens: 2002944 → 1 from step 489"),
+        ("points", {"D": 1}, "D", "D: 2002944 → 1 from step 489"),
+        ("metrics", {"lr": 2e-3}, "learning rate", "learning rate: 0.003 → 0.002 from step 489"),
+        ("points", {"skipped_steps": 3}, "skipped steps", "skipped steps: 0 → 3 from step 489"),
+        ("points", {"domains": {"prose": {"loss": 3.0, "tokens": 4096, "documents": 9}}},
+         "evaluation tokens", "evaluation tokens: prose 8192 in 9 documents → prose 4096 in 9 "
+         "documents from step 489"),
+        ("points", {"domains": {"code": {"loss": 3.0, "tokens": 8192, "documents": 9}}},
+         "evaluation tokens", "evaluation tokens: code absent → code 8192 in 9 documents from "
+         "step 489"),
+    ],
+)  # fmt: skip
+def test_what_was_recorded_differently_is_found_with_step_values_and_runs(
+    sweep: SweepWriter, file: str, values: dict[str, object], what: str, told: str
+) -> None:
+    write_ladder(sweep, sizes=("50k",))
+    (path,) = sweep.path.glob(f"gdn3_attn1-50k-s1-*/{file}.jsonl")
+    edit_rows(path, 1, **values)
+    found = compared(sweep)
+    assert [line for line in found.confounds if line.startswith(what)] == [f"{told} in 50k/s1"]
+    (finding,) = (one for one in found.findings if one.what == what)
+    assert finding.step == 489
+    assert finding.runs[1] == path.parent.name
+    assert finding.runs[0].startswith("transformer-50k-s1-")
+    table = control_table(found)
+    (row,) = table[table["confound"] == what].to_dict("records")
+    assert path.parent.name in row["what it does, or runs"]
+
+
+def test_finished_runs_of_other_budgets_are_a_confound(sweep: SweepWriter) -> None:
+    write_ladder(sweep, mixes=("transformer",), sizes=("50k",), seeds=(0,))
+    sweep.run("gdn3_attn1", "50k", 0, multiples=(1, 2, 8))
+    assert compared(sweep).confounds[-1] == "tokens: points at other steps in 50k/s0"
+
+
+def test_code_that_changed_while_a_run_was_stopped_is_a_confound(sweep: SweepWriter) -> None:
     write_ladder(sweep, sizes=("50k",), seeds=(0,))
-    (path,) = sweep.path.glob("gdn3_attn1-*/points.jsonl")
-    edit_points(path, data_hash="other")
-    assert compared(sweep).confounds == ("batches: not equal in 50k/s0",)
-    edit_points(path, D=1)
-    assert "tokens: not equal in 50k/s0" in compared(sweep).confounds
+    (path,) = sweep.path.glob("gdn3_attn1-*")
+    run = RunDirectory(path)
+    before = {"revision": "a" * 40, "diff_sha256": "", "device": run.read_manifest()["device"]}
+    run.write_manifest(run.read_manifest() | {"earlier": [before]})
+    found = compared(sweep)
+    (told,) = found.confounds
+    assert told == "revision within a run: aaaaaaaa → 0123456789abcdef"
+    assert found.findings[0].runs == (path.name,)
+
+
+def test_where_only_some_pairs_differ_they_are_named(sweep: SweepWriter) -> None:
+    write_ladder(sweep)
+    (path,) = sweep.path.glob("gdn3_attn1-100k-s1-*/manifest.json")
+    content = json.loads(path.read_text())
+    content["device"]["kind"] = "cuda"
+    path.write_text(json.dumps(content))
+    assert compared(sweep).confounds == ("device.kind: cpu → cuda in 100k/s1",)
+
+
+def test_what_the_protocol_brings_along_is_told_with_its_size(sweep: SweepWriter) -> None:
+    write_ladder(sweep, sizes=("50k",))
+    for mix, mixer in (("transformer", "attn"), ("gdn3_attn1", "gdn")):
+        layers = [mixer] * 3 + ["attn"]
+        edit(sweep, mix, "spec.yaml", "model", "layers", value=layers)
+        windows = [8 if one == "attn" else 0 for one in layers[:3]] + [0]
+        edit(sweep, mix, "spec.yaml", "model", "windows", value=windows)
+    found = compared(sweep)
+    assert found.confounds == (
+        "windows: 3 of 4 → 0 of 1", "norm placement: 0 of 4 → 3 of 4",
+    )  # fmt: skip
+    assert "model.windows" not in " ".join(found.treatment)
+    assert "window of 8 tokens" in control_table(found)["what differs"][0]
 
 
 def test_a_run_that_has_not_finished_is_compared_as_far_as_it_went(sweep: SweepWriter) -> None:
@@ -105,8 +193,19 @@ def test_what_was_not_recorded_is_unknown_and_not_equal(sweep: SweepWriter) -> N
     for path in sweep.path.glob("*/points.jsonl"):
         edit_points(path, data_hash="")
     found = compared(sweep)
-    assert found.unknown == ("data hash", "manifest")
-    assert found.words == "none found; not recorded: data hash, manifest"
+    assert found.unknown == ("batches", "manifest")
+    assert found.words == "none found; not recorded: batches, manifest"
+
+
+def test_learning_rates_and_evaluation_that_were_not_recorded_are_unknown(
+    sweep: SweepWriter,
+) -> None:
+    write_ladder(sweep, sizes=("50k",))
+    for path in sweep.path.glob("*/metrics.jsonl"):
+        path.unlink()
+    for path in sweep.path.glob("*/points.jsonl"):
+        edit_points(path, domains={})
+    assert compared(sweep).unknown == ("evaluation tokens", "learning rate", "tokens")
 
 
 def test_mixes_without_a_common_size_and_seed_say_so(sweep: SweepWriter) -> None:

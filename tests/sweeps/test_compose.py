@@ -25,9 +25,18 @@ def by_hydra(*axes):
         (["protocol.chinchilla=[1]", "protocol.chinchilla=[0.5,1]"], ["seed=0", "seed=1"]),
         (["data.eval_tokens=null", "data.eval_tokens=2048"], ["seed=4"]),
         (["data.document_mask=true", "data.document_mask=false"], ["mix=gdn"]),
-        (["sweep=one", "sweep=2"], ["hydra.verbose=true"]),
+        (["sweep=one", "sweep=2", "sweep=two"], ["hydra.verbose=true"]),
+        (["mix=gdn", "mix=mamba2", "mix=transformer"], ["size=50k", "size=60m"], ["seed=0"],
+         ["data=embedded", "data=tokens"]),
+        (["protocol=controlled", "protocol=olmo_hybrid"], ["mix=gdn", "mix=mamba2"],
+         ["protocol.windows=[8]", "protocol.windows=[]"]),
+        (["mix=gdn", "mix=mamba2"], ["mix.name=${size.name}"], ["size=50k", "size=60m"]),
+        (["mix.name=a", "mix.name=${size.name}"], ["size=50k", "size=60m"]),
+        (["train=adamw", "train=muon"], ["sweep=${train.optim}"], ["mix=gdn", "mix=mamba2"]),
     ],
-    ids=["groups and seeds", "values first", "lists", "null", "truth values", "words"],
+    ids=["groups and seeds", "values first", "lists", "null", "truth values", "words",
+         "several groups", "a group and its key", "a choice that looks elsewhere",
+         "one of two that does", "a choice that reaches elsewhere"],
 )  # fmt: skip
 def test_equal_to_what_hydra_composes(axes):
     given = [

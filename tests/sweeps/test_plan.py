@@ -1,0 +1,217 @@
+"""A plan's costs against what they are by hand and on disk, and the prepared sweeps' own words."""
+
+import dataclasses
+import functools
+import re
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from ablations.devices import GPUS, gpu_kind, peak_flops
+from ablations.records import RunDirectory
+from ablations.settings import to_dict
+from ablations.spec import resolve
+from models.errors import SettingError
+from sweeps import plan as planning
+from sweeps.compose import compose_sweep
+from sweeps.plan import make_plan, measured_rates, show
+
+ROOT = Path(__file__).parents[2]
+OWN = ("plan", "treatments", "runs", "max_parallel", "max_local_hours", "cluster")
+PRESETS = {
+    "demo": 2 * 3 * 2,
+    "hybrid_ladder": 4 * 5 * 3,
+    "olmo_hybrid": 8 * 7,
+    "ratio": 5 * 3 * 3,
+    "gdn_parts": 4 * 4 * 3,
+    "tune_lr": 4 * 4,
+}
+
+
+@functools.cache
+def specs(*overrides):
+    """Hydra takes a tenth of a second a combination; several tests ask for the same sweep."""
+    return [
+        resolve({k: v for k, v in composed.items() if k not in OWN}, plan_only=True)
+        for composed in compose_sweep(overrides)
+    ]
+
+
+def planned(*overrides, runs_root=Path("/nowhere"), **options):
+    return make_plan(specs(*overrides), runs_root, None, **options)
+
+
+def shown(plan, width=120):
+    console = Console(width=width, highlight=False, markup=False)
+    with console.capture() as capture:
+        show(plan, console)
+    return capture.get()
+
+
+@pytest.fixture(autouse=True)
+def no_machine(monkeypatch):
+    """No corpus and no GPU of the machine that tests run on."""
+    monkeypatch.delenv("ARCHLADDER_DATA", raising=False)
+    monkeypatch.setattr(planning, "gpus_of_this_machine", lambda: (None, 0))
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_prepared_sweep_plans_and_costs_what_its_file_says(name):
+    plan = planned(f"experiment={name}")
+    assert len(plan.estimates) == PRESETS[name]
+    assert len({e.spec.run_name for e in plan.estimates}) == PRESETS[name]
+    head = (ROOT / "conf" / "experiment" / f"{name}.yaml").read_text()
+    for word in ("# Question:", "# Command:", "# Cost:", "# Expect:"):
+        assert word in head
+    if told := re.search(r"(\d+) runs, ([\d,]+) H200 hours .*?; ([\d.]+) TB", head, re.DOTALL):
+        runs, hours, terabytes = (float(number.replace(",", "")) for number in told.groups())
+        assert runs == PRESETS[name]
+        assert sum(e.gpu_hours for e in plan.estimates) == pytest.approx(hours, rel=0.005)
+        assert sum(e.checkpoint_bytes for e in plan.estimates) / 1e12 == pytest.approx(
+            terabytes, abs=0.05
+        )
+        part, hours = re.search(r"size=([\w,]+): ([\d,]+) hours", head).groups()
+        some = [e.gpu_hours for e in plan.estimates if e.spec.size.name in part.split(",")]
+        assert sum(some) == pytest.approx(float(hours.replace(",", "")), rel=0.005)
+    else:
+        assert name in ("demo", "tune_lr")
+
+
+def test_every_experiment_is_among_those_tested():
+    assert {p.stem for p in (ROOT / "conf" / "experiment").glob("*.yaml")} == PRESETS.keys()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (("experiment=olmo_hybrid", "protocol=controlled"), "defined by protocol=olmo_hybrid"),
+        (("experiment=ratio", "protocol=controlled,olmo_hybrid"), "defined by protocol=controlled"),
+        (("experiment=ratio,demo",), "several experiments"),
+        (("experiment=ratio", "experiment=demo"), "several experiments"),
+    ],
+)
+def test_an_override_that_makes_another_sweep_of_an_experiment_is_refused(overrides, words):
+    with pytest.raises(SettingError, match=words):
+        compose_sweep(overrides)
+
+
+def test_an_experiment_may_be_narrowed_widened_and_changed_under_another_name():
+    assert len(compose_sweep(["experiment=ratio", "mix=gdn", "size=60m", "seed=0,1,2,3"])) == 4
+    (other,) = compose_sweep(
+        ["experiment=olmo_hybrid", "protocol=controlled", "mix=gdn", "size=60m", "sweep=mine"]
+    )
+    assert (other["sweep"], other["protocol"]["name"]) == ("mine", "controlled")
+    (same,) = compose_sweep(["experiment=ratio", "protocol=controlled", "mix=gdn", "size=60m",
+                             "seed=0"])  # fmt: skip
+    assert same["sweep"] == "ratio"
+
+
+def test_olmo_hybrid_shows_its_confounds_under_the_plan():
+    text = " ".join(shown(planned("experiment=olmo_hybrid")).split())
+    assert "Confounds against transformer" in text
+    assert "gdn3_attn1 +15.8 to +40.9 %" in text
+    assert "gdn1_attn1 12 of 16 → 4 of 8" in text
+    assert "gdn3_attn1_middle 12 of 16 → 3 of 5" in text
+    controlled = shown(planned("experiment=hybrid_ladder"))
+    assert "windows:" not in controlled
+    assert "parameters:" not in controlled
+
+
+def test_gpu_hours_are_flops_over_the_stated_share_of_the_peak():
+    (one,) = planned("mix=gdn3_attn1", "size=1b").estimates
+    flops = one.spec.counts.flops_per_token * one.spec.recipe.tokens
+    assert one.gpu_hours == pytest.approx(flops / (0.40 * 989e12) / 3600)
+    (other,) = planned("size=1b", gpu="A100", gpus={"1b": 8}).estimates
+    assert other.gpu_hours == pytest.approx(other.flops / (0.40 * 312e12) / 3600)
+    assert other.gpus == 8
+    assert "A100 h" in shown(planned("size=1b", gpu="A100"))
+
+
+def test_totals_by_mix_are_sums_of_its_sizes():
+    text = shown(planned("mix=transformer,gdn", "size=60m,100m", "seed=0,1"))
+    plan = planned("mix=gdn", "size=60m,100m", "seed=0,1")
+    (row,) = (line for line in text.splitlines() if re.match(r"\s*gdn +all", line))
+    assert "0 of 4" in row
+    assert f"{sum(e.flops for e in plan.estimates):.2e}" in row
+    assert f"~{sum(e.gpu_hours for e in plan.estimates):.1f}" in row
+
+
+def test_nothing_of_the_table_is_cut_on_a_line_of_120():
+    assert "…" not in shown(planned("experiment=gdn_parts"))
+    assert "…" not in shown(planned("mix=transformer,gdn3_attn1_middle", "size=50k,1b"))
+
+
+def finished(root, spec, *, seconds, tokens=None, kind="cpu", name="CPU", count=1):
+    run = RunDirectory(root / "before" / f"{spec.run_name}-{kind}{count}{name.replace(' ', '')}")
+    run.write_spec(to_dict(spec))
+    device = {"kind": kind, "name": name, "count": count}
+    run.write_manifest({"counts": to_dict(spec.counts), "device": device})
+    run.write_status("done", tokens=tokens or spec.recipe.tokens, seconds=seconds)
+    return run
+
+
+def test_hours_follow_a_measured_run_of_that_mix_and_size(tmp_path):
+    plan = planned("mix=gdn", "size=50k,100k", "seed=0,1")
+    finished(tmp_path, plan.estimates[0].spec, seconds=50.0)
+    again = planned("mix=gdn", "size=50k,100k", "seed=0,1", runs_root=tmp_path)
+    assert [e.measured for e in again.estimates] == [e.spec.size.name == "50k" for e in
+                                                     plan.estimates]  # fmt: skip
+    assert [e.seconds_here for e in again.estimates if e.measured] == pytest.approx([50.0, 50.0])
+    assert "others as measured" in shown(again)
+
+
+def test_rates_are_a_device_and_of_its_own_kind(tmp_path):
+    spec = planned("size=50k").estimates[0].spec
+    key = ("transformer", spec.counts.N, 256)
+    gpu = {"kind": "cuda", "name": "NVIDIA H200"}
+    finished(tmp_path, spec, seconds=100.0, tokens=10_000)
+    finished(tmp_path, spec, seconds=10.0, tokens=80_000, count=8, **gpu)
+    finished(tmp_path, spec, seconds=10.0, tokens=5, kind="cuda", name="NVIDIA A100-SXM4-80GB")
+    assert measured_rates(tmp_path, "cpu") == {key: 100.0}
+    assert measured_rates(tmp_path, "cuda", "H200") == {key: 1000.0}
+    (tmp_path / "before" / "broken").mkdir()
+    RunDirectory(tmp_path / "before" / "broken").write_status("done", tokens=1, seconds=1)
+    assert measured_rates(tmp_path, "cpu") == {key: 100.0}
+
+
+def test_what_is_done_is_not_to_do_and_what_has_begun_is_said(tmp_path):
+    plan = planned("mix=gdn", "size=50k", "seed=0,1,2", "sweep=s")
+    for estimate, state in zip(plan.estimates, ("done", "preempted", None), strict=True):
+        if state:
+            RunDirectory(tmp_path / "s" / estimate.spec.run_name).write_status(state)
+    again = planned("mix=gdn", "size=50k", "seed=0,1,2", "sweep=s", runs_root=tmp_path)
+    assert len(again.todo) == 2
+    assert "3 runs, 1 done, 1 begun and going on" in shown(again)
+
+
+def test_a_sweep_takes_no_less_than_its_longest_run():
+    one = planned("size=50k").estimates[0]
+    estimates = tuple(dataclasses.replace(one, seconds_here=s) for s in (3600.0, 60.0, 60.0))
+    assert planning.Plan(estimates, 3, 1).hours_here == 1.0
+    assert planning.Plan(estimates, 1, 1).hours_here == pytest.approx(3720 / 3600)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("NVIDIA H200", "H200"), ("NVIDIA H100 80GB HBM3", "H100"), ("NVIDIA H100 PCIe", "H100 PCIe"),
+     ("NVIDIA A100-SXM4-80GB", "A100"), ("NVIDIA GeForce RTX 4090", "RTX 4090"),
+     ("Tesla T4", None)],
+)  # fmt: skip
+def test_a_gpu_is_known_by_its_drivers_name(name, kind):
+    assert gpu_kind(name) == kind
+    assert peak_flops(name) == (GPUS[kind].peak_flops if kind else None)
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [(0, "0"), (999, "999"), (57_422_208, "57.42M"), (204.7e9, "204.7B"), (1.28e12, "1.28T")],
+)
+def test_numbers_are_short(number, words):
+    assert planning._short(number) == words
+
+
+def test_durations_read_in_their_unit():
+    durations = {30: "30 s", 90: "1.5 min", 5400: "1.5 h", 36 * 3600: "36.0 h", 9e7: "2.9 years"}
+    assert {s: planning.duration(s) for s in durations} == durations
+    assert planning._bytes(6.9e9) == "6.9 GB"
