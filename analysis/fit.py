@@ -1,42 +1,74 @@
 """Scaling-law fits of one mix or of several together, with a certificate of the optimum.
 
-The law is L = E + A/N^alpha + B/D^beta. Minimised is the plain sum over points of Huber's loss of
-the log residual, log L_fit - log L (Hoffmann et al. 2022, eq. 3, delta 1e-3), or the plain sum of
-its square. Joint models over mixes, from most to least free: `free`, `shared_exponents` (one alpha
-and beta), `shared` (one alpha, beta and E: only A and B differ).
+Minimised is the plain sum over points, times `weight` where the points have one, of a loss of the
+log residual log L_fit - log L (see `losses`). The laws are in `laws`; joint models over mixes, from
+most to least free, in `MODELS`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, get_args
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from ablations.records import SettingError
+from analysis.grid import best_cells, starts
 from analysis.laws import Array, Chinchilla, Indices
-from analysis.solver import GRID, Polished, Problem, polish, project
+from analysis.losses import DELTA, LOSSES, Criterion, Loss, Student, criterion
+from analysis.problem import EXPONENT_BOUNDS, Problem
+from analysis.solver import Mask, Polished, polish
 
-Model = Literal["free", "shared_exponents", "shared"]
+__all__ = ["DELTA", "LOSSES", "MODELS", "MODEL_WORDS", "Fit", "Loss", "Model", "fit", "refit"]
+
+Model = Literal[
+    "free", "shared_E", "shared_exponents", "shared", "only_A", "only_B", "only_E", "pooled"
+]
 MODELS: tuple[Model, ...] = get_args(Model)
-MODEL_WORDS = {
+MODEL_WORDS: dict[Model, str] = {
     "free": "each mix its own law",
+    "shared_E": "E shared by the mixes",
     "shared_exponents": "alpha and beta shared by the mixes",
     "shared": "alpha, beta and E shared by the mixes",
+    "only_A": "all shared by the mixes but A",
+    "only_B": "all shared by the mixes but B",
+    "only_E": "all shared by the mixes but E",
+    "pooled": "one law for all mixes",
 }
-Loss = Literal["huber", "squares"]
-LOSSES: tuple[Loss, ...] = get_args(Loss)
-DELTA = 1e-3
+# That an exponent alone differs is no model: with A equal, it would depend on the unit of N.
+_ALL = frozenset(("E", "A", "B", "alpha", "beta"))
+SHARED: dict[Model, frozenset[str]] = {
+    "free": frozenset(),
+    "shared_E": frozenset({"E"}),
+    "shared_exponents": frozenset({"alpha", "beta"}),
+    "shared": frozenset({"alpha", "beta", "E"}),
+    "only_A": _ALL - {"A"},
+    "only_B": _ALL - {"B"},
+    "only_E": _ALL - {"E"},
+    "pooled": _ALL,
+}
+Law = Literal["chinchilla", "gamma"]
 # Condition number of the column-scaled Jacobian above which coefficients trade against each other
 # so freely that their separate values say nothing (Belsley, Kuh & Welsch 1980 call 30 strong).
 ILL_CONDITIONED = 300.0
+SAME_OBJECTIVE = 1e-6
+MAX_TURNS = 200
+# No model is as bad: a uniform guess among a million tokens costs 14 nats.
+LARGEST_LOSS = 1e3
 
 
 @dataclass(frozen=True)
 class MixFit:
-    """One mix's law and what certifies it. `objective` is this mix's part of the plain sum."""
+    """One mix's law and what certifies it. `objective` is this mix's part of the plain sum.
+
+    `starts_agreeing` is the share of starts that end within 1e-6 of the lowest objective,
+    `gradient_norm` the projected gradient's there, by (E, log A, log B, alpha, beta), `condition`
+    the condition number of the column-scaled Jacobian, `E_error` the standard error of E as if
+    points were independent: it tells whether E is there, and is no interval to quote.
+    """
 
     mix: str
     law: Chinchilla
@@ -51,22 +83,66 @@ class MixFit:
     at_bound: tuple[str, ...]
     N_range: tuple[float, float]
     D_range: tuple[float, float]
+    E_error: float = 0.0
 
     @property
     def identified(self) -> bool:
-        """Whether the five coefficients can be read one by one."""
-        return not self.at_bound and self.condition < ILL_CONDITIONED
+        """Whether the coefficients can be read one by one."""
+        return not self.caveats
+
+    @property
+    def caveats(self) -> tuple[str, ...]:
+        """What keeps the coefficients from being read one by one, a clause each."""
+        found = []
+        if "E" in self.at_bound:
+            found.append("E is unidentified: the best fit has it at zero")
+        elif self.E_error and 2 * self.E_error > self.law.E:
+            found.append(
+                f"E is unidentified: {self.law.E:.3g} ± {self.E_error:.2g}, one standard error"
+            )
+        if others := [name for name in self.at_bound if name != "E"]:
+            found.append(f"{', '.join(others)} at the bound of what is searched")
+        if self.condition >= ILL_CONDITIONED:
+            found.append(
+                f"the coefficients trade against each other (condition number {self.condition:.0f})"
+            )
+        return tuple(found)
+
+    @property
+    def certificate(self) -> dict[str, object]:
+        """What says how far the optimum can be trusted, by name."""
+        return {
+            "objective": self.objective,
+            "n": self.n,
+            "runs": self.n_runs,
+            "rms": self.rms,
+            "gradient_norm": self.gradient_norm,
+            "starts": self.starts,
+            "starts_agreeing": self.starts_agreeing,
+            "condition": self.condition,
+            "at_bound": list(self.at_bound),
+            "caveats": list(self.caveats),
+        }
 
 
 @dataclass(frozen=True)
 class Block:
-    """Mixes fitted together: the problem, its optimum (p,), and its rows of the points table."""
+    """Mixes fitted together: the problem, its optimum (p,), and its rows of the points table.
+
+    `free` (p,) tells the parameters that are neither at a bound nor held; `weight` (n,) multiplies
+    the points' losses.
+    """
 
     problem: Problem
     mixes: tuple[str, ...]
     rows: Indices
     theta: Array
-    free: NDArray[np.bool_]
+    free: Mask
+    weight: Array
+
+
+Posed = tuple[Problem, tuple[str, ...], Indices, Array, Array]
+Part = tuple[Block, Polished, Array]
 
 
 @dataclass(frozen=True)
@@ -79,13 +155,21 @@ class Fit:
     points: pd.DataFrame
     blocks: tuple[Block, ...]
     mixes: dict[str, MixFit]
-    objective: float
-    n_parameters: int
     residual: Array
+    threshold: Criterion
+    fixed: dict[str, float]
 
     @property
     def n(self) -> int:
         return len(self.residual)
+
+    @cached_property
+    def objective(self) -> float:
+        return sum(one.objective for one in self.mixes.values())
+
+    @cached_property
+    def n_parameters(self) -> int:
+        return sum(block.problem.n_free for block in self.blocks)
 
     @property
     def rms(self) -> float:
@@ -95,152 +179,208 @@ class Fit:
     @property
     def words(self) -> str:
         """The model in words, for tables and captions."""
-        loss = "least squares" if self.loss == "squares" else f"Huber, delta {self.delta:g},"
-        if len(self.mixes) == 1:
-            return f"{loss} on log residuals"
-        return f"{MODEL_WORDS[self.model]}; {loss} on log residuals"
-
-    @property
-    def threshold(self) -> float:
-        return self.delta if self.loss == "huber" else np.inf
+        loss = f"{self.threshold.words} on log residuals"
+        if self.fixed:
+            held = ", ".join(f"{name} = {value:g}" for name, value in self.fixed.items())
+            loss = f"{held} held; {loss}"
+        return loss if len(self.mixes) == 1 else f"{MODEL_WORDS[self.model]}; {loss}"
 
 
-def lacking(points: pd.DataFrame) -> str:
+def lacking(points: pd.DataFrame, law: Law = "chinchilla", held: Iterable[str] = ()) -> str:
     """What one mix's points lack for a fit of the law, as a clause, or an empty string."""
-    sizes, budgets = points["size"].nunique(), points["D"].nunique()
-    if len(points) < 6:
-        return f"{len(points)} points, and the law's five coefficients need six or more"
-    if sizes < 3:
-        return f"{sizes} size(s), and A, alpha and E cannot be told apart with fewer than three"
-    if budgets < 3:
-        return f"{budgets} values of D, and B, beta and E need three or more"
+    count = (6 if law == "gamma" else 5) - len(held := set(held))
+    sizes, budgets = points["N"].nunique(), points["D"].nunique()
+    sizes = points["size"].nunique() if "size" in points else sizes
+    words = {2: "two", 3: "three", 4: "four", 5: "five", 6: "six", 7: "seven"}
+    if len(points) <= count:
+        return (
+            f"{len(points)} points, and the law's {words[count]} coefficients need "
+            f"{words[count + 1]} or more"
+        )
+    need = 2 if "alpha" in held else 3
+    if sizes < need and "A" not in held:
+        return (
+            f"{sizes} size(s), and A, alpha and E cannot be told apart with fewer than "
+            f"{words[need]}"
+        )
+    need = 2 if "beta" in held else 3
+    if budgets < need:
+        return f"{budgets} values of D, and B, beta and E need {words[need]} or more"
     return ""
 
 
 def fit(
-    points: pd.DataFrame, model: Model = "free", loss: Loss = "huber", delta: float = DELTA
-) -> Fit:
-    """Fit the law to every mix in `points` (columns mix, size, run, N, D, loss).
-
-    Raises SettingError where a mix has too few points, sizes or token budgets.
-    """
-    for mix, own in points.groupby("mix"):
-        if clause := lacking(own):
-            raise SettingError(f"mix={mix} cannot be fitted: it has {clause}.")
-    points = points.reset_index(drop=True)
-    names = tuple(dict.fromkeys(points["mix"]))
-    groups = [(name,) for name in names] if model == "free" else [names]
-    blocks: list[Block] = []
-    mixes: dict[str, MixFit] = {}
-    residual = np.zeros(len(points))
-    for group in groups:
-        rows = np.flatnonzero(points["mix"].isin(group).to_numpy())
-        block, fits, part = _fit_block(points.loc[rows], rows, group, model, loss, delta)
-        blocks.append(block)
-        mixes |= fits
-        residual[rows] = part
-    k = sum(block.problem.n_parameters for block in blocks)
-    return Fit(
-        model=model,
-        loss=loss,
-        delta=delta,
-        points=points,
-        blocks=tuple(blocks),
-        mixes={name: mixes[name] for name in names},
-        objective=sum(one.objective for one in mixes.values()),
-        n_parameters=k,
-        residual=residual,
-    )
-
-
-def _fit_block(
     points: pd.DataFrame,
-    rows: Indices,
+    model: Model = "free",
+    loss: Loss = "huber",
+    delta: float = DELTA,
+    law: Law = "chinchilla",
+    held: Mapping[str, float] | None = None,
+) -> Fit:
+    """Fit the law to every mix in `points` (columns mix, size, run, N, D, loss; weight optional).
+
+    `held` gives E, alpha or beta a value instead of fitting it (of the gamma form E alone), and A
+    the value 0 for a law of D alone. Raises SettingError where a mix has too few points, sizes or
+    token budgets, or the settings contradict each other.
+    """
+    held = dict(held or {})
+    names = tuple(dict.fromkeys(points["mix"]))
+    _check(points, names, model, law, held)
+    points = points.reset_index(drop=True)
+    groups = [(name,) for name in names] if model == "free" else [names]
+    problems = [_problem(points, group, model, law, held) for group in groups]
+    chosen = criterion(loss, delta)
+    parts = [_minimise(*one, chosen) for one in problems]
+    if isinstance(chosen, Student):
+        chosen = _scaled(problems, parts, chosen)
+        parts = [_minimise(*one, chosen) for one in problems]
+    residual = np.zeros(len(points))
+    for block, _, part in parts:
+        residual[block.rows] = part
+    blocks = tuple(block for block, _, _ in parts)
+    mixes = {
+        name: _mix_fit(points, block, polished, residual, chosen, m)
+        for block, polished, _ in parts
+        for m, name in enumerate(block.mixes)
+    }
+    return Fit(
+        model, loss, delta, points, blocks, {name: mixes[name] for name in names},
+        residual, chosen, held,
+    )  # fmt: skip
+
+
+def _check(
+    points: pd.DataFrame, names: tuple[str, ...], model: Model, law: Law, held: dict[str, float]
+) -> None:
+    if model != "free" and len(names) < 2:
+        raise SettingError(
+            f"model={model} shares coefficients between mixes, and there is one mix only "
+            f"({names[0]}); give model=free, or points of a second mix."
+        )
+    if law == "gamma" and model != "free":
+        raise SettingError(f"model={model} is not there for law=gamma; give model=free.")
+    if (largest := float(points["loss"].max())) > LARGEST_LOSS:
+        raise SettingError(f"loss={largest:g} is no loss in nats per token; it must be below 1000.")
+    lowest = float(points["loss"].min())
+    may_be_held = ("E",) if law == "gamma" else ("E", "alpha", "beta")
+    for name, value in held.items():
+        if name == "A" and value == 0 and "alpha" in held:
+            continue
+        if name not in may_be_held:
+            raise SettingError(
+                f"fix={name} cannot be held with law={law}; valid: {', '.join(may_be_held)}."
+            )
+        low, high = (0.0, lowest) if name == "E" else EXPONENT_BOUNDS
+        if not low <= value <= high or value == lowest:
+            raise SettingError(f"fix {name}={value:g} must lie between {low:g} and {high:g}.")
+    for mix, own in points.groupby("mix"):
+        if clause := lacking(own, law, held):
+            raise SettingError(f"mix={mix} cannot be fitted: it has {clause}.")
+
+
+def weights_of(points: pd.DataFrame) -> Array:
+    """The points' weights in the objective, (n,): one where there is no such column."""
+    if "weight" not in points:
+        return np.ones(len(points))
+    return points["weight"].to_numpy(float)
+
+
+def _problem(
+    points: pd.DataFrame, group: tuple[str, ...], model: Model, law: Law, held: dict[str, float]
+) -> Posed:
+    """A group of mixes as a problem, with its rows of the points, their log losses and weights."""
+    rows = np.flatnonzero(points["mix"].isin(group).to_numpy())
+    own = points.loc[rows]
+    index = np.array([group.index(mix) for mix in own["mix"]], dtype=np.intp)
+    N, D = own["N"].to_numpy(float), own["D"].to_numpy(float)
+    problem = Problem(N, D, index, len(group), SHARED[model], law == "gamma", held)
+    return problem, group, rows, np.log(own["loss"].to_numpy(float)), weights_of(own)
+
+
+def _minimise(
+    problem: Problem,
     group: tuple[str, ...],
-    model: Model,
-    loss: Loss,
-    delta: float,
-) -> tuple[Block, dict[str, MixFit], Array]:
-    places = [group.index(mix) for mix in points["mix"]]
-    index = np.array(places, dtype=np.intp)
-    N, D = points["N"].to_numpy(float), points["D"].to_numpy(float)
-    problem = Problem(N, D, index, len(group), share_E=model == "shared")
-    log_loss = np.log(points["loss"].to_numpy(float))
-    threshold = delta if loss == "huber" else np.inf
-    polished = _multistart(problem, log_loss, threshold)
-    best = int(polished.objective.argmin())
-    theta, lowest = polished.theta[best], polished.objective[best]
-    agreeing = float((polished.objective <= lowest * (1 + 1e-6) + 1e-24).mean())
-    low, high = problem.bounds(log_loss[None])
+    rows: Indices,
+    log_loss: Array,
+    weight: Array,
+    chosen: Criterion,
+    first: Array | None = None,
+) -> Part:
+    """A block, its polished starts (from the grid, or `first`), and the residuals of its rows."""
+    first = starts(problem, log_loss, weight) if first is None else first
+    S = len(first)
+    polished = polish(problem, first, np.tile(log_loss, (S, 1)), np.tile(weight, (S, 1)), chosen)
+    theta = polished.theta[int(polished.objective.argmin())]
+    low, high = problem.bounds(log_loss)
     free = (theta > low) & (theta < high)
     residual = np.log(problem.predict(theta[None])[0][0]) - log_loss
-    each = _pointwise(residual, threshold)
-    block = Block(problem, group, rows, theta, free)
-    condition = _condition(problem.jacobian(theta[None])[0][:, free])
-    fits = {}
-    for m, name in enumerate(group):
-        own = index == m
-        fits[name] = MixFit(
-            mix=name,
-            law=problem.law(theta, m),
-            n=int(own.sum()),
-            n_runs=points["run"][own].nunique(),
-            objective=float(each[own].sum()),
-            rms=float(np.sqrt((residual[own] ** 2).mean())),
-            gradient_norm=float(polished.gradient_norm[best]),
-            starts=len(polished.objective),
-            starts_agreeing=agreeing,
-            condition=condition,
-            at_bound=_bounds_met(problem, m, free),
-            N_range=(float(N[own].min()), float(N[own].max())),
-            D_range=(float(D[own].min()), float(D[own].max())),
-        )
-    return block, fits, residual
+    return Block(problem, group, rows, theta, free, weight), polished, residual
 
 
-def _pointwise(residual: Array, threshold: float) -> Array:
-    """Each point's part of the objective: its Huber value, or its plain square."""
-    if np.isinf(threshold):
-        return residual**2
-    size = np.abs(residual)
-    return np.where(size < threshold, residual**2 / 2, threshold * (size - threshold / 2))
+def _scaled(problems: list[Posed], parts: list[Part], chosen: Student) -> Student:
+    """Student's t at its scale of highest likelihood, that and the law fitted in turn."""
+    for _ in range(MAX_TURNS):
+        residual = np.concatenate([part for _, _, part in parts])
+        weight = np.concatenate([block.weight for block, _, _ in parts])
+        before, chosen = chosen, chosen.rescaled(residual, weight)
+        if abs(chosen.scale - before.scale) <= 1e-7 * before.scale or chosen.scale < 1e-12:
+            break
+        parts = [
+            _minimise(*one, chosen, block.theta[None])
+            for one, (block, _, _) in zip(problems, parts, strict=True)
+        ]
+    return chosen
 
 
-def _multistart(problem: Problem, log_loss: Array, threshold: float) -> Polished:
-    """Polish from the grid's own minima and from cells spread over the whole of it."""
-    one = np.ones_like(log_loss)[None]
-    objective, cells = project(problem, log_loss[None], one)
-    flat = cells[0].reshape(-1, problem.n_parameters)
-    padded = np.pad(objective[0], 1, constant_values=np.inf)
-    G = len(GRID)
-    around = [
-        padded[1 + i : 1 + i + G, 1 + j : 1 + j + G]
-        for i in (-1, 0, 1)
-        for j in (-1, 0, 1)
-        if i or j
-    ]
-    minima = np.flatnonzero((objective[0] < np.min(around, axis=0)).ravel())
-    minima = minima[np.argsort(objective[0].ravel()[minima])][:6]
-    spread = cells[0][2::5, 2::5].reshape(-1, problem.n_parameters)
-    starts = np.concatenate([flat[minima], spread])
-    S = len(starts)
-    return polish(
-        problem, starts, np.tile(log_loss, (S, 1)), np.ones((S, len(log_loss))), threshold
+def _mix_fit(
+    points: pd.DataFrame,
+    block: Block,
+    polished: Polished,
+    residual: Array,
+    chosen: Criterion,
+    m: int,
+) -> MixFit:
+    problem, theta = block.problem, block.theta
+    own = problem.mix == m
+    r, weight = residual[block.rows], block.weight
+    best = int(polished.objective.argmin())
+    lowest = polished.objective[best]
+    agreeing = polished.objective <= lowest + SAME_OBJECTIVE * abs(lowest) + 1e-24
+    jacobian = problem.jacobian(theta[None])[0][:, block.free] * np.sqrt(weight)[:, None]
+    place = {name: int(where[m]) for name, where in problem.place.items()}
+    bound = [name for name in place if name not in problem.pinned and not block.free[place[name]]]
+    N, D = problem.N[own], problem.D[own]
+    return MixFit(
+        mix=block.mixes[m],
+        law=problem.law(theta, m),
+        n=int(own.sum()),
+        n_runs=points["run"].iloc[block.rows[own]].nunique(),
+        objective=float((weight * chosen.reported(r))[own].sum()),
+        rms=float(np.sqrt((r[own] ** 2).mean())),
+        gradient_norm=float(polished.gradient_norm[best]),
+        starts=len(polished.objective),
+        starts_agreeing=float(agreeing.mean()),
+        condition=_condition(jacobian),
+        at_bound=tuple(bound),
+        N_range=(float(N.min()), float(N.max())),
+        D_range=(float(D.min()), float(D.max())),
+        E_error=_error(jacobian, np.sqrt(weight) * r, block.free, place["E"]),
     )
 
 
-def refit(block: Block, log_loss: Array, weight: Array, threshold: float) -> tuple[Array, Array]:
+def refit(
+    block: Block, log_loss: Array, weight: Array, threshold: Criterion | float
+) -> tuple[Array, Array]:
     """Fit resamples of a block: log_loss and weight (R, n). Returns parameters (R, p), objective.
 
     Each starts from its own best grid cell and from the optimum of the data, and keeps the better.
     """
     R = len(log_loss)
-    objective, cells = project(block.problem, log_loss, weight)
-    flat = cells.reshape(R, -1, block.problem.n_parameters)
-    best = flat[np.arange(R), objective.reshape(R, -1).argmin(1)]
-    starts = np.concatenate([best, np.tile(block.theta, (R, 1))])
+    weight = weight * block.weight
+    best = best_cells(block.problem, log_loss, weight)
+    both = np.concatenate([best, np.tile(block.theta, (R, 1))])
     polished = polish(
-        block.problem, starts, np.tile(log_loss, (2, 1)), np.tile(weight, (2, 1)), threshold
+        block.problem, both, np.tile(log_loss, (2, 1)), np.tile(weight, (2, 1)), threshold
     )
     value = polished.objective.reshape(2, R)
     better = value.argmin(0)
@@ -254,12 +394,11 @@ def _condition(jacobian: Array) -> float:
     return float(values[0] / max(values[-1], 1e-300))
 
 
-def _bounds_met(problem: Problem, mix: int, free: NDArray[np.bool_]) -> tuple[str, ...]:
-    at = {
-        "E": 0 if problem.share_E else mix,
-        "A": problem.n_E + mix,
-        "B": problem.n_E + problem.n_mixes + mix,
-        "alpha": -2,
-        "beta": -1,
-    }
-    return tuple(name for name, index in at.items() if not free[index])
+def _error(jacobian: Array, residual: Array, free: Mask, place: int) -> float:
+    """Standard error of one free parameter by the linearised fit; 0 where it is not free."""
+    if not free[place]:
+        return 0.0
+    column = int(free[:place].sum())
+    inverse = np.linalg.pinv(jacobian.T @ jacobian)
+    spare = max(len(residual) - jacobian.shape[1], 1)
+    return float(np.sqrt(max(inverse[column, column], 0) * (residual @ residual) / spare))

@@ -17,6 +17,7 @@ import pandas as pd
 from ablations.records import RunDirectory, SettingError, read_sweep
 
 REQUIRED = ("mix", "N", "D", "loss")
+NAMES = ("mix", "run", "size")
 NUMBERS = ("N", "N_total", "N_body", "D", "C", "epochs", "chinchilla", "loss", "bpb", "seconds")
 # Two N closer than this are one size: the controlled protocol matches N within 0.5 %.
 SAME_SIZE = 1.02
@@ -85,45 +86,71 @@ def load_sweep(sweep_dir: Path) -> Sweep:
     return Sweep(sweep_dir.name, sweep_dir, _ordered(table[good]), tuple(runs), dropped)
 
 
+def load_points(path: Path) -> pd.DataFrame:
+    """Points of a CSV, or of a sweep where `path` is its folder. Raises like the two readers."""
+    return load_sweep(path).points if path.is_dir() else load_csv(path)
+
+
 def load_csv(path: Path) -> pd.DataFrame:
-    """Read points from a CSV with columns mix, N, D, loss (run, seed, size, seconds optional).
+    """Read points from a CSV with columns mix, N, D, loss (run, seed, size, C, seconds, weight
+    optional; weight multiplies a point's part in what a fit minimises).
 
     Without a `run` column, the rows of one mix, size and seed count as one run. Raises SettingError
-    naming the missing columns, or the rows that cannot be used.
+    naming the missing columns, or the rows that cannot be used: rows as counted under the header,
+    and lines as an editor counts them.
     """
     try:
-        table = pd.read_csv(path)
+        # Blank lines stay in, so that rows can be told by their lines.
+        table = pd.read_csv(path, skip_blank_lines=False, skipinitialspace=True)
     except FileNotFoundError:
         raise SettingError(
-            f"points={path} is not there; give a CSV with columns {', '.join(REQUIRED)}."
+            f"points={path} is not there; give a CSV with columns {', '.join(REQUIRED)}, "
+            "or the folder of a sweep."
         ) from None
     except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError):
         raise SettingError(
             f"points={path} is not a CSV; its first line must name columns {', '.join(REQUIRED)}."
         ) from None
+    table.columns = pd.Index([str(name).strip() for name in table.columns])
+    table = table.dropna(how="all")
     missing = [name for name in REQUIRED if name not in table]
     if missing:
         raise SettingError(
             f"points={path} has no column {', '.join(missing)}; "
-            f"it has {', '.join(map(str, table.columns))} and needs {', '.join(REQUIRED)}."
+            f"it has {', '.join(table.columns)} and needs {', '.join(REQUIRED)}."
         )
     if table.empty:
         raise SettingError(f"points={path} holds no rows; a law needs at least six points.")
-    for name in ("N", "D", "loss"):
-        table[name] = pd.to_numeric(table[name], errors="coerce")
-        _refuse_rows(path, table, name, ~_is_positive(table[name]))
-    _refuse_rows(path, table, "mix", table["mix"].isna())
-    return _ordered(_tidy(table))
+    for name in ("N", "D", "loss", *(["weight"] if "weight" in table else [])):
+        given = table[name]
+        table[name] = pd.to_numeric(given, errors="coerce")
+        _refuse_rows(path, table, name, ~_is_positive(table[name]), given)
+    for name in NAMES:
+        if name in table:
+            _refuse_rows(path, table, name, table[name].isna(), table[name])
+    return _ordered(_tidy(table.reset_index(drop=True)))
 
 
-def _refuse_rows(path: Path, table: pd.DataFrame, name: str, bad: pd.Series) -> None:
+def _refuse_rows(
+    path: Path, table: pd.DataFrame, name: str, bad: pd.Series, given: pd.Series
+) -> None:
     if not bad.any():
         return
-    # As an editor counts them: the header is line 1.
-    lines = [str(index + 2) for index in table.index[bad]]
-    told = ", ".join(lines[:8]) + (f" and {len(lines) - 8} more" if len(lines) > 8 else "")
-    kind = "a name" if name == "mix" else "a positive finite number"
-    raise SettingError(f"points={path} needs {kind} for {name} on line {told}.")
+    rows = [int(place) + 1 for place in np.flatnonzero(bad)]
+    lines = [int(index) + 2 for index in table.index[bad]]
+    value = given[bad].iloc[0]
+    first = "empty" if pd.isna(value) else f"{name}={value}"
+    kind = "a name" if name in NAMES else "a positive finite number"
+    raise SettingError(
+        f"points={path} needs {kind} for {name} in row {_some(rows)} "
+        f"(line {_some(lines)} of the file), where it is {first}"
+        f"{' at first' if len(rows) > 1 else ''}."
+    )
+
+
+def _some(numbers: list[int]) -> str:
+    told = ", ".join(map(str, numbers[:8]))
+    return told + (f" and {len(numbers) - 8} more" if len(numbers) > 8 else "")
 
 
 def _is_positive(values: pd.Series) -> pd.Series:

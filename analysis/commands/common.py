@@ -13,16 +13,18 @@ from ablations.records import SettingError, one_of
 if TYPE_CHECKING:
     import pandas as pd
 
-FORMATS = ("table", "csv", "json")
+FORMATS = ("table", "csv", "json", "latex")
 
 
 def add_points(parser: argparse.ArgumentParser, loss: str, model: str) -> None:
     """The arguments of a command that fits points of a CSV, with its own defaults."""
-    parser.add_argument("points", type=Path, help="CSV with columns mix, N, D, loss")
-    parser.add_argument("--loss", default=loss, help="huber or squares, of log residuals")
+    parser.add_argument("points", type=Path, help="CSV with mix, N, D, loss, or a sweep's folder")
+    parser.add_argument(
+        "--loss", default=loss, help="huber, absolute, squares or student, of log residuals"
+    )
     parser.add_argument("--delta", type=float, default=1e-3, help="Huber's threshold")
     parser.add_argument("--model", default=model, help="joint model over the mixes")
-    parser.add_argument("--format", default="table", choices=FORMATS)
+    parser.add_argument("--format", default="table", help=", ".join(FORMATS))
 
 
 def number(name: str, text: str) -> float:
@@ -31,7 +33,7 @@ def number(name: str, text: str) -> float:
     except ValueError as error:
         if isinstance(error, SettingError):
             raise
-        raise SettingError(f"{name} is not a number; give one like 1e9.") from None
+        raise SettingError(f"{name}={text} must be a positive finite number.") from None
 
 
 def positive(name: str, value: float) -> float:
@@ -55,15 +57,33 @@ def known(name: str, value: str, valid: tuple[str, ...]) -> None:
         raise one_of(name, value, valid)
 
 
-def shown(form: str, document: dict[str, Any], rows: list[dict[str, Any]]) -> str:
+def shown(
+    form: str, document: dict[str, Any], rows: list[dict[str, Any]], notes: list[str] | None = None
+) -> str:
+    """The document as JSON, or its rows as a table, CSV or LaTeX; `notes` follow a table."""
+    known("format", form, FORMATS)
     if form == "json":
         return json.dumps(_plain(document), indent=1, allow_nan=False)
     import pandas as pd
 
-    table = pd.DataFrame(rows)
+    # A caveat is a sentence: it has no place in a column.
+    table = pd.DataFrame(rows).drop(columns="caveats" if form != "csv" else [], errors="ignore")
+    table = table.map(_joined)
     if form == "csv":
         return table.to_csv(index=False, float_format="%.10g").rstrip()
-    return _aligned(table)
+    if form == "latex":
+        from analysis.tables import latex
+
+        return latex(table.map(_cell)).rstrip()
+    return "\n".join([_aligned(table), *(notes or [])])
+
+
+def _joined(value: Any) -> Any:
+    return "; ".join(map(str, value)) if isinstance(value, list | tuple) else value
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def _aligned(table: pd.DataFrame) -> str:

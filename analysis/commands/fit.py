@@ -1,48 +1,138 @@
-"""`python -m analysis fit points.csv`: a scaling law for each mix of a CSV."""
-
-from __future__ import annotations
+"""`python -m analysis fit points.csv`: scaling laws of each mix of a CSV or a sweep."""
 
 import argparse
+from typing import Any
 
-from analysis.commands.common import add_points, known, positive, shown
+from ablations.records import SettingError
+from analysis.commands.common import FORMATS, add_points, known, number, positive, shown, whole
 
-HELP = "fit a scaling law to each mix of a CSV"
+HELP = "fit scaling laws to each mix of a CSV or a sweep"
+LAWS = ("chinchilla", "gamma", "ray", "isoflop")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--law", default="chinchilla", choices=["chinchilla"])
+    parser.add_argument("--law", default="chinchilla", help=", ".join(LAWS))
     add_points(parser, loss="huber", model="free")
+    parser.add_argument(
+        "--fix", default="", metavar="alpha=0.22,beta=0.22", help="hold E, alpha, beta"
+    )
+    parser.add_argument("--ratio", default="", metavar="D/N", help="law=ray: tokens per parameter")
+    parser.add_argument("--resamples", default="499", help="model=all: ladders simulated for p")
+    parser.add_argument("--seed", default="0")
 
 
 def run(options: argparse.Namespace) -> str:
-    from analysis.fit import LOSSES, MODELS, fit
-    from analysis.load import load_csv
+    from analysis.fit import LOSSES, MODELS
 
+    known("law", options.law, LAWS)
     known("loss", options.loss, LOSSES)
-    known("model", options.model, MODELS)
+    known("model", options.model, (*MODELS, "all"))
+    known("format", options.format, FORMATS)
     positive("delta", options.delta)
-    fitted = fit(load_csv(options.points), options.model, options.loss, options.delta)
-    mixes = {
-        mix: one.law.as_dict()
-        | {
-            "objective": one.objective,
-            "n": one.n,
-            "runs": one.n_runs,
-            "rms": one.rms,
-            "gradient_norm": one.gradient_norm,
-            "starts": one.starts,
-            "starts_agreeing": one.starts_agreeing,
-            "condition": one.condition,
-            "at_bound": list(one.at_bound),
-        }
-        for mix, one in fitted.mixes.items()
-    }
-    head = {
-        "law": options.law,
+    if options.law in ("ray", "isoflop", "gamma") and options.model != "free":
+        raise SettingError(
+            f"model={options.model} needs law=chinchilla; law={options.law} is free."
+        )
+    if options.fix and options.law not in ("chinchilla", "gamma"):
+        raise SettingError(f"fix={options.fix} needs law=chinchilla or gamma, not {options.law}.")
+    if options.ratio and options.law != "ray":
+        raise SettingError(f"ratio={options.ratio} needs law=ray, not {options.law}.")
+    if options.model == "all":
+        return _joint(options)
+    return {"ray": _rays, "isoflop": _isoflop}.get(options.law, _fit)(options)
+
+
+def _fit(options: argparse.Namespace) -> str:
+    from analysis.fit import fit
+    from analysis.load import load_points
+
+    points = load_points(options.points)
+    fitted = fit(
+        points, options.model, options.loss, options.delta, options.law, _held(options.fix)
+    )
+    mixes = {mix: one.law.as_dict() | one.certificate for mix, one in fitted.mixes.items()}
+    head = _head(options) | {
         "model": fitted.model,
-        "loss": fitted.loss,
-        "delta": fitted.delta if fitted.loss == "huber" else None,
+        "fixed": fitted.fixed,
         "objective": fitted.objective,
+        "parameters": fitted.n_parameters,
     }
+    notes = [f"{mix}: {one}." for mix, fit in fitted.mixes.items() for one in fit.caveats]
+    return _shown(options, head, mixes, [f"{fitted.words}.", *notes])
+
+
+def _rays(options: argparse.Namespace) -> str:
+    from analysis.load import load_points
+    from analysis.rays import fit_rays
+
+    ratio = number("ratio", options.ratio) if options.ratio else None
+    found = fit_rays(load_points(options.points), ratio, options.loss, options.delta)
+    mixes = {
+        mix: one.law.as_dict() | {"ratio": one.ratio} | one.terms.certificate
+        for mix, one in found.items()
+    }
+    notes = [f"{mix}: {told}." for mix, one in found.items() for told in one.terms.caveats]
+    return _shown(options, _head(options), mixes, notes)
+
+
+def _isoflop(options: argparse.Namespace) -> str:
+    from analysis.load import load_points
+    from analysis.rays import fit_isoflop
+
+    found = fit_isoflop(load_points(options.points))
+    mixes = {
+        mix: {name: getattr(one, name) for name in ("a", "a_error", "G_N", "b", "b_error", "G_D")}
+        | {"budgets": [vars(parabola) for parabola in one.parabolas]}
+        for mix, one in found.items()
+    }
+    rows = [{"mix": mix} | budget for mix, one in mixes.items() for budget in one["budgets"]]
+    notes = [
+        f"{mix}: N* = {one.G_N:.4g} C^{one.a:.4f}, D* = {one.G_D:.4g} C^{one.b:.4f}; "
+        f"standard errors {one.a_error:.2g}, {one.b_error:.2g}."
+        for mix, one in found.items()
+    ]
+    return shown(options.format, {"law": "isoflop", "mixes": mixes}, rows, notes)
+
+
+def _joint(options: argparse.Namespace) -> str:
+    from analysis.joint import ladder
+    from analysis.load import load_points
+
+    resamples = whole("resamples", options.resamples, 0)
+    rungs = ladder(load_points(options.points), resamples, whole("seed", options.seed, 0))
+    rows = [one.as_dict() for one in rungs]
+    best = max(rungs, key=lambda one: one.weight)
+    notes = [
+        f"Lowest AICc: {best.model}. Least squares on log residuals; likelihood ratios against "
+        f"free, p by parametric bootstrap, {resamples} resamples, seed {options.seed}."
+    ]
+    document = {"law": options.law, "loss": "squares", "best": best.model, "models": rows}
+    mixes = {mix: one.law.as_dict() | one.certificate for mix, one in best.fit.mixes.items()}
+    return shown(options.format, document | {"mixes": mixes}, rows, notes)
+
+
+def _head(options: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "law": options.law,
+        "loss": options.loss,
+        "delta": options.delta if options.loss == "huber" else None,
+    }
+
+
+def _shown(
+    options: argparse.Namespace, head: dict[str, Any], mixes: dict[str, Any], notes: list[str]
+) -> str:
     rows = [{"mix": mix} | one for mix, one in mixes.items()]
-    return shown(options.format, head | {"mixes": mixes}, rows)
+    return shown(options.format, head | {"mixes": mixes}, rows, notes)
+
+
+def _held(text: str) -> dict[str, float]:
+    """alpha=0.22,beta=0.22 as numbers."""
+    held = {}
+    for part in filter(None, text.split(",")):
+        name, _, value = part.partition("=")
+        try:
+            held[name.strip()] = float(value)
+        except ValueError:
+            raise SettingError(f"fix={part} is not a setting; give one like alpha=0.22.") from None
+    return held

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analysis.laws import PARAMETERS, Chinchilla
+from analysis.laws import PARAMETERS, Chinchilla, Ray
 from analysis.savings import savings_factor
 
 # Unrounded coefficients inside the rounding boxes of Table 18 of Merrill et al. 2026
@@ -80,6 +80,41 @@ def test_gradient_agrees_with_finite_differences(
         )
         rounding = 1e-15 * float(law.loss(N, D)) / step
         assert (up - down) / (2 * step) == pytest.approx(analytic, rel=1e-5, abs=10 * rounding)
+
+
+@given(law=laws, log_n=st.floats(9, 26), log_d=st.floats(12, 30))
+def test_parameters_is_the_inverse_of_loss(law: Chinchilla, log_n: float, log_d: float) -> None:
+    N, D = np.exp(log_n), np.exp(log_d)
+    loss = law.loss(N, D)
+    if law.A * N**-law.alpha > 1e-6 * loss:
+        assert float(law.parameters(D, loss)) == pytest.approx(N, rel=1e-6)
+
+
+@given(law=laws, log_c=st.floats(40, 58), gamma=st.floats(0.2, 5))
+def test_the_optimum_is_the_lowest_loss_at_its_flops(
+    law: Chinchilla, log_c: float, gamma: float
+) -> None:
+    bent = Chinchilla(**law.as_dict(), gamma=gamma)
+    C = np.exp(log_c)
+    N, D = bent.optimum(C)
+    assert pytest.approx(C) == 6 * N * D
+    for step in (0.9, 1.1):
+        assert law.loss(N, D) <= law.loss(N * step, D / step) * (1 + 1e-12)
+        assert bent.loss(N, D) <= bent.loss(N * step, D / step) * (1 + 1e-12)
+
+
+def test_the_optimum_of_hoffmann_s_estimate_is_theirs() -> None:
+    # Hoffmann et al. 2022, D.3: a = 0.454 and b = 0.546 from alpha 0.339 and beta 0.285 (they print
+    # 0.46 and 0.54).
+    law = Chinchilla(1.69, 406.4, 0.34, 410.7, 0.28)
+    (n1, n2), _ = law.optimum(np.array([1e20, 1e22]))
+    assert np.log(n2 / n1) / np.log(100) == pytest.approx(0.28 / 0.62)
+
+
+def test_a_ray_is_inverted_and_its_floor_is_never_reached() -> None:
+    ray = Ray(1.7, 50.0, 0.07)
+    assert ray.flops(ray.loss(3e20)) == pytest.approx(3e20)
+    assert np.isinf(ray.flops(1.7))
 
 
 def test_coefficients_may_be_draws() -> None:

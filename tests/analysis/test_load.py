@@ -9,7 +9,7 @@ import pytest
 from synthetic_sweeps import SweepWriter, write_ladder
 
 from ablations.records import SettingError
-from analysis.load import load_csv, load_sweep
+from analysis.load import load_csv, load_points, load_sweep
 
 
 def test_a_sweep_becomes_a_row_a_point_with_seconds_joined_by_step(sweep: SweepWriter) -> None:
@@ -67,11 +67,23 @@ def test_a_csv_without_runs_takes_mix_size_and_seed_for_one(tmp_path: Path) -> N
     [
         ("mix,N,loss\na,1,2\n", "has no column D; it has mix, N, loss"),
         ("mix,N,D,loss\n", "holds no rows"),
-        ("mix,N,D,loss\na,1e6,0,3\na,1e6,1e7,3\n", "positive finite number for D on line 2"),
-        ("mix,N,D,loss\na,1e6,1e7,3\na,-1,1e7,3\n", "positive finite number for N on line 3"),
-        ("mix,N,D,loss\na,1e6,1e7,\na,1e6,1e7,nan\n", "for loss on line 2, 3"),
-        ("mix,N,D,loss\na,1e6,1e7,three\n", "for loss on line 2"),
-        ("mix,N,D,loss\n,1e6,1e7,3\n", "a name for mix on line 2"),
+        (
+            "mix,N,D,loss\na,1e6,0,3\na,1e6,1e7,3\n",
+            r"a positive finite number for D in row 1 \(line 2 of the file\), where it is D=0\.",
+        ),
+        ("mix,N,D,loss\na,1e6,1e7,3\na,-1,1e7,3\n", r"for N in row 2 \(line 3 .*it is N=-1\."),
+        (
+            "mix,N,D,loss\na,1e6,1e7,\na,1e6,1e7,nan\n",
+            r"for loss in row 1, 2 \(line 2, 3 of the file\), where it is empty at first",
+        ),
+        ("mix,N,D,loss\na,1e6,1e7,three\n", r"for loss in row 1 .*loss=three"),
+        ("mix,N,D,loss\na,1e6,inf,3\n", r"for D in row 1 .*D=inf"),
+        ("mix,N,D,loss\n\na,1e6,1e7,3\n\na,1e6,1e7,-3\n", r"in row 2 \(line 5 of the file\)"),
+        ("mix,N,D,loss\n,1e6,1e7,3\n", "a name for mix in row 1"),
+        ("mix,run,N,D,loss\na,,1e6,1e7,3\n", "a name for run in row 1"),
+        ("mix,N,D,loss,weight\na,1e6,1e7,3,0\n", "a positive finite number for weight in row 1"),
+        ("mix;N;D;loss\na;1;2;3\n", "has no column mix, N, D, loss; it has mix;N;D;loss"),
+        ("mix,N,D,loss\n" + "a,1,1,-1\n" * 12, "row 1, 2, 3, 4, 5, 6, 7, 8 and 4 more"),
         ("", "is not a CSV"),
     ],
 )
@@ -83,6 +95,23 @@ def test_a_csv_that_cannot_be_used_is_refused_in_a_sentence(
     with pytest.raises(SettingError, match=sentence) as caught:
         load_csv(path)
     assert str(caught.value).count("\n") == 0
+
+
+def test_spaces_around_names_and_numbers_do_no_harm(tmp_path: Path) -> None:
+    path = tmp_path / "points.csv"
+    path.write_text("mix, N, D , loss\na, 1e6, 2e7, 3\n\n")
+    assert load_csv(path)[["N", "D", "loss"]].to_numpy().tolist() == [[1e6, 2e7, 3.0]]
+
+
+def test_points_come_from_a_csv_or_from_the_folder_of_a_sweep(
+    sweep: SweepWriter, tmp_path: Path
+) -> None:
+    write_ladder(sweep, sizes=("50k",))
+    points = load_points(sweep.path)
+    assert len(points) == 12
+    points.to_csv(tmp_path / "points.csv", index=False)
+    again = load_points(tmp_path / "points.csv")
+    assert np.allclose(again["loss"], points["loss"])
 
 
 def test_a_csv_that_is_not_there_is_refused(tmp_path: Path) -> None:

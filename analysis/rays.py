@@ -1,0 +1,173 @@
+"""Laws of the loss by training FLOPs: along a ray of constant D / N, and across isoFLOP curves.
+
+    L(C) = E + K / C^kappa                        along a ray (power law with an offset)
+    L = c0 + c1 log N + c2 (log N)^2              at one C: Hoffmann et al. 2022, approach 2
+    N* = G_N C^a, D* = G_D C^b                    through the parabolas' minima
+
+C is the column `C` where points have it and 6 N D elsewhere. At fixed C, D is C / (6 N) times a
+factor that depends on the mix alone, so b is fitted to the points' own D and not set to 1 - a.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from ablations.records import SettingError
+from analysis.fit import MixFit, fit
+from analysis.laws import FLOPS, Array, Ray
+from analysis.losses import DELTA, Loss
+
+# Points within this factor of one another in D / N, or in C, count as equal.
+SAME = 1.1
+
+
+def flops(points: pd.DataFrame) -> Array:
+    """Training FLOPs of each point."""
+    product = FLOPS * points["N"] * points["D"]
+    own = points.get("C", product)
+    return own.where(own > 0).fillna(product).to_numpy(float)
+
+
+@dataclass(frozen=True)
+class RayFit:
+    """L(C) of one mix at `ratio` tokens per parameter, and the certificate of its fit."""
+
+    law: Ray
+    ratio: float
+    C_range: tuple[float, float]
+    terms: MixFit
+
+
+def fit_rays(
+    points: pd.DataFrame, ratio: float | None = None, loss: Loss = "huber", delta: float = DELTA
+) -> dict[str, RayFit]:
+    """L = E + K/C^kappa for each mix, along D / N = `ratio` within 10 %.
+
+    Without a ratio all points must lie on one ray. Raises SettingError where they do not, or where
+    a mix has fewer than four points at three values of C.
+    """
+    found = {}
+    for mix, own in points.groupby("mix", sort=False):
+        per_parameter = (own["D"] / own["N"]).to_numpy(float)
+        if ratio is None:
+            low, high = per_parameter.min(), per_parameter.max()
+            if high > SAME**2 * low:
+                told = ", ".join(f"{one:.3g}" for one in _levels(per_parameter)[:8])
+                raise SettingError(
+                    f"law=ray needs points of one D / N, and those of mix={mix} have {told}; "
+                    "give one of them, --ratio."
+                )
+        else:
+            own = own[np.abs(np.log(per_parameter / ratio)) < np.log(SAME)]
+        C = flops(own)
+        if len(own) < 4 or len(_levels(C, 1.001)) < 3:
+            raise SettingError(
+                f"mix={mix} cannot be fitted by law=ray: it has {len(own)} points at "
+                f"{len(_levels(C, 1.001))} values of C, and E, K and kappa need four at three."
+            )
+        found[str(mix)] = _fit_ray(own.assign(N=1.0, D=C), C, per_parameter, ratio, loss, delta)
+    return found
+
+
+def _fit_ray(
+    own: pd.DataFrame, C: Array, per_parameter: Array, ratio: float | None, loss: Loss, delta: float
+) -> RayFit:
+    # The law with C for D and no N term.
+    one = next(iter(fit(own, "free", loss, delta, held={"A": 0.0, "alpha": 1.0}).mixes.values()))
+    law = Ray(float(one.law.E), float(one.law.B), float(one.law.beta))
+    shown = float(np.exp(np.log(per_parameter).mean())) if ratio is None else ratio
+    return RayFit(law, shown, (float(C.min()), float(C.max())), one)
+
+
+@dataclass(frozen=True)
+class Parabola:
+    """The best size at one C, NaN where the curve has no minimum.
+
+    `inside`: whether it lies between the sizes measured.
+    """
+
+    C: float
+    n: int
+    N: float
+    D: float
+    loss: float
+    inside: bool
+
+
+@dataclass(frozen=True)
+class IsoFlop:
+    """N* = G_N C^a and D* = G_D C^b of one mix, through its parabolas' minima.
+
+    a_error, b_error: standard errors of the two slopes; NaN with two budgets.
+    """
+
+    parabolas: tuple[Parabola, ...]
+    a: float
+    a_error: float
+    G_N: float
+    b: float
+    b_error: float
+    G_D: float
+
+    def optimum(self, C: Array | float) -> tuple[Array, Array]:
+        """N* (parameters) and D* (tokens) at C FLOPs."""
+        return np.asarray(self.G_N * C**self.a), np.asarray(self.G_D * C**self.b)
+
+
+def fit_isoflop(points: pd.DataFrame) -> dict[str, IsoFlop]:
+    """Parabolas at each training budget of each mix, and the exponents through their minima.
+
+    Points whose C differ by less than 10 % are one budget. Raises SettingError where a mix has
+    fewer than two budgets of three or more sizes with their minimum between those sizes.
+    """
+    found = {}
+    for mix, own in points.groupby("mix", sort=False):
+        C = flops(own)
+        parabolas = []
+        for level in _levels(C):
+            at = np.abs(np.log(C / level)) < np.log(SAME)
+            if own["N"][at].nunique() >= 3:
+                parabolas.append(_parabola(own[at], C[at]))
+        good = [one for one in parabolas if one.inside]
+        if len(good) < 2:
+            raise SettingError(
+                f"mix={mix} cannot be fitted by law=isoflop: it has {len(parabolas)} budgets C "
+                f"with three or more sizes, {len(good)} of them with the lowest loss between its "
+                "sizes, and a and b need two."
+            )
+        log_C = np.log([one.C for one in good])
+        a, a_error, G_N = _line(log_C, np.log([one.N for one in good]))
+        b, b_error, G_D = _line(log_C, np.log([one.D for one in good]))
+        found[str(mix)] = IsoFlop(tuple(parabolas), a, a_error, G_N, b, b_error, G_D)
+    return found
+
+
+def _parabola(own: pd.DataFrame, C: Array) -> Parabola:
+    log_N, budget = np.log(own["N"].to_numpy(float)), float(np.exp(np.log(C).mean()))
+    centre = log_N.mean()
+    c2, c1, c0 = np.polyfit(log_N - centre, own["loss"].to_numpy(float), 2)
+    if c2 <= 0:
+        return Parabola(budget, len(own), np.nan, np.nan, np.nan, False)
+    best = -c1 / (2 * c2)
+    N = float(np.exp(centre + best))
+    # D by N at this budget: C / (6 N), times what the mix's FLOPs per token are beside 6 N.
+    D = float(np.exp(np.log(own["N"] * own["D"]).mean())) / N
+    inside = bool(log_N.min() <= centre + best <= log_N.max())
+    return Parabola(budget, len(own), N, D, float(c0 - c1**2 / (4 * c2)), inside)
+
+
+def _line(x: Array, y: Array) -> tuple[float, float, float]:
+    """Slope, its standard error, and the exponential of the intercept."""
+    slope, intercept = np.polyfit(x, y, 1)
+    spare = len(x) - 2
+    residual = y - slope * x - intercept
+    error = np.sqrt(residual @ residual / spare / ((x - x.mean()) ** 2).sum()) if spare else np.nan
+    return float(slope), float(error), float(np.exp(intercept))
+
+
+def _levels(values: Array, factor: float = SAME) -> list[float]:
+    """Values told apart by more than a factor, each the geometric mean of its neighbours."""
+    ordered = np.sort(values)
+    group = np.cumsum(np.diff(np.log(ordered), prepend=-np.inf) > np.log(factor))
+    return [float(np.exp(np.log(ordered[group == one]).mean())) for one in np.unique(group)]

@@ -1,0 +1,96 @@
+"""Laws by training FLOPs against the laws in N and D that they are cuts of."""
+
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from ablations.records import SettingError
+from analysis.laws import Chinchilla
+from analysis.rays import fit_isoflop, fit_rays
+
+# Equal exponents: along a ray and at the optimum the loss is then an exact power of C.
+EVEN = Chinchilla(1.7, 400.0, 0.3, 900.0, 0.3)
+UNEVEN = Chinchilla(1.7, 400.0, 0.34, 900.0, 0.28)
+
+
+def points_at(law: Chinchilla, N: np.ndarray, D: np.ndarray, mix: str = "gdn") -> pd.DataFrame:
+    sizes = pd.Series(N).map("{:.4g}".format)
+    return pd.DataFrame(
+        {"mix": mix, "size": sizes, "run": sizes, "N": N, "D": D, "loss": law.loss(N, D)}
+    )
+
+
+def test_along_a_ray_equal_exponents_give_a_power_of_compute() -> None:
+    N = np.geomspace(6e7, 1e9, 7)
+    found = fit_rays(points_at(EVEN, N, 20 * N))["gdn"]
+    # N = (C / 120)^(1/2), D = 20 N.
+    K = 400 * 120**0.15 + 900 * (120 / 400) ** 0.15
+    assert pytest.approx(1.7, rel=1e-6) == found.law.E
+    assert found.law.kappa == pytest.approx(0.15, rel=1e-6)
+    assert pytest.approx(K, rel=1e-5) == found.law.K
+    assert found.ratio == pytest.approx(20)
+    assert found.terms.starts_agreeing == 1
+
+
+def test_a_ray_is_picked_out_of_several_and_must_be_where_there_are() -> None:
+    N = np.geomspace(6e7, 1e9, 7)
+    both = pd.concat([points_at(EVEN, N, 20 * N), points_at(EVEN, N, 160 * N)])
+    assert fit_rays(both, ratio=160)["gdn"].terms.n == 7
+    words = "law=ray needs points of one D / N, and those of mix=gdn have 20, 160"
+    with pytest.raises(SettingError, match=re.escape(words)):
+        fit_rays(both)
+    with pytest.raises(SettingError, match="it has 0 points at 0 values of C"):
+        fit_rays(both, ratio=80)
+
+
+def test_compute_is_the_points_own_where_they_say_it() -> None:
+    N = np.geomspace(6e7, 1e9, 7)
+    points = points_at(EVEN, N, 20 * N)
+    own = fit_rays(points.assign(C=8 * N * 20 * N))["gdn"].law
+    product = fit_rays(points)["gdn"].law
+    assert pytest.approx(own.K, rel=1e-5) == product.K * (8 / 6) ** 0.15
+
+
+def isoflops(law: Chinchilla, spread: float = 4.0) -> pd.DataFrame:
+    parts = []
+    for C in (1e18, 1e19, 1e20, 1e21):
+        N = law.optimum(C)[0] * np.geomspace(1 / spread, spread, 9)
+        parts.append(points_at(law, N, C / (6 * N)))
+    return pd.concat(parts, ignore_index=True)
+
+
+def test_isoflop_parabolas_find_the_law_s_optimum() -> None:
+    # A law with equal exponents is symmetric in log N about its optimum: the parabola is exact.
+    found = fit_isoflop(isoflops(EVEN))["gdn"]
+    assert found.a == pytest.approx(0.5, abs=1e-9)
+    assert found.b == pytest.approx(0.5, abs=1e-9)
+    N, D = found.optimum(1e22)
+    assert pytest.approx(tuple(map(float, EVEN.optimum(1e22))), rel=1e-6) == (N, D)
+
+
+def test_unequal_exponents_bias_the_place_and_not_the_slope() -> None:
+    # Where each budget is sampled alike about its optimum the parabola is off by one factor.
+    found = fit_isoflop(isoflops(UNEVEN, spread=8))["gdn"]
+    assert found.a == pytest.approx(0.28 / 0.62, abs=2e-3)
+    assert found.b == pytest.approx(0.34 / 0.62, abs=2e-3)
+    factor = found.optimum(1e20)[0] / UNEVEN.optimum(1e20)[0]
+    assert factor == pytest.approx(1, abs=0.2)
+    assert factor != pytest.approx(1, abs=0.005)
+
+
+def test_a_minimum_outside_the_sizes_is_not_used() -> None:
+    points = isoflops(EVEN)
+    best = EVEN.optimum(1e21)[0]
+    cut = points[~((6 * points["N"] * points["D"] > 9e20) & (points["N"] > 0.7 * best))]
+    found = fit_isoflop(cut)["gdn"]
+    assert [one.inside for one in found.parabolas] == [True, True, True, False]
+    assert found.a == pytest.approx(0.5, abs=1e-9)
+
+
+def test_one_budget_has_no_exponent() -> None:
+    points = isoflops(EVEN)
+    one = points[6 * points["N"] * points["D"] < 2e18]
+    with pytest.raises(SettingError, match="it has 1 budgets C with three or more sizes"):
+        fit_isoflop(one)
