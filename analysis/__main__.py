@@ -1,10 +1,16 @@
 """The commands of the analysis.
 
-    python -m analysis report sweep=NAME [runs=DIR] [out=DIR] [baseline=transformer]
-                              [resamples=1000] [seed=0]
+    python -m analysis report sweep=NAME[,NAME…] | points=FILE.csv [runs=DIR] [out=DIR]
+                              [baseline=transformer] [resamples=1000] [seed=0] [wandb=RUN]
+    python -m analysis figures sweep=NAME [only=savings,loss] [width=double|single] [note=true]
+    python -m analysis tables sweep=NAME [only=savings,fits] [format=files|latex|markdown|csv]
+    python -m analysis pull entity/project | FOLDER [out=points.csv] [loss=NAME] [N=CONFIG.KEY] …
     python -m analysis fit points.csv [--model free] [--loss huber] [--delta 1e-3] [--format table]
     python -m analysis savings points.csv [--baseline transformer] [--at N=1e9,D=2e10]
+                              [--kind tokens|parameters|flops|time] [--target-loss 2.474]
+                              [--compute-optimal C=1e21] [--isoflop C=1e21] [--projected]
                               [--resamples 1000] [--seed 0] [--format table]
+    python -m analysis design sizes=60m,100m,190m,370m [target_width=0.2] [saving=1.3] [check=50]
 
 JSON holds no Infinity or NaN: an infinite number is the string "inf", an undefined one null.
 """
@@ -17,7 +23,7 @@ import sys
 
 from ablations.records import SettingError
 
-COMMANDS = ("report", "fit", "savings")
+COMMANDS = ("report", "figures", "tables", "pull", "fit", "savings", "design")
 """Each a file of analysis/commands with HELP, add_arguments(parser) and run(options) → text."""
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 
 from analysis import tables
@@ -145,8 +144,6 @@ def caveats(result: Study, sweep: Sweep, comparisons: list[Comparison]) -> Itera
             "Three sizes: a curve in N goes through three values exactly, so the points cannot "
             "show whether the law holds in N; beyond them it is an assumption."
         )
-    if result.choice and len(result.weights) > 1 and math.isinf(min(result.choice.aicc.values())):
-        yield "Too few points for AICc to compare joint models: shared exponents were taken."
     if all(one.seed_dof == 0 for one in result.noise):
         yield "One seed a size: run-to-run noise is told from lack of fit by the law alone."
     epochs = sweep.points["epochs"].max()

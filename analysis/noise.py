@@ -16,13 +16,17 @@ from analysis.laws import Array, Indices
 
 
 def cluster_ids(points: pd.DataFrame, paired: bool = False) -> Indices:
-    """For each point, the index of its run, or of its pair of runs, shape (n,)."""
+    """For each point, the index of its run, or of the runs of all mixes that saw its batches, (n,).
+
+    Runs of one size and seed saw the same batches. Where a mix has several of them, nothing says
+    which run of another mix saw the same, and each stands alone.
+    """
     if not paired:
         return pd.factorize(points["run"])[0]
     pair = points["size"].astype(str) + "/" + points["seed"].astype(str)
-    # Two runs of one mix with one size and seed are repeats, which share nothing across mixes.
-    repeat = points.groupby(["mix", pair])["run"].transform(lambda runs: pd.factorize(runs)[0])
-    return pd.factorize(pair + "/" + repeat.astype(str))[0]
+    repeats = points.groupby(["mix", pair])["run"].transform("nunique")
+    alone = repeats.groupby(pair).transform("max") > 1
+    return pd.factorize(pair.where(~alone, "run " + points["run"].astype(str)))[0]
 
 
 def hat_matrix(fit: Fit) -> Array:

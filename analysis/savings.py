@@ -1,12 +1,14 @@
-"""Token and time savings of a mix against a baseline, by fitted laws and free of any fit.
+"""Token savings of a mix against a baseline, by fitted laws and free of any fit.
 
-Token savings at (N, L*) are D_baseline(N, L*) / D_mix(N, L*). Unless a target is given, L* is what
+Token savings at (N, L*) are D_baseline(N, L*) / D_mix(N, L*); `analysis.resources` has those of
+parameters, FLOPs and time. Unless a target is given, L* is what
 the baseline's own law gives at N and at the largest token budget measured there, so that the
 baseline's D is a budget that was really spent (the matched (N, D) convention).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,11 +27,12 @@ FINE = 400
 
 @dataclass(frozen=True)
 class Saving:
-    """Token savings of `mix` at N parameters and the baseline's D tokens, with 95 % interval.
+    """Savings of `mix` at the baseline's N parameters and D tokens, with 95 % interval.
 
-    `N_beyond`, `D_beyond`, `D_mix_beyond`: factors by which N, the baseline's D and the mix's D*
-    lie outside what was measured (1 inside). `unreachable`: share of draws in which one of the
-    mixes does not reach the target with any number of tokens. Value 0: the mix never reaches it.
+    `kind` is what is saved, `where` how the two are matched. `N_beyond`, `D_beyond`,
+    `D_mix_beyond`: factors by which N, the baseline's D and the mix's D* lie outside what was
+    measured (1 inside). `unreachable`: share of draws in which one of the mixes never reaches the
+    target. Value 0: the mix never reaches it.
     """
 
     mix: str
@@ -47,6 +50,9 @@ class Saving:
     D_beyond: float
     D_mix_beyond: float
     model: str
+    kind: str = "tokens"
+    where: str = "matched"
+    N_mix: float = float("nan")
 
     @property
     def in_range(self) -> bool:
@@ -90,51 +96,78 @@ def matched_factor(
 
 
 def token_savings(
-    fit: Fit, draws: Draws, baseline: str, N: float, D: float, target_loss: float | None = None
+    fit: Fit,
+    draws: Draws,
+    baseline: str,
+    N: float,
+    D: float,
+    target_loss: float | None = None,
+    kind: str = "tokens",
+    cost_ratios: Mapping[str, float] | None = None,
 ) -> list[Saving]:
     """Savings of every other mix at N, and D or the target loss (nats per token; D is then unused).
 
+    `cost_ratios` are costs a token, baseline over mix, where another `kind` than tokens is saved.
     Raises SettingError where the baseline is not among the mixes.
     """
     check_baseline(list(fit.mixes), baseline)
     law, drawn = fit.mixes[baseline].law, draws.laws[baseline]
-    if target_loss is None:
-        target = float(law.loss(N, D))
-    else:
-        target, D = target_loss, float(law.tokens(N, target_loss))
     found = []
-    for name, one in fit.mixes.items():
-        if name == baseline:
-            continue
+    for name in (mix for mix in fit.mixes if mix != baseline):
+        mix, drawn_mix = fit.mixes[name].law, draws.laws[name]
         if target_loss is None:
-            value = float(matched_factor(law, one.law, N, D))
-            factors = matched_factor(drawn, draws.laws[name], N, D)
+            target, tokens, where = float(law.loss(N, D)), D, "matched"
+            value = float(matched_factor(law, mix, N, D))
+            factors = matched_factor(drawn, drawn_mix, N, D)
         else:
-            value = float(savings_factor(law, one.law, N, target))
-            factors = savings_factor(drawn, draws.laws[name], N, target)
-        low, high, unreachable = interval(factors)
-        tokens_mix = float(one.law.tokens(N, target))
-        n_beyond = max(_beyond(N, *fit.mixes[m].N_range) for m in (baseline, name))
-        found.append(
-            Saving(
-                mix=name,
-                baseline=baseline,
-                N=N,
-                D=D,
-                target_loss=target,
-                value=value,
-                low=low,
-                high=high,
-                p_above_1=float((factors > 1).mean()),
-                unreachable=unreachable,
-                tokens_mix=tokens_mix,
-                N_beyond=n_beyond,
-                D_beyond=_beyond(D, *map(float, token_range(fit.points, baseline, N))),
-                D_mix_beyond=_beyond(tokens_mix, *map(float, token_range(fit.points, name, N))),
-                model=fit.words,
-            )
-        )
+            target, tokens, where = target_loss, float(law.tokens(N, target_loss)), "target loss"
+            value = float(savings_factor(law, mix, N, target))
+            factors = savings_factor(drawn, drawn_mix, N, target)
+        ratio = cost_ratios[name] if cost_ratios else 1.0
+        value, factors = value * ratio, factors * ratio
+        places = (N, tokens), (N, float(mix.tokens(N, target)))
+        found.append(judged(fit, baseline, name, value, factors, target, places, kind, where))
     return found
+
+
+def judged(
+    fit: Fit,
+    baseline: str,
+    mix: str,
+    value: float,
+    factors: Array,
+    target_loss: float,
+    places: tuple[tuple[float, float], tuple[float, float]],
+    kind: str = "tokens",
+    where: str = "matched",
+) -> Saving:
+    """A saving with the interval of its draws `factors` and how far it lies out of range.
+
+    `places` are (N, D) of the baseline and of the mix.
+    """
+    (N, D), (N_mix, D_mix) = places
+    low, high, unreachable = interval(factors)
+    own, theirs = fit.mixes[baseline].N_range, fit.mixes[mix].N_range
+    return Saving(
+        mix=mix,
+        baseline=baseline,
+        N=N,
+        D=D,
+        target_loss=target_loss,
+        value=value,
+        low=low,
+        high=high,
+        p_above_1=float((factors > 1).mean()),
+        unreachable=unreachable,
+        tokens_mix=D_mix,
+        N_beyond=max(_beyond(N, *own), _beyond(N_mix, *theirs)),
+        D_beyond=_beyond(D, *map(float, token_range(fit.points, baseline, N))),
+        D_mix_beyond=_beyond(D_mix, *map(float, token_range(fit.points, mix, N_mix))),
+        model=fit.words,
+        kind=kind,
+        where=where,
+        N_mix=N_mix,
+    )
 
 
 def check_baseline(mixes: list[str], baseline: str) -> None:

@@ -1,25 +1,30 @@
 """From points to fits, draws and savings in one place: what `report` and `savings` both need."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
+from typing import Literal
 
 import pandas as pd
 
 from ablations.records import SettingError
 from analysis.fit import MODELS, Fit, Loss, Model, fit, lacking
+from analysis.mixed import MixedModel, mixed_model
 from analysis.model_choice import Choice, choose
 from analysis.noise import LackOfFit, Noise, lack_of_fit, seed_noise
 from analysis.savings import Saving, check_baseline, fit_free, places, token_savings
 from analysis.uncertainty import Draws, Method, averaged_bootstrap, bootstrap
+
+# Sharing exponents or E narrows an interval and costs coverage, as a ladder rarely shows that they
+# differ (docs/intervals.md): the default leaves each mix its own law, and averages nothing.
+Joint = Model | Literal["averaged"]
+JOINTS: tuple[str, ...] = (*MODELS, "averaged")
 
 
 @dataclass(frozen=True)
 class Study:
     """Fits of every mix that can be fitted. `unfitted` says of the others what they lack.
 
-    `fit` is the joint model of lowest AICc, `choice` all that were compared, `draws` resamples
-    shared out among them by weight.
+    `fit` is each mix's own law, `draws` its resamples, `choice` the joint models beside it,
+    `mixed` the noise of points, runs and batches.
     """
 
     points: pd.DataFrame
@@ -32,16 +37,12 @@ class Study:
     free: pd.DataFrame
     noise: tuple[Noise, ...]
     lack: LackOfFit | None
+    mixed: MixedModel | None = None
 
     @property
     def law_fails(self) -> bool:
         """Whether seeds show that the law does not describe the points."""
         return self.lack is not None and self.lack.found
-
-    @property
-    def weights(self) -> dict[Model, float]:
-        """Akaike weight of each joint model compared."""
-        return self.choice.weights if self.choice else {}
 
 
 def study(
@@ -49,7 +50,7 @@ def study(
     baseline: str,
     resamples: int = 1000,
     seed: int = 0,
-    method: Method = "parametric",
+    method: Method = "mixed",
     paired: bool = False,
 ) -> Study:
     """Fit what can be fitted, and take savings at each of the baseline's sizes.
@@ -63,8 +64,8 @@ def study(
     if ready.empty:
         return Study(points, baseline, None, None, None, unfitted, (), free, (), None)
     choice = choose(ready)
-    best = choice.best
-    draws = averaged_bootstrap(choice, method, resamples, seed, paired)
+    best = choice.fits["free"]
+    draws = bootstrap(best, method, resamples, seed, paired)
     savings: list[Saving] = []
     if baseline in best.mixes:
         for _, N, D in places(ready, baseline):
@@ -82,45 +83,36 @@ def study(
         free=free,
         noise=noise,
         lack=lack_of_fit(best),
+        mixed=mixed_model(best),
     )
 
 
-def savings_at(
+def fitted(
     points: pd.DataFrame,
     baseline: str,
-    at: list[tuple[float, float]],
-    model: Model | None = None,
+    model: Joint = "free",
     loss: Loss = "squares",
-    method: Method = "parametric",
+    method: Method = "mixed",
     paired: bool = False,
     resamples: int = 1000,
     seed: int = 0,
-) -> list[Saving]:
-    """Savings at each (N, D), or at each of the baseline's sizes where `at` is empty.
+) -> tuple[Fit, Draws]:
+    """Fit all mixes and resample. `averaged` shares resamples out by Akaike weight.
 
-    `model` None compares the joint models by AICc (least squares only). Raises SettingError where a
-    mix cannot be fitted, or there is nothing to compare.
+    Raises SettingError where a mix cannot be fitted, or there is nothing to compare.
     """
-    mixes = list(dict.fromkeys(points["mix"]))
-    check_baseline(mixes, baseline)
+    check_baseline(list(dict.fromkeys(points["mix"])), baseline)
     points = _baseline_first(points, baseline)
-    for mix, own in points.groupby("mix"):
-        if clause := lacking(own):
-            raise SettingError(f"mix={mix} cannot be fitted: it has {clause}.")
-    if model is None:
-        if loss != "squares":
-            raise SettingError(
-                f"loss={loss} needs a model, as AICc compares least squares only; "
-                f"give --model {', '.join(MODELS)}."
-            )
-        choice = choose(points)
-        best = choice.best
-        draws = averaged_bootstrap(choice, method, resamples, seed, paired)
-    else:
-        best = fit(points, model, loss)
-        draws = bootstrap(best, method, resamples, seed, paired)
-    spots = at or [(N, D) for _, N, D in places(points, baseline)]
-    return [one for N, D in spots for one in token_savings(best, draws, baseline, N, D)]
+    if model != "averaged":
+        one = fit(points, model, loss)
+        return one, bootstrap(one, method, resamples, seed, paired)
+    if loss != "squares":
+        raise SettingError(
+            f"loss={loss} needs a model, as AICc compares least squares only; "
+            f"give --model {', '.join(MODELS)}."
+        )
+    choice = choose(points)
+    return choice.best, averaged_bootstrap(choice, method, resamples, seed, paired)
 
 
 def _baseline_first(points: pd.DataFrame, baseline: str) -> pd.DataFrame:

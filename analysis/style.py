@@ -1,7 +1,8 @@
 """One look for every figure: a colour, marker and line for each mix, sizes, and equal bytes.
 
 Colours are Okabe & Ito's (2008), safe for colour-blind readers; markers and lines tell mixes apart
-in grey as well. Text is embedded as TrueType (type 42), which venues ask for.
+in grey as well. Text is embedded as TrueType (type 42), which venues ask for. Widths are those of a
+column and of a page of two columns.
 """
 
 from __future__ import annotations
@@ -9,14 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import matplotlib
-
-matplotlib.use("Agg")
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -24,6 +24,10 @@ from matplotlib.figure import Figure
 from ablations.records import write_atomic
 
 DOUBLE_COLUMN_INCHES = 6.75
+SINGLE_COLUMN_INCHES = 3.3
+WIDTHS = {"double": DOUBLE_COLUMN_INCHES, "single": SINGLE_COLUMN_INCHES}
+NOTE_POINTS = 5.5
+NOTE_SPACING = 1.35
 RC: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 8,
@@ -32,6 +36,8 @@ RC: Any = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.linewidth": 0.7,
+    # The paper shows through: a page may be dark.
+    "axes.facecolor": "none",
     "axes.grid": True,
     "axes.axisbelow": True,
     "grid.color": "#e6e6e6",
@@ -50,7 +56,6 @@ RC: Any = {
     "svg.fonttype": "path",
     "svg.hashsalt": "archladder",
     "savefig.dpi": 220,
-    "figure.constrained_layout.use": True,
 }
 
 
@@ -77,29 +82,69 @@ LOOKS = {
     "gdn1_attn1": Look("#E69F00", "P", (7, 2)),
     "gdn7_attn1": Look("#56B4E9", "X", (1, 1)),
     "gdn3_attn1_middle": Look("#7A5C00", "<", (4, 1, 2, 1)),
+    "gdn3_attn1_nogate": Look("#882255", ">", (4, 4)),
+    "gdn3_attn1_poseig": Look("#999933", "p", (9, 1)),
+    "gdn3_attn1_poseig_nogate": Look("#44AA99", "h", (1, 3)),
+    "gdn_nogate": Look("#332288", "d", (6, 1, 1, 1, 1, 1)),
+    "gdn_poseig": Look("#6699CC", "*", (3, 3)),
+    "gdn_poseig_nogate": Look("#AA4466", "8", (9, 3, 3, 3)),
 }
-SPARE = ("#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5C00", "#D55E00")
-SPARE_MARKERS = ("^", "D", "v", "P", "X", "<", "s")
+# For mixes without a look of their own.
+SPARE = (
+    Look("#D55E00", "H", (2, 4)),
+    Look("#0072B2", "1", (8, 2, 1, 2)),
+    Look("#009E73", "2", (1, 2, 4, 2)),
+    Look("#CC79A7", "3", (12, 2)),
+    Look("#E69F00", "4", (2, 2, 6, 2)),
+    Look("#56B4E9", "+", (1, 1, 1, 4)),
+    Look("#7A5C00", "x", (10, 4, 2, 4)),
+)
 
 
 def looks(mixes: Iterable[str]) -> dict[str, Look]:
-    """The look of each mix; a mix without one of its own takes a spare by its place."""
-    found = {}
-    for place, mix in enumerate(mixes):
-        spare = place % len(SPARE)
-        other = Look(SPARE[spare], SPARE_MARKERS[spare], (3 + spare, 1.5))
-        found[mix] = LOOKS.get(mix, other)
-    return found
+    """The look of each mix; a mix without one of its own takes a spare by alphabet."""
+    mixes = list(mixes)
+    others = sorted(mix for mix in mixes if mix not in LOOKS)
+    own = {mix: SPARE[place % len(SPARE)] for place, mix in enumerate(others)}
+    return {mix: LOOKS.get(mix) or own[mix] for mix in mixes}
 
 
-def caption(figure: Figure, text: str, width: int = 150) -> None:
-    """Small type under a figure: the command, the data, the confounds."""
-    lines = "\n".join(textwrap.wrap(text, width, break_on_hyphens=False))
-    figure.supxlabel(lines, x=0.005, ha="left", fontsize=5.5, color="#555555", linespacing=1.35)
+@contextmanager
+def drawing(width: float, height: float) -> Iterator[Figure]:
+    """An empty figure of a size in inches, and the style as long as it is drawn."""
+    with matplotlib.rc_context(RC):
+        yield Figure(figsize=(width, height), layout="constrained")
+
+
+def caption(figure: Figure, text: str) -> None:
+    """Small type under a figure: the command, the data, the confounds. Nothing for no text.
+
+    The figure grows by as much, so that its panels stay as they are without.
+    """
+    if not text:
+        return
+    width, height = figure.get_size_inches()
+    # A dollar would open mathematics.
+    lines = textwrap.wrap(text.replace("$", r"\$"), round(22.5 * width), break_on_hyphens=False)
+    added = (len(lines) * NOTE_POINTS * NOTE_SPACING + 4) / 72
+    figure.set_size_inches(width, height + added)
+    share = added / (height + added)
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        engine.set(rect=(0, share, 1, 1 - share))  # type: ignore[call-arg]
+    figure.text(
+        0.03 / width, share - 2 / 72 / (height + added), "\n".join(lines), gid=NOTE, va="top",
+        ha="left", fontsize=NOTE_POINTS, color="#555555", linespacing=NOTE_SPACING,
+        in_layout=False,
+    )  # fmt: skip
+
+
+NOTE = "note"
+"""What the caption is called inside an SVG; a page with captions of its own takes it out."""
 
 
 def panel_title(axes: Axes, text: str) -> None:
-    axes.set_title(text, loc="left", fontweight="bold")
+    axes.set_title(text, loc="left", color="#333333")
 
 
 def save(figure: Figure, stem: Path, data: pd.DataFrame, provenance: dict[str, Any]) -> list[Path]:
@@ -113,7 +158,7 @@ def save(figure: Figure, stem: Path, data: pd.DataFrame, provenance: dict[str, A
     # One layout for all three files: laying out is most of the time.
     with matplotlib.rc_context(RC):
         figure.draw_without_rendering()
-    figure.set_layout_engine("none")
+    figure.set_layout_engine(None)
     paths = []
     for kind, metadata in undated.items():
         path = stem.with_suffix(f".{kind}")

@@ -1,24 +1,71 @@
-"""Tables for people: significant digits follow the uncertainty, infinities are words."""
+"""Tables for people: significant digits follow the uncertainty, infinities are words.
+
+Each function returns a frame of cells, which `markdown` and `latex` write out.
+"""
 
 from __future__ import annotations
 
 import math
+import re
 
+import numpy as np
 import pandas as pd
 
 from analysis.fit import Fit
-from analysis.laws import PARAMETERS
+from analysis.laws import PARAMETERS, Chinchilla
 from analysis.noise import Noise
 from analysis.savings import Saving
 from analysis.uncertainty import Draws, interval
 
 
 def markdown(table: pd.DataFrame) -> str:
-    """A GitHub table; the first column to the left, the others to the right."""
+    """A GitHub table; the first column and text to the left, the others to the right."""
     head = [str(name) for name in table.columns]
-    rule = [":--"] + ["--:"] * (len(head) - 1)
-    rows = [[str(cell) for cell in row] for row in table.itertuples(index=False)]
+    rule = [":--"] + [":--" if long else "--:" for long in wraps(table)[1:]]
+    rows = [[str(cell).replace("|", r"\|") for cell in row] for row in table.to_numpy()]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in [head, rule, *rows]) + "\n"
+
+
+# A cell longer than this is text, which may wrap.
+LONG_CELL = 32
+
+
+def wraps(table: pd.DataFrame) -> list[bool]:
+    """Which columns hold text that may wrap rather than names and numbers."""
+    return [
+        bool(len(table)) and max(len(str(cell)) for cell in table.iloc[:, place]) > LONG_CELL
+        for place in range(table.shape[1])
+    ]
+
+
+LATEX = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
+    "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$",
+    ">": "$>$", "×": r"$\times$", "÷": r"$\div$", "±": r"$\pm$", "∞": r"$\infty$", "–": "--",
+    "−": "$-$", "≥": r"$\geq$", "≤": r"$\leq$", "→": r"$\to$", "α": r"$\alpha$", "β": r"$\beta$",
+    "Δ": r"$\Delta$", "²": "$^2$",
+}  # fmt: skip
+
+
+def latex(table: pd.DataFrame, caption: str = "", label: str = "") -> str:
+    """A booktabs table for LaTeX (needs \\usepackage{booktabs}), in a float where captioned."""
+    head = " & ".join(_latex(name) for name in table.columns)
+    rows = [" & ".join(_latex(cell) for cell in row) + r" \\" for row in table.to_numpy()]
+    text = rf"p{{{0.7 / max(sum(wraps(table)), 1):.2f}\linewidth}}"
+    columns = "l" + "".join(text if long else "r" for long in wraps(table)[1:])
+    body = [
+        rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head + r" \\",
+        r"\midrule", *rows, r"\bottomrule", r"\end{tabular}",
+    ]  # fmt: skip
+    if caption:
+        told = rf"\caption{{{_latex(caption)}}}" + (rf"\label{{{label}}}" if label else "")
+        body = [r"\begin{table}", r"\centering", told, *body, r"\end{table}"]
+    return "\n".join(body) + "\n"
+
+
+def _latex(cell: object) -> str:
+    text = "".join(LATEX.get(letter, letter) for letter in str(cell))
+    return re.sub(r"\*\*(.+?)\*\*", r"\\textbf{\1}", text)
 
 
 def with_interval(value: float, low: float, high: float) -> str:
@@ -79,6 +126,7 @@ def savings_table(
             "size": names.get(one.N, "–"),
             "N": count(one.N),
             f"D of {one.baseline}": count(one.D),
+            "D of the mix": "∞" if math.isinf(one.tokens_mix) else count(one.tokens_mix),
             "target loss": f"{one.target_loss:.4f}",
             "token savings [95 %]": with_interval(one.value, one.low, one.high),
             "P(> 1)": probability(one.p_above_1, resamples).removeprefix("= "),
@@ -136,9 +184,29 @@ def fits_table(fit: Fit, draws: Draws | None) -> pd.DataFrame:
                 row[name] = with_interval(value, low, high)
                 if name in one.at_bound:
                     row[name] = f"at its bound [{low:.2g}, {high:.2g}]"
+        row |= _optimum_exponents(one.law, draws.laws[mix] if draws is not None else None)
         row["rms residual"] = f"{100 * one.rms:.3f} %"
+        row["R² of log loss"] = f"{_r_squared(fit, mix):.5f}"
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def _optimum_exponents(law: Chinchilla, drawn: Chinchilla | None) -> dict[str, str]:
+    """a and b of the compute-optimal N* ∝ C^a and D* ∝ C^b."""
+    a = float(law.beta / (law.alpha + law.beta))
+    if drawn is None:
+        return {"exponent of N in C": f"{a:.3g}", "exponent of D in C": f"{1 - a:.3g}"}
+    low, high, _ = interval(np.asarray(drawn.beta / (np.asarray(drawn.alpha) + drawn.beta)))
+    return {
+        "exponent of N in C": with_interval(a, low, high),
+        "exponent of D in C": with_interval(1 - a, 1 - high, 1 - low),
+    }
+
+
+def _r_squared(fit: Fit, mix: str) -> float:
+    own = (fit.points["mix"] == mix).to_numpy()
+    observed = np.log(fit.points["loss"].to_numpy(float)[own])
+    return 1 - float((fit.residual[own] ** 2).sum() / ((observed - observed.mean()) ** 2).sum())
 
 
 def diagnostics_table(fit: Fit, noise: list[Noise]) -> pd.DataFrame:
@@ -171,7 +239,8 @@ def points_table(points: pd.DataFrame) -> pd.DataFrame:
     cells = points.groupby(keys, sort=False)
     table = cells.agg(
         N=("N", "mean"), chinchilla=("chinchilla", "mean"), C=("C", "mean"),
-        seeds=("seed", "nunique"), loss=("loss", "mean"), sd=("loss", "std"),
+        seeds=("seed", "nunique"), open=("state", lambda states: int((states != "done").sum())),
+        loss=("loss", "mean"), sd=("loss", "std"),
         bpb=("bpb", "mean"), epochs=("epochs", "mean"),
     ).reset_index()  # fmt: skip
     order = table["mix"].map({mix: i for i, mix in enumerate(dict.fromkeys(table["mix"]))})
@@ -185,7 +254,10 @@ def points_table(points: pd.DataFrame) -> pd.DataFrame:
             "× Chinchilla": table["chinchilla"].map(lambda v: "–" if math.isnan(v) else f"{v:g}"),
             "C (FLOP)": table["C"].map(lambda v: "–" if math.isnan(v) else f"{v:.3g}"),
             "epochs": table["epochs"].map(lambda v: "–" if math.isnan(v) else f"{v:.3g}"),
-            "seeds": table["seeds"],
+            "seeds": [
+                f"{seeds}" + (f" ({running} of a run not finished)" if running else "")
+                for seeds, running in zip(table["seeds"], table["open"], strict=True)
+            ],
             "loss (nats/token)": [
                 f"{loss:.4f}" + ("" if math.isnan(sd) else f" ± {sd:.4f}")
                 for loss, sd in zip(table["loss"], table["sd"], strict=True)

@@ -1,45 +1,32 @@
-"""`python -m analysis report sweep=NAME`: figures, tables and report.md of a sweep."""
+"""`python -m analysis report sweep=NAME`: report.html, report.md, figures and tables."""
 
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from ablations.records import SettingError, one_of, project_root
-from analysis.commands.common import whole
+from analysis.commands.sources import KEYS, find, folder, settings
 
-HELP = "figures, tables and report.md of a sweep"
-KEYS = ("sweep", "runs", "out", "baseline", "resamples", "seed")
+HELP = "report.html, report.md, figures and tables of a sweep or of points"
+VALID = (*KEYS, "wandb")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("settings", nargs="*", metavar="key=value", help=", ".join(KEYS))
+    parser.add_argument("settings", nargs="*", metavar="key=value", help=", ".join(VALID))
 
 
 def run(options: argparse.Namespace) -> str:
-    from analysis.load import load_sweep
     from analysis.report import write_report
+    from analysis.tracking import attach, parse_run
 
-    given = {}
-    for setting in options.settings:
-        key, equals, value = setting.partition("=")
-        if not equals or not value:
-            raise SettingError(f"{setting} is not a setting; give key=value, e.g. sweep=NAME.")
-        if key not in KEYS:
-            raise one_of("key", key, KEYS)
-        given[key] = value
-    if "sweep" not in given:
-        raise SettingError("sweep= is missing; give the name of a sweep, sweep=NAME.")
-    root = project_root()
-    sweep = load_sweep(root / given.get("runs", "runs") / given["sweep"])
-    out = Path(given.get("out", root / "reports" / given["sweep"]))
-    answers, written = write_report(
-        sweep,
-        out,
-        baseline=given.get("baseline", "transformer"),
-        resamples=whole("resamples", given.get("resamples", "1000"), 20),
-        seed=whole("seed", given.get("seed", "0"), 0),
-        command=" ".join(["python -m analysis report", *options.settings]),
-    )
+    chosen = settings(options.settings, VALID)
+    target = parse_run(chosen["wandb"]) if "wandb" in chosen else None
+    # Where a report was sent does not change what is in it.
+    given = [setting for setting in options.settings if not setting.startswith("wandb=")]
+    found = find("report", given, chosen)
+    out = folder(chosen)
+    answers, written = write_report(found, out)
     told = [answer.replace("**", "") for answer in answers]
-    return "\n".join([*told, "", *(str(path) for path in written if path.suffix != ".csv")])
+    shown = [str(path) for path in written if path.suffix in (".html", ".md", ".png")]
+    shown = [path for path in shown if "/tables/" not in path]
+    sent = [attach(target, out)] if target else []
+    return "\n".join([*told, "", *shown, str(out / "tables"), *sent])

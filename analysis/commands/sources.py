@@ -1,0 +1,68 @@
+"""What `report`, `figures` and `tables` share: key=value settings, and what they read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ablations.records import SettingError, one_of, project_root
+from analysis.commands.common import whole
+
+if TYPE_CHECKING:
+    from analysis.findings import Findings
+    from analysis.load import Sweep
+
+KEYS = ("sweep", "points", "runs", "out", "baseline", "resamples", "seed")
+
+
+def settings(given: list[str], valid: tuple[str, ...]) -> dict[str, str]:
+    """key=value settings as a mapping. Raises SettingError for what is neither."""
+    found = {}
+    for setting in given:
+        key, equals, value = setting.partition("=")
+        if not equals or not value:
+            raise SettingError(f"{setting} is not a setting; give key=value, e.g. sweep=NAME.")
+        if key not in valid:
+            raise one_of("key", key, valid)
+        found[key] = value
+    return found
+
+
+def find(command: str, given: list[str], chosen: dict[str, str]) -> Findings:
+    """Read and study the sweep, or the points of a CSV, that the settings name."""
+    from analysis.findings import find as find_in
+
+    resamples = whole("resamples", chosen.get("resamples", "1000"), 20)
+    seed = whole("seed", chosen.get("seed", "0"), 0)
+    sweep = _source(chosen)
+    baseline = chosen.get("baseline", "transformer")
+    told = " ".join([f"python -m analysis {command}", *given])
+    return find_in(sweep, baseline, resamples, seed, told)
+
+
+def _source(chosen: dict[str, str]) -> Sweep:
+    from analysis.join import join
+    from analysis.load import Sweep, load_csv, load_sweep
+
+    if ("sweep" in chosen) == ("points" in chosen):
+        raise SettingError(
+            "sweep= is missing; give the name of a sweep, sweep=NAME, or points=FILE.csv."
+            if "sweep" not in chosen
+            else "sweep= and points= are both given; give one of them."
+        )
+    if "points" in chosen:
+        path = Path(chosen["points"])
+        return Sweep(path.stem, path, load_csv(path), ())
+    runs = project_root() / chosen.get("runs", "runs")
+    return join([load_sweep(runs / name) for name in names(chosen, "sweep")])
+
+
+def folder(chosen: dict[str, str]) -> Path:
+    """Where it is written: out, or reports/ and the sweep's name."""
+    name = "+".join(names(chosen, "sweep")) or Path(chosen["points"]).stem
+    return Path(chosen.get("out", project_root() / "reports" / name))
+
+
+def names(chosen: dict[str, str], key: str) -> tuple[str, ...]:
+    """A setting that lists names with commas, or nothing."""
+    return tuple(part for part in chosen.get(key, "").split(",") if part)

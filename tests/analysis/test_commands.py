@@ -1,0 +1,164 @@
+"""Commands of the analysis: what they print, what they refuse, and what they do not import."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from synthetic_sweeps import DATA, SweepWriter, write_ladder
+
+from ablations.records import project_root
+from analysis.__main__ import main
+
+ROOT = project_root()
+
+
+def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The one sentence that a refused command leaves on stderr."""
+    assert main(arguments) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.count("\n") == 1
+    return printed.err
+
+
+def test_fit_prints_the_contracted_json(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["fit", str(DATA / "xlstm_tokenparam.csv"), "--law", "chinchilla"]
+    assert main([*arguments, "--loss", "huber", "--delta", "1e-3", "--format", "json"]) == 0
+    mixes = json.loads(capsys.readouterr().out)["mixes"]
+    assert {"E", "A", "alpha", "B", "beta", "objective", "n"} <= mixes["xlstm"].keys()
+    # Beck et al. 2025, all token/parameter runs.
+    assert mixes["transformer"]["objective"] == pytest.approx(1.3850562570e-4, rel=1e-6)
+    assert mixes["xlstm"]["objective"] == pytest.approx(1.9833593378e-4, rel=1e-6)
+    assert (mixes["transformer"]["n"], mixes["xlstm"]["n"]) == (31, 35)
+
+
+def test_savings_prints_the_contracted_json(capsys: pytest.CaptureFixture[str]) -> None:
+    # Independent values for this place, all token/parameter runs and each mix its own law: 1.68,
+    # and 1.25 to 2.36 as the 95 % interval of a stratified bootstrap of cases.
+    arguments = ["savings", str(DATA / "xlstm_tokenparam.csv"), "--baseline", "transformer"]
+    arguments += ["--at", "N=1.42e9,D=2.84e10", "--resamples", "200", "--seed", "0"]
+    assert main([*arguments, "--format", "json"]) == 0
+    (one,) = json.loads(capsys.readouterr().out)["savings"]
+    assert {
+        "mix", "N", "D", "target_loss", "value", "low", "high", "p_above_1", "in_range", "model",
+    } <= one.keys()  # fmt: skip
+    assert one["value"] == pytest.approx(1.68, abs=0.01)
+    # One run a point, no shared batches: a mixed model has no business being much narrower.
+    assert one["low"] == pytest.approx(1.25, rel=0.1)
+    assert one["high"] == pytest.approx(2.36, rel=0.1)
+    # Runs there begin at 22 tokens per parameter: the place itself is just outside.
+    assert one["in_range"] is False
+    assert "each mix its own law" in one["model"]
+
+
+def test_infinite_values_are_words_in_json(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = ["mix,N,D,loss"]
+    for mix, floor in (("transformer", 1.0), ("worse", 2.5)):
+        for N in (1e6, 2e6, 4e6):
+            rows += [
+                f"{mix},{N},{D},{floor + 300 / N**0.4 + 500 / D**0.4}" for D in (2e7, 4e7, 8e7)
+            ]
+    path = tmp_path / "points.csv"
+    path.write_text("\n".join(rows))
+    arguments = ["savings", str(path), "--at", "N=4e6,D=8e9", "--resamples", "20"]
+    assert main([*arguments, "--model", "free", "--format", "json"]) == 0
+    (one,) = json.loads(capsys.readouterr().out)["savings"]
+    assert one["value"] == 0
+    assert one["tokens_mix"] == "inf"
+    assert one["unreachable"] == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["savings", "CSV", "--baseline", "none"], "baseline=none is not among the mixes"),
+        (["savings", "CSV", "--at", "N=1e9"], "at=N=1e9 is not a place"),
+        (["savings", "CSV", "--at", "N=x,D=1"], "at N=x must be a positive finite number"),
+        (["savings", "CSV", "--at", "N=-1,D=1"], "must be a positive finite number"),
+        (["fit", "CSV", "--loss", "cubic"], "loss=cubic is not known; valid: absolute, huber"),
+        (["fit", "CSV", "--delta", "-1"], "delta=-1 must be"),
+        (["fit", "none.csv"], "points=none.csv is not there"),
+    ],
+)
+def test_bad_arguments_are_one_sentence(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], sentence: str
+) -> None:
+    path = str(DATA / "xlstm_tokenparam.csv")
+    assert sentence in refused([path if word == "CSV" else word for word in arguments], capsys)
+
+
+def sweep_arguments(sweep: SweepWriter, tmp_path: Path, command: str) -> list[str]:
+    name, *given = command.split()
+    return [name, *given, f"runs={sweep.path.parent}", f"out={tmp_path}/out", "resamples=40"]
+
+
+def test_figures_alone_are_drawn_at_a_column_s_width_and_without_a_note(
+    sweep: SweepWriter, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_ladder(sweep)
+    command = "figures sweep=trial only=loss,throughput width=single note=false"
+    assert main(sweep_arguments(sweep, tmp_path, command)) == 0
+    printed = capsys.readouterr().out.splitlines()
+    folder = tmp_path / "out" / "figures"
+    assert printed[0] == str(folder / "loss.pdf")
+    assert printed[1].startswith("not drawn: throughput: one context length only (256)")
+    assert {path.name for path in folder.iterdir()} == {
+        f"loss.{kind}" for kind in ("pdf", "png", "svg", "csv", "json")
+    }
+    assert 'id="note"' not in (folder / "loss.svg").read_text()
+    # Without the note in the figure, confounds and command stay beside it.
+    assert "Confounds:" in json.loads((folder / "loss.json").read_text())["caption"]
+
+
+def test_tables_are_printed_or_written_in_each_form(
+    sweep: SweepWriter, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_ladder(sweep)
+    for form, told in (("latex", r"\toprule"), ("markdown", "| :-- |"), ("csv", "mix,model,E,A")):
+        command = f"tables sweep=trial only=fits format={form}"
+        assert main(sweep_arguments(sweep, tmp_path, command)) == 0
+        assert told in capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
+    assert main(sweep_arguments(sweep, tmp_path, "tables sweep=trial only=fits,ladder")) == 0
+    assert {path.name for path in (tmp_path / "out" / "tables").iterdir()} == {
+        f"{name}.{kind}" for name in ("fits", "ladder") for kind in ("tex", "md", "csv")
+    }
+
+
+@pytest.mark.parametrize(
+    ("command", "sentence"),
+    [
+        ("figures sweep=trial only=pie", "only=pie is not known; valid: bpb, coefficients"),
+        ("figures sweep=trial only=fits", "only=fits cannot be drawn (fits: no law can be fitted"),
+        ("figures sweep=trial width=wide", "width=wide is not known; valid: double, single"),
+        ("tables sweep=trial only=fits", "only=fits is not known; valid: checklist"),
+        ("tables sweep=trial format=docx", "format=docx is not known; valid: csv, files"),
+    ],
+)
+def test_figures_and_tables_that_cannot_be_are_one_sentence(
+    sweep: SweepWriter, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    command: str, sentence: str,
+) -> None:  # fmt: skip
+    write_ladder(sweep, sizes=("50k",))
+    assert sentence in refused(sweep_arguments(sweep, tmp_path, command), capsys)
+
+
+def test_the_analysis_needs_no_torch_and_its_help_no_scipy_or_matplotlib() -> None:
+    everything = "import sys, analysis.report, analysis.figures, analysis.study; "
+    everything += "sys.exit('torch' in sys.modules)"
+    helped = "import sys, runpy; sys.argv = ['analysis', '--help']\n"
+    helped += "try: runpy.run_module('analysis', run_name='__main__')\n"
+    helped += "except SystemExit: pass\n"
+    helped += "sys.exit(bool({'torch', 'scipy', 'matplotlib', 'pandas'} & sys.modules.keys()))"
+    for code in (everything, helped):
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, env=os.environ, capture_output=True
+        )
+        assert done.returncode == 0, done.stderr.decode()

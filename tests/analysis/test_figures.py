@@ -1,0 +1,251 @@
+"""Figures against definitions: what a curve shows is recomputed from the law by another way."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.optimize import brentq, minimize_scalar
+from synthetic_sweeps import TRUTH, SweepWriter, write_ladder
+
+from ablations.records import project_root
+from analysis import figures, published, results
+from analysis.drawing import PICTURES, draw
+from analysis.findings import Findings, find
+from analysis.load import load_sweep
+from analysis.style import LOOKS, SINGLE_COLUMN_INCHES, SPARE, caption, drawing, looks, save
+from analysis.training import speed_by_context, spikes, stability
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> Findings:
+    """A ladder of three mixes with little noise, one run of it still going."""
+    writer = SweepWriter(tmp_path_factory.mktemp("runs") / "trial", run_sd=3e-4, point_sd=1e-4)
+    write_ladder(writer, ("transformer", "gdn3_attn1", "gdn"), ("50k", "100k", "200k", "400k"))
+    writer.run("transformer", "400k", 2, finished=2)
+    return find(load_sweep(writer.path), "transformer", 40, 0, "python -m analysis figures")
+
+
+def test_every_mix_has_a_look_of_its_own_also_in_grey() -> None:
+    mixes = {path.stem for path in (project_root() / "conf" / "mix").glob("*.yaml")}
+    assert mixes <= LOOKS.keys()
+    every = [*LOOKS.values(), *SPARE]
+    assert len({look.marker for look in every}) == len(every)
+    assert len({look.dashes for look in every}) == len(every)
+    assert len({look.colour for look in LOOKS.values()}) == len(LOOKS)
+
+
+def test_a_mix_looks_the_same_in_every_figure() -> None:
+    assert looks(["gdn", "mine"])["gdn"] == looks(["transformer", "gdn"])["gdn"]
+    assert looks(["mine", "other"])["mine"] == looks(["gdn", "other", "mine"])["mine"]
+
+
+# Machado, Oliveira & Fernandes 2009: full protanopia, deuteranopia and tritanopia, linear RGB.
+BLIND = {
+    "protan": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216],
+               [-0.003882, -0.048116, 1.051998]],
+    "deutan": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413],
+               [-0.011820, 0.042940, 0.968881]],
+    "tritan": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602],
+               [0.004733, 0.691367, 0.303900]],
+}  # fmt: skip
+PRINCIPAL = ("transformer", "gdn3_attn1", "gdn", "mamba2", "gdn1_attn1", "gdn7_attn1")
+
+
+@pytest.mark.parametrize("kind", BLIND)
+def test_colours_of_the_principal_mixes_differ_to_colour_blind_readers(kind: str) -> None:
+    def lab(colour: str) -> np.ndarray:
+        rgb = np.array([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+        linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+        seen = np.clip(np.array(BLIND[kind]) @ linear, 0, 1)
+        xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722],
+                        [0.0193, 0.1192, 0.9505]]) @ seen / [0.9505, 1, 1.089]  # fmt: skip
+        f = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
+        return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
+
+    seen = [lab(LOOKS[mix].colour) for mix in PRINCIPAL]
+    distances = [np.linalg.norm(a - b) for i, a in enumerate(seen) for b in seen[:i]]
+    # A difference of 10 (CIE 1976) is plain at a glance.
+    assert min(distances) > 10
+
+
+def test_curves_of_loss_are_the_law_s_and_points_of_open_runs_are_crossed(found: Findings) -> None:
+    figure, table = figures.loss_against_flops(found.points, found.study.fit)
+    fitted = table[(table["kind"] == "fitted") & (table["mix"] == "gdn")]
+    assert fitted["loss"].to_numpy() == pytest.approx(
+        TRUTH["gdn"].loss(fitted["N"], fitted["D"]), rel=5e-3
+    )
+    assert fitted["C"].to_numpy() == pytest.approx(6 * fitted["N"] * fitted["D"], rel=1e-6)
+    crossed = [line for line in figure.axes[0].lines if line.get_marker() == "x"]
+    assert sum(len(line.get_xdata()) for line in crossed) == 2
+    told = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    assert told[-1] == "run not finished"
+
+
+def test_savings_against_loss_are_ratios_of_two_inversions(found: Findings) -> None:
+    fit, draws = found.study.fit, found.study.draws
+    assert fit is not None
+    assert draws is not None
+    _, table = figures.savings_against_loss(fit, draws, "transformer", 200_000)
+    for row in table.iloc[::17].itertuples():
+        tokens = [
+            brentq(lambda D, law=fit.mixes[m].law, row=row: law.loss(row.N, D) - row.target_loss,
+                   1e4, 1e12)
+            for m in ("transformer", row.mix)
+        ]  # fmt: skip
+        assert row.value == pytest.approx(tokens[0] / tokens[1], rel=1e-6)
+        assert row.low <= row.value <= row.high
+    inside = table[table["in_range"]]
+    assert inside["D_baseline"].between(3e6, 2e7).all()
+    assert set(inside["mix"]) == {"gdn3_attn1", "gdn"}
+
+
+def test_the_frontier_is_the_least_loss_at_each_budget_of_flops(found: Findings) -> None:
+    fit, draws = found.study.fit, found.study.draws
+    assert fit is not None
+    assert draws is not None
+    _, table = figures.frontier(fit, draws)
+    for row in table.iloc[::29].itertuples():
+        law, per = fit.mixes[row.mix].law, row.flops_per_N_D
+        assert per == pytest.approx(6, rel=1e-9)
+        best = minimize_scalar(
+            lambda log_n, law=law, row=row, per=per: float(
+                law.loss(np.exp(log_n), row.C / per / np.exp(log_n))
+            ),
+            bracket=(np.log(row.N) - 1, np.log(row.N) + 1),
+        )
+        assert row.loss == pytest.approx(best.fun, rel=1e-10)
+        assert pytest.approx(row.C) == per * row.N * row.D
+
+
+def test_contours_are_places_of_equal_loss(found: Findings) -> None:
+    fit = found.study.fit
+    assert fit is not None
+    figure, table = figures.iso_loss(fit, "transformer")
+    assert {axes.get_legend().get_texts()[1].get_text() for axes in figure.axes} == {
+        "gdn3_attn1", "gdn",
+    }  # fmt: skip
+    for row in table.dropna().iloc[::97].itertuples():
+        assert float(fit.mixes[row.mix].law.loss(row.N, row.D)) == pytest.approx(row.loss)
+    shared = table.groupby(["against", "mix"])["loss"].unique().map(tuple)
+    assert shared.nunique() == 1
+
+
+def test_coefficients_stand_inside_their_intervals_beside_published_ones(found: Findings) -> None:
+    fit, draws = found.study.fit, found.study.draws
+    assert fit is not None
+    assert draws is not None
+    theirs = published.table("table18_fits").query("model == 'free'").drop(columns="model")
+    figure, table = figures.coefficients(fit, draws, published=theirs)
+    ours = table[table["kind"] == "fitted"]
+    assert len(ours) == 15
+    assert set(table[table["kind"] == "published"]["mix"]) == {"transformer", "gdn3_attn1", "gdn"}
+    hollow = [line for line in figure.axes[0].lines if line.get_markerfacecolor() == "white"]
+    assert len(hollow) == 3
+
+
+def test_bits_per_byte_are_compared_at_the_budget_that_all_mixes_reached(found: Findings) -> None:
+    _, table = figures.bpb_by_domain(found.points)
+    assert set(table["domain"]) == {"mean", "prose"}
+    last = found.points[(found.points["chinchilla"] == 4) & (found.points["state"] == "done")]
+    assert len(table) == 2 * len(last)
+    own = table[(table["domain"] == "mean") & (table["mix"] == "gdn") & (table["size"] == "50k")]
+    expected = last[(last["mix"] == "gdn") & (last["size"] == "50k")]["bpb"]
+    assert sorted(own["bpb"]) == pytest.approx(sorted(expected))
+
+
+def test_spikes_are_six_standard_deviations_from_the_128_before() -> None:
+    rng = np.random.default_rng(0)
+    norms = pd.Series(1 + 0.1 * rng.normal(size=400))
+    norms[300], norms[350] = 2.5, 1.45
+    expected = [
+        i >= 16
+        and abs(norms[i] - norms[max(0, i - 128) : i - 1].mean())
+        >= 6 * norms[max(0, i - 128) : i - 1].std(ddof=1)
+        for i in range(400)
+    ]
+    assert list(spikes(norms)) == expected
+    assert list(np.flatnonzero(spikes(norms))) == [300]
+    rows = {"step": range(1, 401), "tokens": range(400), "loss": 1.0, "tokens_per_second": 1.0}
+    table = pd.DataFrame(rows | {"grad_norm": norms, "skipped_steps": 4}).assign(
+        run="r", mix="gdn", size="50k", seed=0
+    )
+    (one,) = stability(table).itertuples()
+    assert (one.spike_percent, one.skipped_percent) == (pytest.approx(100 / 384), 1.0)
+
+
+def test_speed_is_drawn_where_contexts_differ(found: Findings) -> None:
+    (picture,) = (one for one in PICTURES if one.name == "throughput")
+    assert "one context length only (256)" in picture.lacks(found)
+    runs = tuple(
+        replace(run, spec=run.spec | {"recipe": {"context": 256 * 2**run.seed}})
+        for run in found.sweep.runs
+    )
+    speeds = speed_by_context(replace(found.sweep, runs=runs))
+    assert sorted(set(speeds["context"])) == [256, 512, 1024]
+    assert speeds["tokens_per_second"].to_numpy() == pytest.approx(5e4)
+    _, table = figures.throughput_against_context(speeds, "here")
+    assert len(table) == len(found.sweep.runs)
+
+
+def test_a_frontier_of_designs_joins_the_efficient_ones() -> None:
+    ladders = pd.DataFrame(
+        {"sizes": "a", "chinchilla": "1", "seeds": [1, 1, 3], "gpu_hours": [1.0, 2.0, 3.0],
+         "width": [1.5, 1.6, 1.1], "efficient": [True, False, True]}
+    )  # fmt: skip
+    figure, _ = figures.design_frontier(ladders, target_width=1.2)
+    assert list(figure.axes[0].lines[0].get_xdata()) == [1.0, 3.0]
+
+
+def test_a_paper_s_column_is_as_wide_as_it_says_and_a_note_adds_height_only(
+    found: Findings, tmp_path: Path
+) -> None:
+    draw(found, tmp_path, ("loss",), SINGLE_COLUMN_INCHES, with_note=False)
+    width = re.search(r'<svg [^>]*width="([\d.]+)pt"', (tmp_path / "loss.svg").read_text())
+    assert width is not None
+    assert float(width[1]) == pytest.approx(72 * 3.3, abs=0.1)
+    panels = []
+    for note in ("", "a word of what was done, " * 30):
+        with drawing(4.0, 2.0) as figure:
+            figure.subplots().plot([1, 2])
+            caption(figure, note)
+        save(figure, tmp_path / "one", pd.DataFrame(), {})
+        box = figure.axes[0].get_window_extent()
+        panels.append((box.width, box.height))
+    assert panels[0] == pytest.approx(panels[1], rel=1e-3)
+
+
+def test_a_ladder_of_the_paper_s_sizes_is_set_beside_it(tmp_path: Path) -> None:
+    writer = SweepWriter(tmp_path / "trial")
+    write_ladder(writer, sizes=("50k", "100k", "200k"))
+    sweep = load_sweep(writer.path)
+    assert published.savings(sweep) is None
+    names = {"50k": "60m", "100k": "100m", "200k": "190m"}
+    points = sweep.points.assign(size=sweep.points["size"].map(names))
+    sweep = replace(sweep, points=points)
+    found = find(sweep, "transformer", 30, 0, "c")
+    theirs = published.savings(sweep)
+    assert theirs is not None
+    assert set(theirs["mix"]) == {"gdn3_attn1"}
+    (picture,) = (one for one in PICTURES if one.name == "savings")
+    figure, table = picture.draw(found, "", 6.75)
+    shown = table[table["kind"] == "published"]
+    assert list(shown["value"]) == [1.32, 1.57, 1.68, 1.75, 1.82, 1.89]
+    assert "published" in [text.get_text() for text in figure.legends[0].get_texts()]
+    beside = results.published_table(found)
+    assert beside is not None
+    row = beside[(beside["mix"] == "gdn3_attn1") & (beside["size"] == "190m")].iloc[0]
+    assert (row["N, paper"], row["BPB, paper's suites"]) == ("254M", "0.891")
+
+
+def test_a_figure_that_cannot_be_drawn_says_what_is_missing(tmp_path: Path) -> None:
+    writer = SweepWriter(tmp_path / "trial")
+    write_ladder(writer, sizes=("50k",))
+    found = find(load_sweep(writer.path), "transformer", 30, 0, "c")
+    gallery = draw(found, tmp_path / "out", ("fits", "frontier"))
+    assert gallery.shown == {}
+    assert "1 size(s), and A, alpha and E cannot be told apart" in gallery.lacking["frontier"]

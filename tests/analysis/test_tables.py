@@ -1,0 +1,133 @@
+"""Tables: digits by uncertainty, LaTeX that compiles in form, results against plain means."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import t as student
+from synthetic_sweeps import SIZES, SweepWriter, write_ladder
+
+from analysis import results
+from analysis.checklist import checklist
+from analysis.findings import Findings, find
+from analysis.load import load_sweep
+from analysis.report import cells, numbers
+from analysis.tables import latex, markdown, with_interval
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> Findings:
+    writer = SweepWriter(tmp_path_factory.mktemp("runs") / "trial")
+    write_ladder(writer)
+    return find(load_sweep(writer.path), "transformer", 40, 0, "python -m analysis tables")
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "high", "told"),
+    [
+        (1.3213, 0.6712, 4.0178, "1.3 [0.7, 4.0]"),
+        (1.3213, 1.3021, 1.3411, "1.321 [1.302, 1.341]"),
+        (0.66931, 0.66812, 0.67052, "0.6693 [0.6681, 0.6705]"),
+        (2.0, 1.2, float("inf"), "2.0 [1.2, ∞]"),
+        (83.4551, 29.6, 495.0, "83 [30, 495]"),
+    ],
+)
+def test_digits_follow_the_narrower_side_of_the_interval(
+    value: float, low: float, high: float, told: str
+) -> None:
+    assert with_interval(value, low, high) == told
+
+
+def test_latex_is_booktabs_with_every_special_letter_escaped() -> None:
+    table = pd.DataFrame(
+        {"mix_name": ["gdn3_attn1", "a & b"], "50 %": ["**1.3×**", "< 0.05"],
+         "why": ["a sentence that is long enough to wrap", "N^α ± #1"]}
+    )  # fmt: skip
+    text = latex(table, "Savings of 50 %", "tab:savings")
+    lines = text.splitlines()
+    assert lines[:2] == [r"\begin{table}", r"\centering"]
+    assert r"\caption{Savings of 50 \%}\label{tab:savings}" in text
+    assert [line for line in lines if line.endswith("rule")] == [
+        r"\toprule", r"\midrule", r"\bottomrule",
+    ]  # fmt: skip
+    assert r"gdn3\_attn1 & \textbf{1.3$\times$} & a sentence" in text
+    assert r"a \& b & $<$ 0.05 & N\textasciicircum{}$\alpha$ $\pm$ \#1 \\" in text
+    (columns,) = re.findall(r"\\begin\{tabular\}\{(.+)\}$", text, re.MULTILINE)
+    assert columns == r"lrp{0.70\linewidth}"
+    for row in lines[lines.index(r"\midrule") + 1 : lines.index(r"\bottomrule")]:
+        assert len(re.findall(r"(?<!\\)&", row)) == 2
+        assert row.isascii()
+
+
+def test_every_table_of_a_report_is_ascii_latex_and_keeps_its_columns(found: Findings) -> None:
+    for name, table in cells(found).items():
+        text = latex(table, "c", name)
+        body = text[text.index(r"\toprule") :].splitlines()
+        for line in body:
+            if line.endswith(r"\\"):
+                assert len(re.findall(r"(?<!\\)&", line)) == table.shape[1] - 1
+        assert text.isascii(), (name, sorted({c for c in text if ord(c) > 127}))
+
+
+def test_a_bar_in_a_cell_does_not_split_it() -> None:
+    assert r"a\|b" in markdown(pd.DataFrame({"x": ["a|b"], "y": [1]}))
+
+
+def test_results_are_means_of_seeds_with_students_t_from_their_pooled_scatter(
+    found: Findings,
+) -> None:
+    table = results.at_last_budget(found.points, "bpb")
+    last = found.points[found.points["chinchilla"] == 4]
+    logs = {key: np.log(own["bpb"]) for key, own in last.groupby(["mix", "size"])}
+    pooled = np.mean([own.var(ddof=1) for own in logs.values()])
+    reach = student.ppf(0.975, len(logs)) * np.sqrt(pooled / 2)
+    assert len(table) == len(logs) == 6
+    for row in table.itertuples():
+        middle = logs[(row.mix, row.size)].mean()
+        ends = np.exp([middle, middle - reach, middle + reach])
+        assert (row.value, row.low, row.high) == pytest.approx(tuple(ends))
+
+
+def test_the_results_table_has_a_row_a_mix_and_the_lowest_in_bold(found: Findings) -> None:
+    table = results.results_table(found, "loss")
+    assert list(table.columns) == ["mix", "50k", "100k", "200k"]
+    assert list(table["mix"]) == ["transformer", "gdn3_attn1"]
+    bold = table.iloc[:, 1:].map(lambda cell: cell.startswith("**"))
+    assert list(bold.sum(axis=1)) == [0, 3]
+
+
+def test_the_ladder_table_gives_shapes_and_parameters_of_every_size(found: Findings) -> None:
+    table = results.ladder_table(found).set_index("")
+    assert list(table.loc["d_model"]) == ["32"] * 3
+    assert list(table.loc["layers"]) == ["4"] * 3
+    for size in ("50k", "100k", "200k"):
+        assert table.loc["N of gdn3_attn1", size] == f"{SIZES[size] / 1e3:.4g}k"
+
+
+def test_numbers_keep_the_precision_that_cells_round(found: Findings) -> None:
+    exact = numbers(found)
+    assert exact["savings"]["value"].iloc[-1] == found.study.savings[-1].value
+    assert {"mix", "E", "A", "alpha", "B", "beta"} <= set(exact["fits"].columns)
+
+
+def test_the_checklist_answers_from_the_records(tmp_path: Path) -> None:
+    writer = SweepWriter(tmp_path / "trial")
+    write_ladder(writer)
+    good = checklist(find(load_sweep(writer.path), "transformer", 30, 0, "c"))
+    answers = dict(zip(good["question"], good["answer"], strict=True))
+    assert answers["Parameters equal within 0.5 %?"] == "yes"
+    assert answers["The same batches in the same order?"] == "yes"
+    assert answers["Several seeds everywhere?"] == "yes"
+    assert answers["Four sizes or more?"] == "**no**"
+    assert answers["One revision of the code, without changes?"] == "yes"
+    writer.run("gdn3_attn1", "50k", 0, n_factor=1.02)
+    writer.run("gdn", "400k", 0, finished=1)
+    bad = checklist(find(load_sweep(writer.path), "transformer", 30, 0, "c"))
+    answers = dict(zip(bad["question"], bad["answer"], strict=True))
+    assert answers["Parameters equal within 0.5 %?"] == "**no**"
+    assert answers["Several seeds everywhere?"] == "**no**"
+    assert answers["Are all runs finished, and all points kept?"] == "**no**"
