@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import platform
 import re
@@ -13,15 +14,23 @@ from typing import Any
 
 WHAT_RUNS = ("models/*.py", "ablations/*.py", "sweeps/*.py", "conf/*.yaml", "constraints.txt")
 SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSW", re.IGNORECASE)
+RECORD, DIFF = "revision.json", "code.diff"
+"""In a copy of the code: what `code` said of the checkout it was copied from."""
 PACKAGES = ("torch", "numpy", "hydra-core", "flash-linear-attention", "triton")
 
 
 def code(root: Path) -> tuple[dict[str, Any], str]:
-    """({revision, dirty, diff_sha256}, diff) of the checkout; revision None without git."""
-    revision = _git(root, "rev-parse", "HEAD")
-    diff = _git(root, "diff", "HEAD", "--", *WHAT_RUNS) or ""
+    """({revision, dirty, diff_sha256}, diff) of the checkout; revision None without git.
+
+    A copy of the code, as sweeps keep one, says of itself what its checkout said.
+    """
+    if (root / RECORD).exists():
+        told = (root / DIFF).read_text(encoding="utf-8")
+        return json.loads((root / RECORD).read_text(encoding="utf-8")), told
+    revision = git(root, "rev-parse", "HEAD")
+    diff = git(root, "diff", "HEAD", "--", *WHAT_RUNS) or ""
     # Files that git does not know yet change a run as well.
-    new = _git(root, "ls-files", "--others", "--exclude-standard", "--", *WHAT_RUNS) or ""
+    new = git(root, "ls-files", "--others", "--exclude-standard", "--", *WHAT_RUNS) or ""
     for name in new.splitlines():
         diff += f"\n+++ {name}\n{(root / name).read_text(encoding='utf-8')}"
     diff = redact(diff)
@@ -60,7 +69,8 @@ def cpu_name() -> str:
         return platform.processor() or platform.machine()
 
 
-def _git(root: Path, *arguments: str) -> str | None:
+def git(root: Path, *arguments: str) -> str | None:
+    """What git prints in `root`; None where it cannot."""
     try:
         done = subprocess.run(
             ["git", *arguments], cwd=root, capture_output=True, text=True, timeout=30, check=False

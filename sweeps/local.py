@@ -1,31 +1,40 @@
-"""Run a plan on this machine: so many runs at a time, each a process of its own.
+"""Run a sweep on this machine: so many runs at a time, each a process of its own, a GPU each.
 
 Ctrl-C asks every run to save and stop; the same command goes on from there. A second Ctrl-C ends
 them at once. A failed run takes no other down.
 """
 
-from __future__ import annotations
-
 import contextlib
+import fcntl
 import os
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 from rich.console import Console
-from rich.live import Live
-from rich.table import Table
 
 from ablations.records import RunDirectory, project_root
+from sweeps import state, view
 from sweeps.worker import ELSEWHERE, RESUMABLE
 
 POLL_SECONDS = 0.25
-PLAIN_EVERY_SECONDS = 15.0
+LOOK_SECONDS = 1.0
+
+
+@dataclass
+class Gpu:
+    """A place on a GPU for one run. The lock spans every driver of this machine, and a worker
+    inherits it, so that the place is taken for as long as either lives."""
+
+    name: str
+    lock: IO[bytes]
 
 
 @dataclass
@@ -34,7 +43,12 @@ class Job:
 
     run: RunDirectory
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    gpus: list[Gpu] = field(default_factory=list)
     code: int | None = None
+
+    @property
+    def alive(self) -> bool:
+        return bool(self.processes) and self.code is None
 
 
 def run_all(
@@ -45,30 +59,43 @@ def run_all(
     console: Console,
     *,
     devices: int = 1,
+    gpus: Sequence[str] = (),
+    runs_per_gpu: int = 1,
+    code: Path | None = None,
 ) -> dict[str, dict[str, object]]:
     """Train run directories, `parallel` at a time, each by `devices` processes of `threads`
     CPU threads.
 
-    Returns each run's last status by name. Runs are begun in the order given.
+    gpus: names for CUDA_VISIBLE_DEVICES, none for a machine without; each is given to
+    `runs_per_gpu` runs at a time, whichever driver of this user they belong to. code: the copy of
+    the project that workers import. Returns each run's last status by name. Runs are begun in the
+    order given.
     """
     jobs = [Job(RunDirectory(path)) for path in runs]
+    root = code or project_root()
     environment = {
         **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(project_root()), os.environ.get("PYTHONPATH", "")]),
+        "PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")]),
         # Two runs with a pool of threads each on two cores would wait for one another.
         "OMP_NUM_THREADS": str(threads),
         "MKL_NUM_THREADS": str(threads),
         "ARCHLADDER_COMMAND": command,
         "ARCHLADDER_RUNS_AT_ONCE": str(parallel),
     }
+    places = [f"{gpu}.{place}" for place in range(runs_per_gpu) for gpu in gpus]
     waiting, heard = list(jobs), 0
     asked: list[int] = []
-    last_plain = time.monotonic()
-    with _display(console) as live, _listening(asked):
+    with view.Display(console) as display, view.listening(asked):
         try:
-            while waiting or any(map(_alive, jobs)):
-                while waiting and not asked and sum(map(_alive, jobs)) < parallel:
-                    _start(waiting.pop(0), environment, devices)
+            while waiting or any(job.alive for job in jobs):
+                while waiting and not asked and sum(job.alive for job in jobs) < parallel:
+                    if state.read_submission(waiting[0].run).get("cancelled"):
+                        _cancelled(waiting.pop(0), console)
+                    elif (taken := _take(places, devices)) is None:
+                        display.once("waiting for a GPU that another sweep uses")
+                        break
+                    else:
+                        _start(waiting.pop(0), environment, devices, root, taken)
                 time.sleep(POLL_SECONDS)
                 for job in jobs:
                     _reap(job, console, bool(asked))
@@ -78,22 +105,46 @@ def run_all(
                     _signal(jobs, signal.SIGTERM if heard == 1 else signal.SIGKILL)
                     if heard == 1:
                         console.print("stopping: runs save and end; Ctrl-C again to kill them")
-                if live:
-                    live.update(_table(jobs))
-                elif time.monotonic() - last_plain > PLAIN_EVERY_SECONDS:
-                    last_plain = time.monotonic()
-                    _plain(jobs, console)
+                if display.is_due(LOOK_SECONDS):
+                    display.show(state.look([job.run for job in jobs]))
         finally:
             # Whatever ends the driver, no run is left training behind its back.
             _signal(jobs, signal.SIGTERM)
     return {job.run.name: dict(job.run.read_status()) for job in jobs}
 
 
-def _alive(job: Job) -> bool:
-    return bool(job.processes) and job.code is None
+def _take(places: Sequence[str], devices: int) -> list[Gpu] | None:
+    """Places on as many different GPUs as a run takes; None where there are not so many free."""
+    taken: dict[str, Gpu] = {}
+    for place in places:
+        name = place.split(".")[0]
+        if name in taken or len(taken) == devices:
+            continue
+        path = Path(tempfile.gettempdir(), f"archladder-{os.getuid()}-gpu-{place}.lock")
+        lock = path.open("ab")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+        else:
+            taken[name] = Gpu(name, lock)
+    if places and len(taken) < devices:
+        _give_back(list(taken.values()))
+        return None
+    return list(taken.values())
 
 
-def _start(job: Job, environment: dict[str, str], devices: int) -> None:
+def _give_back(gpus: Sequence[Gpu]) -> None:
+    for gpu in gpus:
+        gpu.lock.close()
+
+
+def _start(
+    job: Job, environment: dict[str, str], devices: int, root: Path, gpus: list[Gpu]
+) -> None:
+    job.gpus = gpus
+    if gpus:
+        environment = {**environment, "CUDA_VISIBLE_DEVICES": ",".join(gpu.name for gpu in gpus)}
     port = _free_port() if devices > 1 else 0
     for rank in range(devices):
         ranked = {} if devices == 1 else {
@@ -107,10 +158,24 @@ def _start(job: Job, environment: dict[str, str], devices: int) -> None:
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
                 env={**environment, **ranked},
-                cwd=project_root(),
+                cwd=root,
                 start_new_session=True,  # Ctrl-C reaches the driver alone, which then asks the runs
+                pass_fds=[gpu.lock.fileno() for gpu in gpus],
             )
         job.processes.append(process)
+    submission = state.read_submission(job.run)
+    if submission:
+        numbers = [process.pid for process in job.processes]
+        with contextlib.suppress(OSError):
+            state.write_submission(job.run, {**submission, "processes": numbers})
+
+
+def _cancelled(job: Job, console: Console) -> None:
+    """A run that somebody cancelled before its turn came."""
+    status = {k: v for k, v in job.run.read_status().items() if k != "state"}
+    job.run.write_status("preempted", **{**status, "error": "cancelled"})
+    job.code = RESUMABLE
+    console.print(f"cancelled {job.run.name}", soft_wrap=True)
 
 
 def _free_port() -> int:
@@ -119,29 +184,15 @@ def _free_port() -> int:
         return int(found.getsockname()[1])
 
 
-@contextlib.contextmanager
-def _listening(asked: list[int]) -> Iterator[None]:
-    """Ctrl-C, TERM and a closed terminal become entries of `asked`."""
-    before = {
-        number: signal.signal(number, lambda received, _frame: asked.append(received))
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    }
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def _signal(jobs: list[Job], number: int) -> None:
-    for job in filter(_alive, jobs):
+    for job in (job for job in jobs if job.alive):
         for process in job.processes:
             with contextlib.suppress(ProcessLookupError):
                 process.send_signal(number)
 
 
 def _reap(job: Job, console: Console, asked: bool) -> None:
-    if not _alive(job):
+    if not job.alive:
         return
     codes = [process.poll() for process in job.processes]
     if all(code is None for code in codes):
@@ -156,12 +207,8 @@ def _reap(job: Job, console: Console, asked: bool) -> None:
             process.wait()
     # The first rank's word where it has one, else that of the rank that failed.
     job.code = codes[0] if codes[0] is not None else ended
+    _give_back(job.gpus)
     status = job.run.read_status()
-    if job.code == 0:
-        points = list(job.run.rows("points.jsonl"))
-        result = f", loss {points[-1]['loss']:.4f}" if points else ""
-        console.print(f"done    {job.run.name}  {status.get('seconds', 0):.0f} s{result}")
-        return
     if job.code == ELSEWHERE:
         console.print(f"running {job.run.name}  is trained by another process")
         return
@@ -170,68 +217,6 @@ def _reap(job: Job, console: Console, asked: bool) -> None:
         status["state"] = "preempted" if asked else "failed"
         if not asked:
             status["error"] = f"ended with code {job.code}"
-        job.run.write_status(**status)
-    word = "stopped" if status.get("state") == "preempted" else "failed "
-    reason = f"  {status['error']}" if status.get("error") else ""
-    console.print(f"{word} {job.run.name}{reason}  (log: {job.run.log})", soft_wrap=True)
-
-
-@contextlib.contextmanager
-def _display(console: Console) -> Iterator[Live | None]:
-    if not console.is_terminal:
-        yield None
-        return
-    with Live(console=console, refresh_per_second=4, transient=True) as live:
-        yield live
-
-
-COLUMNS = ("step", "tokens", "tokens/s", "loss", "bpb", "LR", "point in", "done in")
-
-
-def _progress(job: Job) -> dict[str, str]:
-    """What a running job says of itself, by column, blanks where not known yet."""
-    status = job.run.read_status()
-    step, steps = status.get("step", 0), status.get("steps")
-    if not steps or not status.get("seconds"):
-        return {"step": "starting"}
-    rate = status.get("tokens_per_second", status["tokens"] / status["seconds"])
-    shown = f"{rate:,.0f}" + (f" ({status['mfu']:.0%} MFU)" if "mfu" in status else "")
-    return {
-        "step": f"{step:,}/{steps:,}",
-        "tokens": f"{status['tokens']:,}",
-        "tokens/s": shown,
-        "loss": f"{status['loss']:.3f}" if "loss" in status else "",
-        "bpb": f"{status['bpb']:.3f}" if "bpb" in status else "",
-        "LR": f"{status['lr']:.2e}" if "lr" in status else "",
-        "point in": _duration(status.get("eta_point")),
-        "done in": _duration(status.get("eta")),
-    }
-
-
-def _duration(seconds: float | None) -> str:
-    if seconds is None:
-        return ""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
-def _table(jobs: list[Job]) -> Table:
-    done = sum(job.code == 0 for job in jobs)
-    table = Table(title=f"{done} of {len(jobs)} runs done", title_justify="left")
-    for name in ("run", *COLUMNS):
-        table.add_column(name, justify="left" if name == "run" else "right")
-    for job in filter(_alive, jobs):
-        progress = _progress(job)
-        table.add_row(job.run.name, *(progress.get(name, "") for name in COLUMNS))
-    return table
-
-
-def _plain(jobs: list[Job], console: Console) -> None:
-    done = sum(job.code == 0 for job in jobs)
-    running = [
-        job.run.name
-        + "".join(f" {name} {value}" for name, value in _progress(job).items() if value)
-        for job in filter(_alive, jobs)
-    ]
-    console.print(f"{done}/{len(jobs)} done | " + " | ".join(running), soft_wrap=True)
+        with contextlib.suppress(OSError):  # on a full disk: the summary says it was lost
+            job.run.write_status(**status)
+    console.print(view.line(state.look([job.run])[0]), soft_wrap=True)

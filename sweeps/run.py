@@ -1,11 +1,11 @@
-"""Compose a sweep with Hydra, show its plan, freeze a spec a run, and run them.
+"""Compose a sweep with Hydra, show its plan, freeze a spec a run, and run or submit them.
 
     python sweeps/run.py mix=gdn3_attn1 size=50k                     one run
     python sweeps/run.py -m mix=transformer,gdn3_attn1 size=50k,100k seed=0,1 sweep=first
-    python sweeps/run.py -m mix=gdn3_attn1 size=60m,150m,1b plan=true
+    python sweeps/run.py -m mix=gdn3_attn1 size=60m,150m,1b cluster=slurm
 
-Hydra only composes: its task queues settings, and nothing is written before every run of the
-sweep has been resolved, compared and found to fit. No torch is imported here.
+Hydra only composes: nothing is written before every run of the sweep has been resolved, compared
+and found to fit. No torch is imported here.
 """
 
 from __future__ import annotations
@@ -22,43 +22,35 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 # Hydra's own report of an error is several lines and exit code 1; ours is a sentence and 2.
 os.environ.setdefault("HYDRA_FULL_ERROR", "1")
 
-import hydra
-from omegaconf import DictConfig, OmegaConf
-
 from models.errors import SettingError
-from sweeps.compose import compose_sweep
-from sweeps.errors import sentence
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from ablations.spec import RunSpec
+    from sweeps.cluster import Local, Shape, Slurm
     from sweeps.plan import Plan
+    from sweeps.submit import Request
 
-_queue: list[dict[str, Any]] = []
-
-
-@hydra.main(version_base="1.3", config_path="../conf", config_name="config")
-def _compose(config: DictConfig) -> None:
-    _queue.append(OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]
+OWN = ("plan", "treatments", "runs", "max_parallel", "max_local_hours", "cluster")
+"""Settings of the sweep's driver, which no run knows."""
 
 
 def main() -> int:
     """Exit code 0 when all runs are done, 1 when one is not, 2 on a setting that cannot be used."""
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        from sweeps.usage import usage
+
+        print(usage())
+        return 0
     try:
-        # Hydra insists on writing a multirun.yaml: let it, where nobody looks.
-        with tempfile.TemporaryDirectory(prefix="archladder-") as scratch:
-            os.environ["ARCHLADDER_SCRATCH"] = scratch
-            arguments = sys.argv[1:]
-            plain = [a for a in arguments if a not in ("-m", "--multirun")]
-            if len(plain) < len(arguments) and not any(a.startswith("-") for a in plain):
-                _queue.extend(compose_sweep(plain))
-            else:
-                _compose()
-        return _sweep(_queue) if _queue else 0
+        composed = _composed(sys.argv[1:])
+        return _sweep(composed) if composed else 0
     except KeyboardInterrupt:
         return 130
     except Exception as error:
+        from sweeps.errors import sentence
+
         text = sentence(error)
         if text is None:
             raise
@@ -66,57 +58,165 @@ def main() -> int:
         return 2
 
 
-def _sweep(composed: list[dict[str, Any]]) -> int:
-    # Imported here: --help and a mistyped name answer before numpy is loaded.
-    from rich.console import Console
+def _composed(arguments: list[str]) -> list[dict[str, Any]]:
+    """The settings of every run; none where Hydra was asked for something else and answered it."""
+    plain = [a for a in arguments if a not in ("-m", "--multirun")]
+    if len(plain) < len(arguments) and not any(a.startswith("-") for a in plain):
+        from sweeps.compose import compose_sweep
 
+        return compose_sweep(plain)
+    import hydra
+    from omegaconf import DictConfig, OmegaConf
+
+    queue: list[dict[str, Any]] = []
+
+    def task(config: DictConfig) -> None:
+        queue.append(OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]
+
+    # Hydra insists on writing a multirun.yaml: let it, where nobody looks.
+    with tempfile.TemporaryDirectory(prefix="archladder-") as scratch:
+        os.environ["ARCHLADDER_SCRATCH"] = scratch
+        hydra.main(version_base="1.3", config_path="../conf", config_name="config")(task)()
+    return queue
+
+
+def _sweep(composed: list[dict[str, Any]]) -> int:
+    # Imported here: a mistyped name answers before numpy is loaded.
     from ablations.records import project_root
     from ablations.spec import resolve
-    from sweeps.local import run_all
+    from sweeps import view
+    from sweeps.cluster import Slurm, check_ranks, parse
     from sweeps.plan import make_plan, show
 
-    console = Console(highlight=False, markup=False)
-    if not console.is_terminal:
-        console.width = 120
+    console = view.console()
     driver = composed[0]
+    _check_driver(composed)
+    cluster = parse(driver["cluster"])
+    runs_root = project_root() / str(driver["runs"])
+    settings = [{k: v for k, v in c.items() if k not in OWN} for c in composed]
+
+    specs = [resolve(s, plan_only=True) for s in settings]
+    _check_unique(specs)
+    at_once = driver["max_parallel"]
+    if not isinstance(cluster, Slurm):
+        at_once = _fitting(specs, cluster, at_once)
+    plan = make_plan(specs, runs_root, at_once)
+    show(plan, console)
+    if isinstance(cluster, Slurm):
+        check_ranks(cluster, specs)
+        _show_arrays(plan, cluster, at_once, console)
+    if driver["plan"]:
+        return 0
+
+    specs = [resolve(s) for s in settings]
+    _check_control(specs, runs_root, driver["treatments"])
+    requests = _requests(plan, specs, runs_root)
+    command = "python sweeps/run.py " + shlex.join(sys.argv[1:])
+    if requests:
+        _check_machine(plan, cluster, runs_root, driver["max_local_hours"])
+        if isinstance(cluster, Slurm):
+            from sweeps import slurm
+            from sweeps.drive import on_slurm
+
+            slurm.check(cluster, {request.size: request.run.name for request in requests})
+            _say_new(requests, console)
+            on_slurm(requests, cluster, at_once, command, console)
+        else:
+            from sweeps.drive import on_this_machine
+
+            _say_new(requests, console)
+            sizes = plan.parallel, plan.threads, plan.devices
+            on_this_machine(requests, cluster, *sizes, command, console)
+    return _finish(specs, runs_root, str(driver["runs"]), console)
+
+
+def _requests(plan: Plan, specs: list[RunSpec], runs_root: Path) -> list[Request]:
+    """What is not done, longest first, so that none ends alone."""
+    from ablations.records import RunDirectory
+    from ablations.settings import to_dict
+    from sweeps.submit import Request
+
+    seconds = {(e.spec.sweep, e.spec.run_name): e.seconds_here for e in plan.todo}
+    todo = [spec for spec in specs if (spec.sweep, spec.run_name) in seconds]
+    todo.sort(key=lambda spec: -seconds[spec.sweep, spec.run_name])
+    return [
+        Request(RunDirectory(runs_root / spec.sweep / spec.run_name), to_dict(spec))
+        for spec in todo
+    ]
+
+
+def _check_driver(composed: list[dict[str, Any]]) -> None:
+    driver = composed[0]
+    for key in OWN:
+        if any(other[key] != driver[key] for other in composed):
+            raise SettingError(f"{key} is one for a whole sweep; give it one value.")
     plan_only, treatments = driver["plan"], driver["treatments"]
     if not isinstance(plan_only, bool):
         raise SettingError(f"plan={plan_only} must be true or false.")
     if not isinstance(treatments, list):
         raise SettingError(f"treatments={treatments} must be a list, like [mix].")
-    runs_root = project_root() / str(driver["runs"])
     for key in ("max_parallel", "max_local_hours"):
         value = driver[key]
         whole = key == "max_parallel" and not isinstance(value, int)
         if value is not None and (isinstance(value, str | bool) or value <= 0 or whole):
             kind = "whole number" if key == "max_parallel" else "number"
             raise SettingError(f"{key}={value} must be a {kind} above 0, or null.")
-    own = ("plan", "treatments", "runs", "max_parallel", "max_local_hours")
-    settings = [{k: v for k, v in c.items() if k not in own} for c in composed]
 
-    specs = [resolve(s, plan_only=True) for s in settings]
-    _check_unique(specs)
-    plan = make_plan(specs, runs_root, driver["max_parallel"])
-    show(plan, console)
-    if plan_only:
-        return 0
 
-    specs = [resolve(s) for s in settings]
-    _check_control(specs, runs_root, treatments)
-    if not plan.todo:
-        return _finish(specs, runs_root, str(driver["runs"]), console)
-    limit = driver["max_local_hours"]
+def _fitting(specs: list[RunSpec], cluster: Local, at_once: int | None) -> int | None:
+    """Runs at a time that this machine's GPUs hold; as asked, or null, where it has none."""
+    from sweeps.plan import gpus_of_this_machine
+
+    wanted = specs[0].resources
+    name, gpus = gpus_of_this_machine() if wanted.device != "cpu" else (None, 0)
+    if name is None:
+        return at_once
+    devices = wanted.devices or 1
+    if devices > gpus:
+        raise SettingError(f"resources.devices={devices} is more than the {gpus} GPUs here.")
+    room = gpus // devices * cluster.runs_per_gpu
+    if at_once is not None and at_once > room:
+        raise SettingError(
+            f"max_parallel={at_once} is more than {gpus} GPUs hold, {devices} a run and "
+            f"{cluster.runs_per_gpu} on each; set cluster.runs_per_gpu to let more share one."
+        )
+    return min(room, len(specs)) if at_once is None and len(specs) > 1 else at_once
+
+
+def _check_machine(
+    plan: Plan, cluster: Local | Slurm, runs_root: Path, limit: float | None
+) -> None:
+    """Refuse, before anything is written, what this machine cannot do or would take too long for;
+    for a cluster, what the disk cannot hold."""
+    from ablations.resources import check_here, check_room
+    from sweeps.cluster import Local
+    from sweeps.plan import gpus_of_this_machine
+
+    specs = [estimate.spec for estimate in plan.todo]
+    if not isinstance(cluster, Local):
+        check_room(specs, runs_root)
+        return
     if limit is not None and plan.hours_here > limit:
         raise SettingError(
             f"this sweep would take about {plan.hours_here:,.1f} h on this machine, more than "
             f"max_local_hours={limit}; take smaller sizes or fewer tokens "
-            f"(protocol.chinchilla), a machine with a GPU, or set "
+            "(protocol.chinchilla), a cluster (cluster=slurm), or set "
             f"max_local_hours={plan.hours_here * 1.2:.0f}."
         )
-    paths = _write_specs(plan, runs_root)
-    command = "python sweeps/run.py " + shlex.join(sys.argv[1:])
-    run_all(paths, plan.parallel, plan.threads, command, console, devices=plan.devices)
-    return _finish(specs, runs_root, str(driver["runs"]), console)
+    check_here(specs, plan.devices, gpus_of_this_machine()[1], runs_root)
+
+
+def _show_arrays(plan: Plan, cluster: Slurm, at_once: int | None, console: Console) -> None:
+    """What would be asked of Slurm, a line a shape."""
+    shapes: dict[Shape, list[str]] = {}
+    for estimate in plan.todo:
+        shapes.setdefault(cluster.shape(estimate.spec.size.name), []).append(
+            estimate.spec.size.name
+        )
+    limit = f", {at_once} at a time" if at_once else ""
+    for shape, sizes in shapes.items():
+        names = ", ".join(dict.fromkeys(sizes))
+        console.print(f"Slurm: {len(sizes)} × ({shape}) for {names}{limit}.", soft_wrap=True)
 
 
 def _check_unique(specs: list[RunSpec]) -> None:
@@ -142,61 +242,39 @@ def _check_control(specs: list[RunSpec], runs_root: Path, treatments: list[str])
         check({**there, **asked}, treatments)
 
 
-def _write_specs(plan: Plan, runs_root: Path) -> list[Path]:
-    """Freeze the spec of every run that is not done; longest first, so that none ends alone."""
+def _say_new(requests: list[Request], console: Console) -> None:
+    """Name the runs that differ from one already there in no more than its settings."""
+    from ablations.records import read_sweep
+    from ablations.settings import flatten
+
+    for request in requests:
+        if request.run.path.exists() or not request.sweep.is_dir():
+            continue
+        stem = request.run.name.rpartition("-")[0]
+        for other in read_sweep(request.sweep):
+            if other.name.rpartition("-")[0] == stem:
+                mine, theirs = flatten(request.spec), flatten(other.read_spec())
+                changed = [k for k in mine if mine[k] != theirs.get(k)]
+                shown = [k for k in changed if not k.startswith(("recipe.", "resources."))]
+                console.print(
+                    f"new run {request.run.name}: differs from {other.name} in "
+                    f"{', '.join(shown[:4]) or ', '.join(changed[:4])}",
+                    soft_wrap=True,
+                )
+
+
+def _finish(specs: list[RunSpec], runs_root: Path, root: str, console: Console) -> int:
     from ablations.records import RunDirectory
-    from ablations.settings import to_dict
+    from sweeps import state, view
 
-    todo = sorted(plan.todo, key=lambda e: -e.seconds_here)
-    paths = [runs_root / e.spec.sweep / e.spec.run_name for e in todo]
-    created: list[Path] = []
-    try:
-        for path, estimate in zip(paths, todo, strict=True):
-            run = RunDirectory(path)
-            if run.is_locked():  # another driver's worker trains it: its records are its own
-                continue
-            created.extend(_make(path))
-            # Again for a run that stopped: resources and paths may have changed, identity has not.
-            run.write_spec(to_dict(estimate.spec))
-            status = {k: v for k, v in run.read_status().items() if k not in ("state", "error")}
-            run.write_status("queued", **status)
-    except OSError as error:
-        for made in reversed(created):
-            _remove(made)
-        raise SettingError(
-            f"runs={runs_root} cannot be written ({error.strerror}); give a folder that can."
-        ) from error
-    return paths
-
-
-def _make(path: Path) -> list[Path]:
-    """Create `path` with its parents; returns what was not there before, outermost first."""
-    missing = [p for p in (path, *path.parents) if not p.exists()]
-    path.mkdir(parents=True, exist_ok=True)
-    return missing[::-1]
-
-
-def _remove(folder: Path) -> None:
-    for file in folder.iterdir() if folder.is_dir() else ():
-        if file.is_file():
-            file.unlink()
-    if folder.is_dir() and not any(folder.iterdir()):
-        folder.rmdir()
-
-
-def _finish(specs: list[RunSpec], runs_root: Path, runs: str, console: Console) -> int:
-    from ablations.records import RunDirectory
-
-    states: dict[str, int] = {}
-    for spec in specs:
-        run = RunDirectory(runs_root / spec.sweep / spec.run_name)
-        state = run.read_status().get("state", "new")
-        states[state] = states.get(state, 0) + 1
-    console.print(", ".join(f"{n} {state}" for state, n in states.items()))
-    sweep = specs[0].sweep
-    console.print(f"runs: {runs_root / sweep}", soft_wrap=True)
-    if states.get("done"):
-        where = "" if runs == "runs" else f" runs={runs}"
+    runs = [RunDirectory(runs_root / spec.sweep / spec.run_name) for spec in specs]
+    looks = state.look(runs)
+    states = [look.state for look in looks]
+    view.summary(looks, console)
+    console.print(view.counted(states))
+    if "done" in states:
+        sweep = runs[0].path.parent.name
+        where = "" if root == "runs" else f" runs={root}"
         console.print(f"next: python -m analysis report sweep={sweep}{where}", soft_wrap=True)
     return 0 if set(states) == {"done"} else 1
 

@@ -3,26 +3,34 @@
 TERM or INT asks it to save and stop; the same command then goes on where it was. One process a
 run directory: a second finds the lock and leaves. Exit code 0 done, 2 a setting that cannot be
 used, 75 stopped and to be resumed, 76 trained by another process, 1 failed.
+
+Under Slurm USR2 says that the time limit is near: the run saves and has its job queued again. TERM
+says that the job is preempted or cancelled: the run saves and waits to be killed. It must not
+queue itself again, which would bring cancelled jobs back, nor end, which Slurm counts as failed.
 """
 
-from __future__ import annotations
-
 import contextlib
+import logging
+import os
 import signal
+import subprocess
 import sys
 import time
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 RESUMABLE = 75  # EX_TEMPFAIL
 ELSEWHERE = 76
+KILLED_WITHIN_SECONDS = 600
+"""Longest grace that Slurm is waited for after a stop."""
 
 
 def main(run_dir: str) -> int:
     """Train the run at `run_dir`; what it says goes to standard output, which the driver logs."""
     asked: list[int] = []
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
         signal.signal(number, lambda received, _frame: asked.append(received))
     # Only now what is slow to import: a stop in the first second is a stop like any other.
     from ablations.records import RunDirectory
@@ -32,7 +40,7 @@ def main(run_dir: str) -> int:
     from ablations.distributed import environment
 
     first = environment().first
-    with run.lock() if first else contextlib.nullcontext(True) as held:
+    with _lock(run) if first else contextlib.nullcontext(True) as held:
         if not held:
             _say("another process trains this run; leaving it alone")
             return ELSEWHERE
@@ -48,7 +56,8 @@ def main(run_dir: str) -> int:
             state = train(run, spec, stop=lambda: bool(asked), say=_say)
             if first:
                 _say(state)
-            return 0 if state == "done" else RESUMABLE
+            if state == "done":
+                return 0
         except SettingError as error:
             _failed(run, str(error))
             return 2
@@ -63,17 +72,74 @@ def main(run_dir: str) -> int:
             traceback.print_exc()
             _failed(run, f"{type(error).__name__}: {error}")
             return 1
+    if "SLURM_JOB_ID" in os.environ:
+        _leave_to_slurm(asked, first)
+    return RESUMABLE
+
+
+def under_slurm(run_dir: str) -> None:
+    """`main` as an element of a job array: says what it says to the run's log.txt."""
+    with Path(run_dir, "log.txt").open("ab") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    logging.getLogger("submitit").setLevel(logging.ERROR)
+    signal.signal(signal.SIGCONT, signal.SIG_DFL)  # submitit reports each
+    _say(f"Slurm job {_slurm_job()} on {os.environ.get('SLURMD_NODENAME')}")
+    if code := main(run_dir):
+        sys.exit(code)
+
+
+@contextlib.contextmanager
+def _lock(run: Any) -> Iterator[bool]:
+    """The run's lock, tried again for a moment: whoever looks whether it is held holds it shortly,
+    and a file server notices late that the node which held it is gone."""
+    patience = 120.0 if "SLURM_JOB_ID" in os.environ else 1.0
+    until = time.monotonic() + patience
+    while True:
+        with run.lock() as held:
+            if held or time.monotonic() > until:
+                yield held
+                return
+        time.sleep(0.1)
+
+
+def _leave_to_slurm(asked: list[int], first: bool) -> None:
+    """After a stop that saved: queue the job again where its time was up, and wait for the end."""
+    until = time.monotonic() + KILLED_WITHIN_SECONDS
+    requeued = False
+    while time.monotonic() < until:
+        if first and not requeued and signal.SIGUSR2 in asked and signal.SIGTERM not in asked:
+            job = _slurm_job()
+            _say(f"time limit near: job {job} is queued again")
+            command = ["scontrol", "requeue", job]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                _say(f"it could not be: {done.stderr.strip()}; the same sweep command goes on")
+                return
+            requeued = True
+        if requeued and signal.SIGTERM in asked:
+            return  # its place in the queue is safe
+        time.sleep(0.1)
+
+
+def _slurm_job() -> str:
+    """This job as scontrol knows it: an element of an array has no number of its own there."""
+    env = os.environ
+    if "SLURM_ARRAY_TASK_ID" in env:
+        return f"{env['SLURM_ARRAY_JOB_ID']}_{env['SLURM_ARRAY_TASK_ID']}"
+    return env["SLURM_JOB_ID"]
 
 
 def _say(text: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
+    with contextlib.suppress(OSError):  # a log on a full disk must not hide what went wrong
+        print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
 
 
 def _failed(run: Any, error: str) -> None:
     _say(f"error: {error}")
-    status = {**run.read_status(), "error": error}
-    status.pop("state", None)
     try:
+        status = {**run.read_status(), "error": error}
+        status.pop("state", None)
         run.write_status("failed", **status)
     except OSError:
         _say(f"error: could not write {run.path / 'status.json'}")

@@ -1,9 +1,12 @@
-"""The driver on one machine: a run by two processes, one of which dies."""
+"""The driver on one machine: a run by two processes, one of which dies; a GPU each."""
 
 import contextlib
+import fcntl
 import io
+import json
 import os
 import signal
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -46,3 +49,66 @@ def test_a_rank_that_dies_fails_its_run_which_then_goes_on(tmp_path):
     assert states["run"]["state"] == "done"
     steps = [row["step"] for row in run.rows("metrics.jsonl")]
     assert steps == list(range(1, spec.recipe.steps + 1))
+
+
+WORKER = """
+import json, os, pathlib, sys, time
+run = pathlib.Path(sys.argv[1])
+begun = time.monotonic()
+time.sleep(0.4)
+gpus = os.environ.get("CUDA_VISIBLE_DEVICES")
+(run / "told.json").write_text(json.dumps([gpus, begun, time.monotonic()]))
+(run / "status.json").write_text(json.dumps({"state": "done"}))
+"""
+
+
+@pytest.fixture
+def pretend(tmp_path, monkeypatch):
+    """Runs whose workers say which GPU they were given, and when."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (tmp_path / "code" / "sweeps").mkdir(parents=True)
+    (tmp_path / "code" / "sweeps" / "__init__.py").write_text("")
+    (tmp_path / "code" / "sweeps" / "worker.py").write_text(WORKER)
+
+    def train(number, parallel, **options):
+        runs = [tmp_path / "sweep" / f"run{i}" for i in range(number)]
+        for run in runs:
+            run.mkdir(parents=True)
+        console = Console(file=io.StringIO(), markup=False)
+        run_all(runs, parallel, 1, "test", console, code=tmp_path / "code", **options)
+        return [json.loads((run / "told.json").read_text()) for run in runs]
+
+    return train
+
+
+def at_once(told, gpu):
+    mine = [(begin, end) for given, begin, end in told if gpu in given.split(",")]
+    return max(sum(a <= begin < b for a, b in mine) for begin, _ in mine)
+
+
+def test_each_run_has_a_gpu_of_its_own(pretend):
+    told = pretend(6, 6, gpus=["2", "5"])
+    assert {gpu for gpu, _, _ in told} == {"2", "5"}
+    assert at_once(told, "2") == at_once(told, "5") == 1
+
+
+def test_runs_share_a_gpu_only_where_that_is_asked_for(pretend):
+    told = pretend(4, 4, gpus=["0"], runs_per_gpu=2)
+    assert at_once(told, "0") == 2
+
+
+def test_a_run_of_two_devices_has_two_different_gpus(pretend):
+    for given, _, _ in pretend(2, 2, gpus=["0", "1", "2"], devices=2):
+        assert len(set(given.split(","))) == 2
+
+
+def test_a_gpu_that_another_driver_uses_is_left_to_it(pretend, tmp_path):
+    with (tmp_path / f"archladder-{os.getuid()}-gpu-0.0.lock").open("ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        told = pretend(3, 3, gpus=["0", "1"])
+    assert {gpu for gpu, _, _ in told} == {"1"}
+
+
+def test_without_gpus_none_is_named(pretend, monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert pretend(1, 1)[0][0] is None

@@ -7,11 +7,20 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from ablations.records import RunDirectory
+from ablations.records import RunDirectory, read_sweep
+from ablations.settings import to_dict
+from ablations.spec import resolve
+from models.errors import SettingError
+from sweeps import plan, view
+from sweeps.cluster import Local
+from sweeps.run import _fitting, _say_new
+from sweeps.submit import Request
+from tests.ablations.conftest import settings
 
 ROOT = Path(__file__).parents[2]
 SMALL = (
@@ -30,7 +39,7 @@ def sweep(*arguments, env=None, **options):
 
 
 def points(runs, name="default"):
-    return {d.name: (d / "points.jsonl").read_bytes() for d in (runs / name).iterdir()}
+    return {d.name: (d.path / "points.jsonl").read_bytes() for d in read_sweep(runs / name)}
 
 
 def options(group):
@@ -91,6 +100,9 @@ def test_days_of_cpu_work_are_refused_with_the_ways_out(tmp_path):
         (["mix.name=a/b"], "mix.name=a/b"),
         (["-m", "seed=0,0"], "asked for twice"),
         (["-m", "train.weight_decay=0,0.1"], "train.weight_decay differs"),
+        (["-m", "cluster.runs_per_gpu=1,2"], "cluster is one for a whole sweep"),
+        (["cluster=nope"], "valid: local, slurm"),
+        (["cluster.runs_per_gpu=0"], "cluster.runs_per_gpu=0"),
         (["data=tokens", "data.path=/nowhere/at/all"], "data.path=/nowhere/at/all"),
     ],
 )
@@ -174,31 +186,35 @@ def test_a_failed_run_takes_no_other_down_and_is_named(tmp_path):
     assert RunDirectory(other).read_status()["state"] == "done"
 
 
-@pytest.mark.slow
-def test_new_resources_reach_a_run_that_failed(tmp_path):
-    impossible = sweep(*SMALL, "resources.device=cuda", f"runs={tmp_path}")
-    if impossible.returncode == 0:
+def test_a_device_that_is_not_here_is_refused_before_anything_is_written(tmp_path):
+    done = sweep(*SMALL, "resources.device=cuda", f"runs={tmp_path}/runs")
+    if done.returncode == 0:
         pytest.skip("a CUDA device is there")
-    assert "not on this machine" in impossible.stdout
-    assert sweep(*SMALL, f"runs={tmp_path}").returncode == 0
+    assert done.returncode == 2
+    assert "not on this machine" in done.stderr
+    assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.slow
-def test_a_second_driver_leaves_a_live_run_alone(tmp_path):
+def test_a_second_driver_watches_a_live_run(tmp_path):
     long = (*SMALL, "protocol.chinchilla=[0.5]", f"runs={tmp_path}")
     command = [sys.executable, "sweeps/run.py", *long]
     driver = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob("*/*/metrics.jsonl")) and time.monotonic() < deadline:
         time.sleep(0.05)
-    second = sweep(*long)
-    assert second.returncode == 1
-    assert "trained by another process" in second.stdout
-    (run,) = (tmp_path / "default").iterdir()
-    assert RunDirectory(run).read_status()["state"] == "running"
+    second = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    for line in second.stdout:
+        if "trained by another process" in line:
+            break
     driver.send_signal(signal.SIGTERM)
     driver.communicate(timeout=120)
-    assert RunDirectory(run).read_status()["state"] == "preempted"
+    told, _ = second.communicate(timeout=120)
+    assert second.returncode == 1
+    assert "stopped" in told
+    (run,) = read_sweep(tmp_path / "default")
+    assert run.read_status()["state"] == "preempted"
+    assert run.log.read_text().count("steps of") == 1
 
 
 def test_this_machines_settings_come_from_conf_local(tmp_path):
@@ -214,7 +230,7 @@ def test_wandb_offline_writes_inside_the_run_and_no_key_anywhere(tmp_path):
     secret = "0123456789abcdef0123456789abcdef01234567"
     done = sweep(*SMALL, "logging.wandb=offline", f"runs={tmp_path}", env={"WANDB_API_KEY": secret})
     assert done.returncode == 0, done.stdout + done.stderr
-    (run,) = (tmp_path / "default").iterdir()
+    run = read_sweep(tmp_path / "default")[0].path
     assert list(run.glob("wandb/offline-run-*/run-*.wandb"))
     held = [p for p in run.rglob("*") if p.is_file() and secret.encode() in p.read_bytes()]
     assert held == []
@@ -229,17 +245,53 @@ def test_the_demo_plans_what_the_readme_says():
     assert "chinchilla" in composed.stdout
 
 
-def test_help_names_the_groups():
-    done = sweep("--help")
-    assert done.returncode == 0
-    assert "gdn3_attn1" in done.stdout
-    assert "plan=true" in done.stdout
+def test_help_is_there_at_once():
+    code = (
+        "import runpy, sys; sys.argv = ['run.py', '--help']\n"
+        "try: runpy.run_path('sweeps/run.py', run_name='__main__')\n"
+        "except SystemExit as end: assert end.code == 0\n"
+        "assert not {'hydra', 'numpy', 'torch'} & set(sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    for words in ("gdn3_attn1", "plan=true", "cluster=slurm", "max_local_hours: 2", "hybrid"):
+        assert words in done.stdout
+    assert all(len(line) <= 110 for line in done.stdout.splitlines())
+
+
+def test_a_changed_run_is_named_as_a_new_one(tmp_path, capsys):
+    specs = [resolve(settings(train__weight_decay=decay)) for decay in (0.1, 0.2)]
+    old, new = (
+        Request(RunDirectory(tmp_path / spec.run_name), to_dict(spec)) for spec in specs
+    )  # fmt: skip
+    old.run.write_spec(old.spec)
+    _say_new([new], view.console())
+    said = capsys.readouterr().out
+    assert f"new run {new.run.name}: differs from {old.run.name} in train.weight_decay" in said
+    _say_new([old], view.console())
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("asked", "devices", "expected"),
+    [(None, None, 4), (None, 2, 2), (2, None, 2), (5, None, "runs_per_gpu"), (1, 8, "4 GPUs here")],
+)
+def test_a_machine_with_gpus_is_given_a_run_on_each(monkeypatch, asked, devices, expected):
+    monkeypatch.setattr(plan, "gpus_of_this_machine", lambda: ("H100", 4))
+    specs = [resolve(settings(seed=s, resources__device="auto")) for s in range(6)]
+    specs = [replace(s, resources=replace(s.resources, devices=devices)) for s in specs]
+    if isinstance(expected, str):
+        with pytest.raises(SettingError, match=expected):
+            _fitting(specs, Local("local"), asked)
+    else:
+        assert _fitting(specs, Local("local"), asked) == expected
 
 
 def test_status_of_a_run_is_json_with_its_place(tmp_path):
     done = sweep(*SMALL, f"runs={tmp_path}")
     assert done.returncode == 0, done.stdout + done.stderr
-    (run,) = (tmp_path / "default").iterdir()
-    status = json.loads((run / "status.json").read_text())
+    (run,) = read_sweep(tmp_path / "default")
+    status = json.loads((run.path / "status.json").read_text())
     assert status["state"] == "done"
     assert status["step"] == status["steps"]

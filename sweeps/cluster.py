@@ -1,0 +1,142 @@
+"""Where a sweep runs: conf/cluster, validated onto dataclasses. No part of a run's identity."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ablations.settings import from_dict
+from ablations.spec import RunSpec
+from models.errors import SettingError, one_of
+
+
+@dataclass(frozen=True)
+class Local:
+    """This machine."""
+
+    launcher: str
+    runs_per_gpu: int = 1
+    """Runs that may share a GPU."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What one run asks of Slurm. Runs of one shape are one job array."""
+
+    nodes: int = 1
+    gpus: int = 1
+    """A node, and as many ranks; 0 for one rank on the node's CPU."""
+    cpus: int = 8
+    """Processors a rank."""
+    memory_gb: float | None = None
+    """A node; None as the partition gives."""
+    minutes: int = 240
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    setup: tuple[str, ...] = ()
+    """Shell lines before the run."""
+    extra: tuple[str, ...] = ()
+    """Further options of sbatch: `name=value`, or `name`."""
+
+    @property
+    def ranks_per_node(self) -> int:
+        return max(1, self.gpus)
+
+    @property
+    def ranks(self) -> int:
+        return self.nodes * self.ranks_per_node
+
+    def __str__(self) -> str:
+        nodes = f"{self.nodes} node{'s' * (self.nodes > 1)}"
+        devices = f"{self.gpus} GPU{'s' * (self.gpus > 1)}" if self.gpus else f"{self.cpus} CPUs"
+        where = f", partition {self.partition}" if self.partition else ""
+        return f"{nodes} × {devices}, {self.minutes} min{where}"
+
+
+@dataclass(frozen=True)
+class Slurm:
+    """A Slurm cluster, as seen from where it takes submissions."""
+
+    launcher: str
+    default: Shape
+    sizes: Mapping[str, Shape] = field(default_factory=dict)
+    warn_seconds: int = 120
+    """Between the warning that the time is nearly up and its end."""
+    poll_seconds: float = 5.0
+
+    def shape(self, size: str) -> Shape:
+        """What a run of this size asks for."""
+        return self.sizes.get(size, self.default)
+
+
+OWN = ("launcher", "sizes", "warn_seconds", "poll_seconds")
+
+
+def parse(settings: Mapping[str, Any]) -> Local | Slurm:
+    """conf/cluster as composed -> where to run. Raises SettingError on what cannot be used."""
+    launcher = settings.get("launcher")
+    if launcher == "local":
+        local = from_dict(Local, settings, "cluster")
+        if local.runs_per_gpu < 1:
+            raise SettingError(f"cluster.runs_per_gpu={local.runs_per_gpu} must be at least 1.")
+        return local
+    if launcher != "slurm":
+        raise one_of("cluster.launcher", launcher, ("local", "slurm"))
+    base = {key: value for key, value in settings.items() if key not in OWN}
+    sizes = settings.get("sizes") or {}
+    if not isinstance(sizes, Mapping) or not all(isinstance(s, Mapping) for s in sizes.values()):
+        raise SettingError(f"cluster.sizes={sizes!r} must be groups, like {{1b: {{gpus: 8}}}}.")
+    default = _shape(base, "cluster")
+    own = {name: settings[name] for name in ("warn_seconds", "poll_seconds") if name in settings}
+    for name, value in own.items():
+        if isinstance(value, str | bool) or value is None or value <= 0:
+            raise SettingError(f"cluster.{name}={value} must be a number of seconds above 0.")
+    shapes = {
+        str(size): _shape({**base, **changed}, f"cluster.sizes.{size}")
+        for size, changed in sizes.items()
+    }
+    return Slurm("slurm", default, shapes, **own)
+
+
+def _shape(settings: Mapping[str, Any], path: str) -> Shape:
+    shape = from_dict(Shape, settings, path)
+    for name, least in (("nodes", 1), ("gpus", 0), ("cpus", 1), ("minutes", 1)):
+        if getattr(shape, name) < least:
+            raise SettingError(f"{path}.{name}={getattr(shape, name)} must be at least {least}.")
+    if shape.memory_gb is not None and shape.memory_gb <= 0:
+        raise SettingError(f"{path}.memory_gb={shape.memory_gb:g} must be above 0, or null.")
+    return shape
+
+
+def check_ranks(cluster: Slurm, specs: list[RunSpec]) -> None:
+    """Raise SettingError where a run's batch does not divide over the ranks its size is given."""
+    for spec in specs:
+        shape, rows = cluster.shape(spec.size.name), spec.recipe.batch_instances
+        if spec.resources.devices is not None:
+            raise SettingError(
+                f"resources.devices={spec.resources.devices} is for cluster=local; under Slurm "
+                "cluster.nodes and cluster.gpus decide."
+            )
+        if rows % shape.ranks:
+            raise SettingError(
+                f"size={spec.size.name} is given {shape.ranks} ranks ({shape}), which do not "
+                f"divide its batch of {rows} sequences; set cluster.nodes and cluster.gpus to a "
+                f"divisor, or protocol.batch_multiple={shape.ranks} for every mix of the sweep."
+            )
+
+
+def to_dict(cluster: Local | Slurm) -> dict[str, Any]:
+    """What `parse` takes back."""
+    if isinstance(cluster, Local):
+        return dataclasses.asdict(cluster)
+    return {
+        "launcher": cluster.launcher,
+        "warn_seconds": cluster.warn_seconds,
+        "poll_seconds": cluster.poll_seconds,
+        **dataclasses.asdict(cluster.default),
+        "sizes": {name: dataclasses.asdict(shape) for name, shape in cluster.sizes.items()},
+    }

@@ -1,0 +1,86 @@
+"""From requests to their end: claim them, train or submit them, and watch the rest."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from sweeps.cluster import Local, Slurm
+from sweeps.follow import follow
+from sweeps.local import run_all
+from sweeps.plan import gpus_of_this_machine
+from sweeps.submit import Request, to_slurm, to_this_machine
+
+POLL_SECONDS = 1.0
+"""Between looks at runs that another driver on this machine trains."""
+
+
+def on_this_machine(
+    requests: Sequence[Request],
+    cluster: Local,
+    parallel: int,
+    threads: int,
+    devices: int,
+    command: str,
+    console: Console,
+    code: Path | None = None,
+) -> None:
+    """Train what is not done or alive, then watch what other drivers train.
+
+    parallel: runs at a time; threads: of the CPU, a process; devices: a run; code: of an earlier
+    submission, None for the checkout's as it is now.
+    """
+    how = {"runs_per_gpu": cluster.runs_per_gpu, "parallel": parallel, "threads": threads,
+           "devices": devices}  # fmt: skip
+    with to_this_machine(requests, how, command, code) as claim:
+        if claim.alive:
+            console.print(f"{len(claim.alive)} are trained by another process: watching them")
+        states = run_all(
+            [run.path for run in claim.begun],
+            parallel,
+            threads,
+            command,
+            console,
+            devices=devices,
+            gpus=_gpu_names() if requests[0].spec["resources"]["device"] != "cpu" else (),
+            runs_per_gpu=cluster.runs_per_gpu,
+            code=claim.code,
+        )
+    stopped = any(status["state"] in ("queued", "preempted") for status in states.values())
+    if claim.alive and not stopped and not follow(claim.alive, POLL_SECONDS, console):
+        console.print("detached: those runs go on")
+
+
+def _gpu_names() -> list[str]:
+    """What CUDA_VISIBLE_DEVICES may hold of this machine's GPUs."""
+    if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):
+        return visible.split(",")
+    return [str(number) for number in range(gpus_of_this_machine()[1])]
+
+
+def on_slurm(
+    requests: Sequence[Request],
+    cluster: Slurm,
+    at_once: int | None,
+    command: str,
+    console: Console,
+    code: Path | None = None,
+) -> None:
+    """Submit what is not done or alive, and watch all of it until it ends or Ctrl-C detaches.
+
+    at_once: runs of a shape at a time; code: as in `on_this_machine`.
+    """
+    claim = to_slurm(requests, cluster, at_once, command, code)
+    console.print(
+        f"submitted {len(claim.begun)} to Slurm"
+        + (f"; {len(claim.alive)} are there already" if claim.alive else "")
+        + "; Ctrl-C detaches",
+        soft_wrap=True,
+    )
+    if not follow([*claim.begun, *claim.alive], cluster.poll_seconds, console):
+        names = " ".join(dict.fromkeys(request.sweep.name for request in requests))
+        console.print(
+            f"detached: the runs go on; python sweeps/status.py {names} shows them, the same "
+            "command attaches again"
+        )

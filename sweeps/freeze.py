@@ -1,0 +1,76 @@
+"""The code of a sweep, copied at submission into the sweep's folder by a hash of its content.
+
+Workers import that copy: a run that waits in a queue uses the code it was submitted with, whatever
+happens in the checkout meanwhile. Revision and diff are recorded beside it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+
+from ablations import provenance
+from ablations.records import project_root
+
+FROZEN = ("models", "ablations", "sweeps", "conf")
+SOURCE = (".py", ".yaml", ".json", ".toml", ".txt", ".md")
+
+
+def freeze(into: Path) -> Path:
+    """Copy the packages that a worker imports, and conf/, to `into/<hash>`; returns that folder.
+
+    What git ignores stays out; what it does not know yet goes along. Raises OSError where the
+    folder cannot be written.
+    """
+    root = project_root()
+    # Read once, so that what is hashed is what is kept, though somebody edits meanwhile.
+    files = {name: (root / name).read_bytes() for name in _files(root)}
+    digest = hashlib.sha256()
+    for name, content in files.items():
+        digest.update(f"{name}\0".encode() + hashlib.sha256(content).digest())
+    frozen = into / digest.hexdigest()[:12]
+    if frozen.is_dir():
+        return frozen
+    building = into / f"{frozen.name}.{os.getpid()}.tmp"
+    try:
+        for name, content in files.items():
+            _put(content, root / name, building / name)
+        code, diff = provenance.code(root)
+        (building / provenance.RECORD).write_text(json.dumps(code) + "\n", encoding="utf-8")
+        (building / provenance.DIFF).write_text(diff, encoding="utf-8")
+        # Decompressed corpora are shared by all copies of the code.
+        (root / ".cache").mkdir(exist_ok=True)
+        (building / ".cache").symlink_to(root / ".cache")
+        with contextlib.suppress(FileExistsError):
+            building.rename(frozen)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    return frozen
+
+
+def _files(root: Path) -> list[str]:
+    listed = provenance.git(root, "ls-files", "-co", "--exclude-standard", "--", *FROZEN)
+    if listed:
+        names = set(listed.splitlines())
+    else:
+        names = {
+            str(path.relative_to(root))
+            for room in FROZEN
+            for path in (root / room).rglob("*")
+            if "__pycache__" not in path.parts
+        }
+    return sorted(name for name in names if (root / name).is_file())
+
+
+def _put(content: bytes, source: Path, target: Path) -> None:
+    """A copy of what people edit; of data, which is replaced and not edited, another link."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if source.suffix not in SOURCE:
+        with contextlib.suppress(OSError):
+            os.link(source, target)
+            return
+    target.write_bytes(content)

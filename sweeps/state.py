@@ -1,0 +1,177 @@
+"""How far each run of a sweep is, and whether anything trains it or will.
+
+A run that was handed to someone has a submission.json beside its spec, naming a job: a driver on
+this machine, or an element of a Slurm job array. Jobs are named before they are submitted, so that
+a driver killed in between leaves nothing that another could submit twice.
+
+    runs/<sweep>/.sweep/
+      lock           held while a driver looks and submits
+      code/<hash>/   the code that workers import
+      jobs/<job>/    of Slurm its scripts and logs; of a local driver the lock that it holds
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ablations.records import RunDirectory, write_atomic
+from sweeps import slurm
+
+SILENT_SECONDS = 120.0
+"""A running run without a heartbeat for so long is looked at twice."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """One run as it was found."""
+
+    run: RunDirectory
+    state: str
+    """One of records.STATES, or new, starting, cancelled, lost."""
+    alive: bool | None
+    """Whether something trains it or will; None where that cannot be known from here."""
+    note: str = ""
+    job: slurm.Job | None = None
+    status: dict[str, Any] = field(default_factory=dict)
+    submission: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def attempts(self) -> int:
+        """Times it has begun training."""
+        try:
+            return len(self.run.read_manifest()["earlier"]) + 1
+        except (OSError, KeyError, ValueError):
+            return 0
+
+
+def machinery(sweep: Path) -> Path:
+    """The folder of a sweep that holds what is no run."""
+    return sweep / ".sweep"
+
+
+def new_job(sweep: Path) -> str:
+    """A name for a job that no other has."""
+    return re.sub(r"[^A-Za-z0-9_.-]", "-", f"{sweep.name}-{os.urandom(4).hex()}")
+
+
+def job_folder(sweep: Path, job: str) -> Path:
+    return machinery(sweep) / "jobs" / job
+
+
+@contextlib.contextmanager
+def held(file: Path) -> Iterator[int]:
+    """An exclusive lock on `file`, waited for, as long as the block lasts."""
+    while True:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("a") as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            # Whoever held it may have removed it, as it does when it takes a submission back.
+            if file.exists() and os.path.samestat(os.fstat(handle.fileno()), file.stat()):
+                yield handle.fileno()
+                return
+
+
+def _is_held(file: Path) -> bool:
+    try:
+        with file.open("rb") as handle:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def driver_lock(sweep: Path, job: str) -> Path:
+    """What a local driver holds while it lives."""
+    return job_folder(sweep, job) / "driver"
+
+
+def read_submission(run: RunDirectory) -> dict[str, Any]:
+    """submission.json, or `{}` where the run was never handed to anyone."""
+    try:
+        return json.loads((run.path / "submission.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def write_submission(run: RunDirectory, submission: dict[str, Any]) -> None:
+    write_atomic(run.path / "submission.json", json.dumps(submission, indent=1) + "\n")
+
+
+def look(runs: Sequence[RunDirectory]) -> list[Look]:
+    """Each run's state now. Asks Slurm once, where a run that is not done was handed to it."""
+    status = {run.name: run.read_status() for run in runs}
+    submission = {run.name: read_submission(run) for run in runs}
+    names = {
+        submission[run.name]["job"]
+        for run in runs
+        if submission[run.name].get("launcher") == "slurm"
+        and status[run.name].get("state") != "done"
+    }
+    jobs = slurm.jobs(names) if names else {}
+    return [_look(run, status[run.name], submission[run.name], jobs) for run in runs]
+
+
+def _look(
+    run: RunDirectory,
+    status: dict[str, Any],
+    submission: dict[str, Any],
+    jobs: dict[tuple[str, int], slurm.Job] | None,
+) -> Look:
+    state, job = status.get("state", "new"), None
+    if state == "done" or not (run.path / "spec.yaml").exists():
+        return Look(run, state, False, "", None, status, submission)
+    if submission.get("launcher") == "slurm":
+        if jobs is not None:
+            job = jobs.get((submission["job"], submission["index"]))
+        alive: bool | None = None if jobs is None else job is not None and job.alive
+    else:
+        own = submission.get("job", "")
+        alive = bool(own) and _is_held(driver_lock(run.path.parent, own))
+        # A driver that has seen a run end does not begin it again.
+        alive = alive and state in ("queued", "running")
+    if not alive and _is_held(run.path / ".lock"):
+        alive = True
+    note = _note(state, status, job)
+    if alive is False and state in ("queued", "running"):
+        state = "lost"
+    if alive is not True and submission.get("cancelled"):
+        state = "cancelled"
+    elif job and job.alive and job.state == "PENDING" and state in ("running", "preempted"):
+        state = "queued"
+    elif state == "queued" and alive and (job.state == "RUNNING" if job else _begun(submission)):
+        state = "starting"
+    return Look(run, state, alive, note, job, status, submission)
+
+
+def _begun(submission: dict[str, Any]) -> bool:
+    return bool(submission.get("processes"))
+
+
+def _note(state: str, status: dict[str, Any], job: slurm.Job | None) -> str:
+    if job and job.alive and job.state != "RUNNING":
+        return job.state.lower() + (f": {job.reason}" if job.reason != "None" else "")
+    if state == "failed":
+        return str(status.get("error", ""))
+    if job and not job.alive and state in ("queued", "running", "preempted"):
+        return str(job)
+    silent = time.time() - status.get("heartbeat", time.time())
+    if state == "running" and silent > SILENT_SECONDS:
+        return f"no heartbeat for {silent / 60:,.0f} min"
+    return ""
+
+
+def here() -> str:
+    """The name of this machine, as submissions record it."""
+    return socket.gethostname()

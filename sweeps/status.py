@@ -1,0 +1,216 @@
+"""How far sweeps are, from anywhere that sees their folder; and to stop, retry or read them.
+
+    python sweeps/status.py                              every sweep, a line each
+    python sweeps/status.py SWEEP [--watch] [--json]     every run of a sweep
+    python sweeps/status.py cancel SWEEP|RUN…            runs save and end
+    python sweeps/status.py retry SWEEP [--failed]       what stopped goes on, or only what failed
+    python sweeps/status.py logs RUN [--follow]          what a run said
+
+RUN may be the beginning of a run's name. --runs DIR where sweeps are not under runs/. Reading needs
+no Slurm; where there is one, it is asked for what waits and why.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+# `python sweeps/status.py` puts only sweeps/ on the path.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from rich.console import Console
+
+from ablations.records import RunDirectory, project_root, read_sweep
+from models.errors import SettingError
+from sweeps import state, view
+from sweeps.follow import cancel
+from sweeps.state import Look
+
+WATCH_SECONDS = 2.0
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Exit code 0, 1 where what was asked could not all be done, 2 on a name that is not there."""
+    action = arguments[0] if arguments and arguments[0] in (ACTIONS.keys() - {"show"}) else "show"
+    given = _parser(action).parse_args(arguments[action != "show" :])
+    runs_root = (project_root() / given.runs).resolve()
+    try:
+        return ACTIONS[action](given, runs_root, view.console())
+    except SettingError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except (KeyboardInterrupt, BrokenPipeError):
+        return 130
+
+
+def _parser(action: str) -> argparse.ArgumentParser:
+    name = "status.py" if action == "show" else f"status.py {action}"
+    parser = argparse.ArgumentParser(
+        prog=f"python sweeps/{name}",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--runs", default="runs", help="where sweeps are, from the project's root")
+    if action == "show":
+        parser.add_argument("sweep", nargs="?", help="a sweep; without it, all of them")
+        parser.add_argument("--watch", action="store_true", help="until every run has ended")
+        parser.add_argument("--json", action="store_true", help="for programs: an object a run")
+    elif action == "cancel":
+        parser.add_argument("names", nargs="+", metavar="SWEEP|RUN")
+    elif action == "retry":
+        parser.add_argument("sweep")
+        parser.add_argument("--failed", action="store_true", help="only runs that failed")
+    else:
+        parser.add_argument("run")
+        parser.add_argument("--follow", action="store_true", help="go on as it grows")
+    return parser
+
+
+def _show(given: argparse.Namespace, root: Path, out: Console) -> int:
+    if given.sweep is None:
+        return _show_sweeps(given, root, out)
+    runs = read_sweep(root / given.sweep)
+    if not given.watch:
+        looks = state.look(runs)
+        if given.json:
+            print(json.dumps([_row(look) for look in looks], indent=1))
+        else:
+            _print(looks, out)
+        return 0
+    with view.Display(out) as display:
+        looks = state.look(runs)
+        display.show(looks)
+        while any(look.alive for look in looks):
+            time.sleep(0.1)
+            if display.is_due(WATCH_SECONDS):
+                looks = state.look(runs)
+                display.show(looks)
+    _print(looks, out)
+    return 0
+
+
+def _print(looks: Sequence[Look], out: Console) -> None:
+    if all(look.alive is False for look in looks):
+        view.summary(looks, out)
+        out.print(view.counted([look.state for look in looks]))
+    else:
+        out.print(view.live_table(looks), soft_wrap=True)
+
+
+def _show_sweeps(given: argparse.Namespace, root: Path, out: Console) -> int:
+    folders = [path for path in sorted(root.glob("*")) if path.is_dir()]
+    found = {path.name: state.look(read_sweep(path)) for path in folders}
+    if given.json:
+        print(json.dumps({name: [_row(k) for k in looks] for name, looks in found.items()}))
+    for name, looks in found.items():
+        if looks and not given.json:
+            out.print(f"{name}: {view.counted([look.state for look in looks])}")
+    if not any(found.values()) and not given.json:
+        out.print(f"no sweep has been run in {root}")
+    return 0
+
+
+def _row(look: Look) -> dict[str, Any]:
+    return {
+        **{key: value for key, value in look.status.items() if key != "state"},
+        "run": look.run.name,
+        "state": look.state,
+        "alive": look.alive,
+        "note": look.note,
+        "attempts": look.attempts,
+        "job": look.job.id if look.job else None,
+        "path": str(look.run.path),
+        "log": str(view.log(look)),
+    }
+
+
+def _cancel(given: argparse.Namespace, root: Path, out: Console) -> int:
+    runs = [run for name in given.names for run in _named(root, name)]
+    looks = [look for look in state.look(runs) if look.alive is not False]
+    problems = cancel(looks)
+    for look in looks:
+        out.print(f"cancelling {look.run.name}", soft_wrap=True)
+    for problem in problems:
+        out.print(problem, soft_wrap=True)
+    if not looks:
+        out.print("nothing to cancel: none of these runs is waiting or running")
+    return 1 if problems else 0
+
+
+def _retry(given: argparse.Namespace, root: Path, out: Console) -> int:
+    from sweeps import cluster as clusters
+    from sweeps.drive import on_slurm, on_this_machine
+    from sweeps.submit import Request
+
+    looks = state.look(read_sweep(root / given.sweep))
+    again = [
+        look for look in looks if not look.alive and look.submission
+        and (look.state in ("failed", "lost") if given.failed else look.state != "done")
+    ]  # fmt: skip
+    if not again:
+        out.print(f"nothing to retry: {view.counted([look.state for look in looks])}")
+        return 0
+    groups: dict[str, list[Look]] = {}
+    for look in again:
+        told = [look.submission[name] for name in ("launcher", "how", "code", "command")]
+        groups.setdefault(json.dumps(told), []).append(look)
+    for alike, group in groups.items():
+        launcher, how, code, command = json.loads(alike)
+        requests = [Request(look.run, look.run.read_spec()) for look in group]
+        if not Path(code).is_dir():
+            raise SettingError(f"the code of {group[0].run.name} is not in {code} any more.")
+        if launcher == "slurm":
+            cluster = clusters.parse(how["cluster"])
+            assert isinstance(cluster, clusters.Slurm)
+            on_slurm(requests, cluster, how["at_once"], command, out, Path(code))
+        else:
+            local = clusters.Local("local", how["runs_per_gpu"])
+            sizes = how["parallel"], how["threads"], how["devices"]
+            on_this_machine(requests, local, *sizes, command, out, Path(code))
+    looks = state.look([look.run for look in again])
+    view.summary(looks, out)
+    return 0 if all(look.state == "done" for look in looks) else 1
+
+
+def _logs(given: argparse.Namespace, root: Path, _out: Console) -> int:
+    runs = _named(root, given.run)
+    if len(runs) != 1:
+        names = ", ".join(run.name for run in runs[:6])
+        raise SettingError(f"run={given.run} is {len(runs)} runs ({names}, …); name one.")
+    (look,) = state.look(runs)
+    path = view.log(look)
+    if not path.exists():
+        raise SettingError(f"run={look.run.name} has not said anything yet ({look.state}).")
+    with path.open(encoding="utf-8", errors="replace") as file:
+        while True:
+            sys.stdout.write(file.read())
+            sys.stdout.flush()
+            if not given.follow or not state.look(runs)[0].alive:
+                sys.stdout.write(file.read())
+                return 0
+            time.sleep(1.0)
+
+
+def _named(root: Path, name: str) -> list[RunDirectory]:
+    """The runs of a sweep, or those whose name begins so, in any sweep."""
+    if (root / name).is_dir() and os.sep not in name:
+        return read_sweep(root / name)
+    sweeps = [path for path in sorted(root.glob("*")) if path.is_dir()]
+    runs = [run for sweep in sweeps for run in read_sweep(sweep)]
+    found = [run for run in runs if run.name == name] or [
+        run for run in runs if run.name.startswith(name)
+    ]
+    if not found:
+        there = ", ".join(path.name for path in sweeps) or "none"
+        raise SettingError(f"{name} is no sweep and no run in {root}; sweeps there: {there}.")
+    return found
+
+
+ACTIONS = {"show": _show, "cancel": _cancel, "retry": _retry, "logs": _logs}
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

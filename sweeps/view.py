@@ -1,0 +1,196 @@
+"""How a sweep looks while it runs and when it has ended: tables in a terminal, lines in a log."""
+
+import contextlib
+import signal
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+
+from ablations.records import RunDirectory
+from sweeps.state import Look
+
+PLAIN_EVERY_SECONDS = 15.0
+COLUMNS = ("step", "tokens/s", "loss", "bpb", "LR", "point in", "done in")
+
+
+def console() -> Console:
+    """Standard output, wide enough for a table where it is a file."""
+    made = Console(highlight=False, markup=False)
+    if not made.is_terminal:
+        made.width = 120
+    return made
+
+
+def progress(status: dict[str, Any]) -> dict[str, str]:
+    """What a run says of itself, by column, blanks where not known yet."""
+    step, steps = status.get("step", 0), status.get("steps")
+    if not steps or not status.get("seconds"):
+        return {"step": "starting"} if status.get("state") == "running" else {}
+    rate = status.get("tokens_per_second", status["tokens"] / status["seconds"])
+    shown = f"{rate:,.0f}" + (f" ({status['mfu']:.0%} MFU)" if "mfu" in status else "")
+    return {
+        "step": f"{step:,}/{steps:,}",
+        "tokens": f"{status['tokens']:,}",
+        "tokens/s": shown,
+        "loss": f"{status['loss']:.3f}" if "loss" in status else "",
+        "bpb": f"{status['bpb']:.3f}" if "bpb" in status else "",
+        "LR": f"{status['lr']:.2e}" if "lr" in status else "",
+        "point in": duration(status.get("eta_point")),
+        "done in": duration(status.get("eta")),
+    }
+
+
+def duration(seconds: float | None) -> str:
+    """`seconds` in the unit that reads best."""
+    if seconds is None:
+        return ""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def counted(states: Sequence[str]) -> str:
+    """`3 done, 1 failed`."""
+    return ", ".join(f"{number} {state}" for state, number in Counter(states).items())
+
+
+def live_table(looks: Sequence[Look], *, waiting: bool = True) -> Group:
+    """Runs that are not done yet; those that only wait their turn as `waiting` says."""
+    notes = []
+    table = Table(title=counted([look.state for look in looks]), title_justify="left")
+    for name in ("run", "state", *COLUMNS, "attempts"):
+        table.add_column(name, justify="left" if name in ("run", "state") else "right")
+    for look in looks:
+        if look.state in ("done", "new") or (look.state == "queued" and not waiting):
+            continue
+        told = progress(look.status) if look.state == "running" else {}
+        cells = [told.get(name, "") for name in COLUMNS]
+        table.add_row(look.run.name, look.state, *cells, str(look.attempts or ""))
+        if look.note:
+            notes.append(f"{look.run.name}: {look.note}")
+    return Group(table, *notes)
+
+
+def plain(looks: Sequence[Look]) -> str:
+    """The same in a line."""
+    parts = [counted([look.state for look in looks])]
+    for look in looks:
+        if look.state == "running":
+            told = [f"{name} {value}" for name, value in progress(look.status).items() if value]
+            parts.append(" ".join([look.run.name, *told, look.note]).rstrip())
+    return " | ".join(parts)
+
+
+def summary(looks: Sequence[Look], out: Console) -> None:
+    """Each run's end, and a line with its log for each that is not done."""
+    table = Table(title="Runs", title_justify="left")
+    for name in ("run", "state", "steps", "loss", "bpb", "tokens/s", "hours", "attempts"):
+        table.add_column(name, justify="left" if name in ("run", "state") else "right")
+    for look in looks:
+        point = last_point(look.run)
+        told = progress(look.status)
+        table.add_row(
+            look.run.name,
+            look.state,
+            told.get("step", "").split("/")[0] if look.state == "done" else told.get("step", ""),
+            f"{point['loss']:.4f}" if point else "",
+            f"{point['bpb']:.4f}" if point else "",
+            told.get("tokens/s", ""),
+            f"{look.status.get('seconds', 0) / 3600:.2f}",
+            str(look.attempts or ""),
+        )
+    out.print(table)
+    for look in looks:
+        if look.state in ("failed", "lost", "cancelled", "preempted"):
+            out.print(line(look), soft_wrap=True)
+    for folder in dict.fromkeys(look.run.path.parent for look in looks):
+        out.print(f"runs: {folder}/RUN", soft_wrap=True)
+
+
+def last_point(run: RunDirectory) -> dict[str, Any] | None:
+    """The newest row of points.jsonl."""
+    point = None
+    for point in run.rows("points.jsonl"):  # noqa: B007
+        pass
+    return point
+
+
+def line(look: Look) -> str:
+    """What became of a run, in a line with its log."""
+    if look.state == "done":
+        point = last_point(look.run)
+        result = f", loss {point['loss']:.4f}" if point else ""
+        return f"done    {look.run.name}  {look.status.get('seconds', 0):.0f} s{result}"
+    reason = look.note or look.status.get("error", "")
+    words = {"preempted": "stopped", "failed": "failed "}
+    word = words.get(look.state, look.state)
+    return f"{word} {look.run.name}{f'  {reason}' if reason else ''}  (log: {log(look)})"
+
+
+def log(look: Look) -> Path:
+    """Where a run's last words are: its own log, or Slurm's where it never began to write one."""
+    if look.run.log.exists() or look.submission.get("launcher") != "slurm":
+        return look.run.log
+    folder = look.run.path.parent / ".sweep" / "jobs" / look.submission["job"]
+    index = look.submission["index"]
+    found = sorted(folder.glob(f"*_{index}_0_log.out")) or sorted(folder.glob("*_0_log.out"))
+    return found[-1] if found else look.run.log
+
+
+class Display:
+    """Runs on a console while they go on: a table that is redrawn, or now and then a line."""
+
+    def __init__(self, out: Console) -> None:
+        self.out = out
+        self.live = (
+            Live(console=out, refresh_per_second=4, transient=True) if out.is_terminal else None
+        )
+        self.shown = time.monotonic()
+        self.said: set[str] = set()
+
+    def __enter__(self) -> Self:
+        if self.live:
+            self.live.start()
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        if self.live:
+            self.live.stop()
+
+    def is_due(self, seconds: float) -> bool:
+        """Whether it is time to look again: every so many seconds, for lines less often."""
+        return time.monotonic() - self.shown > (seconds if self.live else PLAIN_EVERY_SECONDS)
+
+    def show(self, looks: Sequence[Look]) -> None:
+        """What was found."""
+        self.shown = time.monotonic()
+        if self.live:
+            self.live.update(live_table(looks, waiting=False))
+        else:
+            self.out.print(plain(looks), soft_wrap=True)
+
+    def once(self, text: str) -> None:
+        """Print a line the first time it is true."""
+        if text not in self.said:
+            self.said.add(text)
+            self.out.print(text, soft_wrap=True)
+
+
+@contextlib.contextmanager
+def listening(asked: list[int]) -> Iterator[None]:
+    """Ctrl-C, TERM and a closed terminal become entries of `asked`."""
+    before = {
+        number: signal.signal(number, lambda received, _frame: asked.append(received))
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

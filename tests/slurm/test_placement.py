@@ -1,0 +1,116 @@
+"""Sweeps on a real Slurm: where runs go, how many at a time, and nothing is submitted twice."""
+
+import os
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from ablations.records import read_sweep
+from sweeps.state import read_submission
+from tests.slurm.conftest import (
+    SMALL,
+    assert_undisturbed,
+    ended,
+    found,
+    job,
+    paused,
+    said,
+    send,
+    until,
+)
+
+pytestmark = [pytest.mark.slurm, pytest.mark.slow]
+
+
+def test_a_run_whose_node_goes_down_is_finished_on_another(driver, tmp_path):
+    process = driver("mix=transformer", *SMALL)
+    (run,) = found(tmp_path)
+    with paused(run) as workers:
+        node = job(run, "N")
+        said("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=test")
+        until(lambda: job(run, "T") == "PENDING", "the run to wait again")
+        send(workers, signal.SIGKILL)  # with the node went its processes
+    ended(process)
+    said("scontrol", "update", f"NodeName={node}", "State=RESUME")
+    told = run.log.read_text()
+    assert f"on {node}" in told
+    assert f"on {'test1' if node == 'test2' else 'test2'}" in told
+    assert_undisturbed(run, tmp_path)
+
+
+def test_of_24_runs_4_are_there_at_a_time_and_each_failure_is_named(driver, tmp_path):
+    # Each job writes when it begins and ends, and fails before it trains anything.
+    mark = f"date +%s.%N >> {tmp_path}/marks.$SLURM_JOB_ID"
+    seeds = ",".join(map(str, range(24)))
+    process = driver(
+        "-m", "mix=gdn", f"seed={seeds}", *SMALL, "max_parallel=4",
+        f"cluster.setup=['{mark}','sleep 0.5','{mark}','echo no such module >&2','exit 3']",
+    )  # fmt: skip
+    text = ended(process, 1)
+    assert "24 failed" in text
+    lines = [line for line in text.splitlines() if line.startswith("failed") and "(log: " in line]
+    assert len({line.split()[1] for line in lines}) == 24
+    log = lines[0].partition("(log: ")[2].rstrip(")")
+    assert "no such module" in Path(log).read_text()
+    marks = [sorted(map(float, p.read_text().split())) for p in tmp_path.glob("marks.*")]
+    assert len(marks) == 24
+    together = [sum(a <= begin < b for a, b in marks) for begin, _ in marks]
+    assert max(together) <= 4
+    assert len(said("squeue", "-h", "-r", "-t", "all").splitlines()) >= 24
+
+
+def test_two_drivers_at_once_submit_each_run_once(driver, tmp_path):
+    both = [driver("-m", "mix=gdn,transformer", *SMALL) for _ in range(2)]
+    told = "".join(ended(process) for process in both)
+    assert "submitted 2 to Slurm" in told
+    assert "submitted 0 to Slurm; 2 are there already" in told
+    runs = read_sweep(tmp_path / "default")
+    names = {read_submission(run)["job"] for run in runs}
+    jobs = said("squeue", "-h", "-r", "-t", "all", "-o", "%j").split()
+    assert sum(name in names for name in jobs) == 2
+    for run in runs:
+        assert_undisturbed(run, tmp_path)
+
+
+def test_on_a_full_disk_runs_say_so_and_go_on_when_there_is_room(driver, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = ["mount", "-t", "tmpfs", "-o", "size=64m", "none", str(disk)]
+    if os.geteuid() or subprocess.run(mounted, check=False, capture_output=True).returncode:
+        pytest.skip("mounting is not allowed here")
+    try:
+        process = driver("mix=gdn", *SMALL, runs=disk)
+        (run,) = found(disk)
+        with paused(run):
+            # What is left holds records and no checkpoint.
+            free = shutil.disk_usage(disk).free
+            (disk / "filler").write_bytes(bytes(free - 64 * 1024))
+        text = ended(process, 1)
+        assert "No space left on device" in text
+        assert f"failed  {run.name}" in text
+        (disk / "filler").unlink()
+        ended(driver("mix=gdn", *SMALL, runs=disk))
+        assert "resumed at step" in run.log.read_text()
+        assert_undisturbed(run, tmp_path)
+    finally:
+        said("umount", "-l", str(disk))
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("cluster.partition=nope", "partition"),
+        ("cluster.gpus=16", "onfiguration is not available"),
+        ("cluster.extra=[nosuchoption=1]", "nosuchoption"),
+    ],
+)
+def test_what_slurm_refuses_is_one_sentence_and_leaves_nothing(driver, tmp_path, setting, words):
+    extra = ("protocol.batch_multiple=16",) if "gpus=16" in setting else ()
+    text = ended(driver("mix=gdn", *SMALL, setting, *extra), 2)
+    (error,) = [line for line in text.splitlines() if line.startswith("error: ")]
+    assert words in error
+    assert text.endswith(error + "\n")
+    assert not any(tmp_path.iterdir())

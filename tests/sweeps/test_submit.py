@@ -1,0 +1,223 @@
+"""Handing runs on: the code they were submitted with, all or nothing, nothing twice."""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from types import SimpleNamespace
+
+import pytest
+
+from ablations import provenance
+from ablations.records import RunDirectory
+from ablations.settings import to_dict
+from ablations.spec import resolve
+from models.errors import SettingError
+from sweeps import follow, freeze, slurm, state, submit
+from sweeps.cluster import parse
+from tests.ablations.conftest import settings
+from tests.sweeps.test_cluster import slurm as slurm_settings
+
+
+def requests(sweep, *seeds, **changed):
+    found = []
+    for seed in seeds:
+        spec = resolve(settings(**changed) | {"seed": seed, "sweep": sweep.name})
+        found.append(submit.Request(RunDirectory(sweep / spec.run_name), to_dict(spec)))
+    return found
+
+
+@pytest.fixture
+def controller(monkeypatch):
+    """A Slurm in a dictionary: {(job, index): state}; `refuse` names partitions."""
+
+    controller = SimpleNamespace(jobs={}, refuse=set(), answers=True)
+
+    def put(cluster, shape, job, folder, runs, code, environment, at_once):
+        if shape.partition in controller.refuse:
+            raise SettingError(f"Slurm refuses {shape.partition}.")
+        for index, _ in enumerate(runs):
+            controller.jobs[job, index] = slurm.Job(f"{job}_{index}", "PENDING", "None", "")
+
+    def ask(names):
+        if not controller.answers:
+            return None
+        return {key: job for key, job in controller.jobs.items() if key[0] in names}
+
+    def end(ids):
+        for key, job in controller.jobs.items():
+            if job.id in ids:
+                controller.jobs[key] = slurm.Job(job.id, "CANCELLED", "None", "")
+
+    monkeypatch.setattr(slurm, "submit", put)
+    monkeypatch.setattr(slurm, "jobs", ask)
+    monkeypatch.setattr(slurm, "cancel", end)
+    monkeypatch.setattr(slurm, "elements", lambda: 1000)
+    return controller
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    """A project of one package, under git."""
+    root = tmp_path / "checkout"
+    (root / "models" / "__pycache__").mkdir(parents=True)
+    (root / "models" / "__init__.py").write_text("")
+    (root / "models" / "answer.py").write_text("VALUE = 1\n")
+    (root / "models" / "__pycache__" / "answer.pyc").write_bytes(b"x")
+    (root / "models" / "table.bin").write_bytes(b"data")
+    (root / ".gitignore").write_text("__pycache__/\nmodels/ignored.py\n")
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b"]
+    for command in (["init"], ["add", "-A"], ["commit", "-m", "one"]):
+        subprocess.run([*git, *command], cwd=root, check=True, capture_output=True)
+    (root / "models" / "ignored.py").write_text("VALUE = 3\n")
+    (root / "models" / "mine.py").write_text("VALUE = 4\n")
+    monkeypatch.setattr(freeze, "project_root", lambda: root)
+    return root
+
+
+def test_a_copy_of_the_code_is_what_was_there_whatever_comes_after(checkout, tmp_path):
+    frozen = freeze.freeze(tmp_path / "code")
+    (checkout / "models" / "answer.py").write_text("VALUE = 2\n")
+    code = "import models.answer as a, models.mine as m; print(a.VALUE, m.VALUE, a.__file__)"
+    said = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(frozen)}, cwd=tmp_path,
+        capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    assert said.split()[:2] == ["1", "4"]
+    assert str(frozen) in said
+    names = {str(p.relative_to(frozen / "models")) for p in (frozen / "models").rglob("*.*")}
+    assert names >= {"__init__.py", "answer.py", "mine.py", "table.bin"}
+    assert "ignored.py" not in names
+    told, diff = provenance.code(frozen)
+    assert told["dirty"]
+    assert len(told["revision"]) == 40
+    assert "+++ models/mine.py" in diff
+
+
+def test_equal_code_is_one_copy_and_changed_code_another(checkout, tmp_path):
+    first = freeze.freeze(tmp_path / "code")
+    assert freeze.freeze(tmp_path / "code") == first
+    (checkout / "models" / "answer.py").write_text("VALUE = 2\n")
+    second = freeze.freeze(tmp_path / "code")
+    assert second != first
+    assert sorted(p.name for p in (tmp_path / "code").iterdir()) == sorted(
+        [first.name, second.name]
+    )
+
+
+def test_the_same_again_submits_nothing_and_what_ended_is_resumed(controller, checkout, tmp_path):
+    cluster = parse(slurm_settings())
+    asked = requests(tmp_path / "sweep", 0, 1)
+    assert len(submit.to_slurm(asked, cluster, None, "c").begun) == 2
+    again = submit.to_slurm(asked, cluster, None, "c")
+    assert (len(again.begun), len(again.alive)) == (0, 2)
+    assert len(controller.jobs) == 2
+    # One is done, one is lost: only that one goes on, with its own records.
+    asked[0].run.write_status("done", step=5)
+    (key,) = [k for k in controller.jobs if k[1] == 1]
+    controller.jobs[key] = slurm.Job("x", "NODE_FAIL", "None", "")
+    third = submit.to_slurm(asked, cluster, None, "c")
+    assert [run.name for run in third.begun] == [asked[1].run.name]
+    assert third.alive == []
+
+
+def test_two_drivers_at_once_submit_nothing_twice(controller, checkout, tmp_path):
+    cluster, claims = parse(slurm_settings()), []
+    asked = requests(tmp_path / "sweep", 0, 1, 2)
+    threads = [
+        threading.Thread(
+            target=lambda: claims.append(submit.to_slurm(asked, cluster, None, "c"))
+        )
+        for _ in range(4)
+    ]  # fmt: skip
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(len(claim.begun) for claim in claims) == [0, 0, 0, 3]
+    assert len(controller.jobs) == 3
+
+
+def test_a_refusal_of_the_second_array_takes_the_first_back(controller, checkout, tmp_path):
+    other = {"400k": {"partition": "full"}}
+    cluster = parse(slurm_settings(sizes=other))
+    small = requests(tmp_path / "sweep", 0)
+    large = requests(tmp_path / "sweep", 0, size__name="400k")
+    controller.refuse = {"full"}
+    with pytest.raises(SettingError, match="Slurm refuses full"):
+        submit.to_slurm([*small, *large], cluster, None, "c")
+    assert {job.state for job in controller.jobs.values()} == {"CANCELLED"}
+    assert not (tmp_path / "sweep").exists()
+    # Where a run was there before, its records come back.
+    controller.refuse = set()
+    submit.to_slurm(small, cluster, None, "c")
+    follow.cancel(state.look([small[0].run]))
+    before = {p.name: p.read_bytes() for p in small[0].run.path.iterdir()}
+    controller.refuse = {"full"}
+    with pytest.raises(SettingError):
+        submit.to_slurm([*small, *large], cluster, None, "c")
+    assert {p.name: p.read_bytes() for p in small[0].run.path.iterdir()} == before
+    assert not large[0].run.path.exists()
+
+
+def test_where_slurm_does_not_answer_nothing_is_submitted(controller, checkout, tmp_path):
+    cluster, asked = parse(slurm_settings()), requests(tmp_path / "sweep", 0)
+    submit.to_slurm(asked, cluster, None, "c")
+    controller.answers = False
+    with pytest.raises(SettingError, match="does not answer"):
+        submit.to_slurm(asked, cluster, None, "c")
+    (look,) = state.look([asked[0].run])
+    assert (look.state, look.alive) == ("queued", None)
+
+
+def test_arrays_are_cut_to_what_the_site_takes_and_share_the_limit(
+    controller, checkout, tmp_path, monkeypatch
+):
+    limits = []
+    put = slurm.submit
+    monkeypatch.setattr(slurm, "elements", lambda: 2)
+    monkeypatch.setattr(slurm, "submit", lambda *a: limits.append(a[-1]) or put(*a))
+    asked = requests(tmp_path / "sweep", *range(5))
+    submit.to_slurm(asked, parse(slurm_settings()), 6, "c")
+    assert sorted(index for _, index in controller.jobs) == [0, 0, 0, 1, 1]
+    assert limits == [2, 2, 2]
+
+
+def test_a_local_driver_claims_its_runs_as_long_as_it_lives(checkout, tmp_path):
+    asked = requests(tmp_path / "sweep", 0, 1)
+    with submit.to_this_machine(asked, {}, "c") as mine:
+        assert len(mine.begun) == 2
+        with submit.to_this_machine(asked, {}, "c") as other:
+            assert (len(other.begun), len(other.alive)) == (0, 2)
+        assert [look.state for look in state.look(mine.begun)] == ["queued", "queued"]
+    assert [look.state for look in state.look(mine.begun)] == ["lost", "lost"]
+    with submit.to_this_machine(asked, {}, "c") as later:
+        assert len(later.begun) == 2
+
+
+def test_no_secret_is_written_with_a_submission(controller, checkout, tmp_path, monkeypatch):
+    monkeypatch.setenv("SOME_TOKEN", "hunter2hunter2")
+    asked = requests(tmp_path / "sweep", 0)
+    submit.to_slurm(asked, parse(slurm_settings()), None, "run.py x=hunter2hunter2")
+    for file in asked[0].run.path.iterdir():
+        assert "hunter2hunter2" not in file.read_text()
+    assert json.loads((asked[0].run.path / "submission.json").read_text())["launcher"] == "slurm"
+
+
+def test_a_lock_that_was_removed_meanwhile_is_no_lock(tmp_path):
+    lock = tmp_path / "a" / "lock"
+    order = []
+    with state.held(lock):
+        waiter = threading.Thread(target=lambda: [order.append(1) for _ in [enter(lock)]])
+        waiter.start()
+        lock.unlink()
+    waiter.join(10)
+    assert order == [1]
+
+
+def enter(lock):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(state.held(lock))
+        assert lock.exists()
