@@ -16,6 +16,7 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -25,10 +26,12 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.nn.parallel import DistributedDataParallel
 
-from models.errors import SettingError
+from ablations.resources import check_ranks
 from models.language_model import LanguageModel
 
 BYTES_A_PARAMETER = 16  # float32 weight, gradient and AdamW's two moments
+PATIENCE = timedelta(minutes=10)
+"""How long ranks wait for one another: longer than a checkpoint takes, shorter than a night."""
 SHARE_FOR_STATE = 0.5  # of a device's memory, the rest for activations
 
 
@@ -47,15 +50,16 @@ class World:
         return self.rank == 0
 
     def share(self, rows: int) -> slice:
-        """This rank's rows of a global batch. Raises SettingError where they do not divide."""
-        if rows % self.size:
-            raise SettingError(
-                f"the batch of {rows} sequences does not divide over {self.size} devices; set "
-                f"protocol.batch_multiple={self.size}, the same for every mix of the sweep, or "
-                "resources.devices to a divisor."
-            )
-        each = rows // self.size
-        return slice(self.rank * each, (self.rank + 1) * each)
+        """This rank's rows of a global batch; some have one more where it does not divide.
+
+        Raises SettingError where there are more ranks than rows.
+        """
+        check_ranks(self.size, rows)
+        return slice(self.rank * rows // self.size, (self.rank + 1) * rows // self.size)
+
+    def largest_share(self, rows: int) -> int:
+        """Rows of the rank that has most."""
+        return -(-rows // self.size)
 
     def sum(self, value: Tensor) -> Tensor:
         """The sum over ranks, in place."""
@@ -105,7 +109,8 @@ def joined(world: World, device_kind: str) -> Iterator[None]:
         torch.cuda.set_device(world.local_rank)
     # gloo beside nccl: checkpoints agree over the CPU while the devices compute.
     backend = "cpu:gloo,cuda:nccl" if device_kind == "cuda" else "gloo"
-    dist.init_process_group(backend, rank=world.rank, world_size=world.size)
+    # A node name that does not resolve would otherwise be tried for half an hour.
+    dist.init_process_group(backend, rank=world.rank, world_size=world.size, timeout=PATIENCE)
     try:
         yield
     finally:

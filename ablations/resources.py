@@ -35,6 +35,15 @@ def micro_batch_rows(wanted: int | None, context: int, rows: int, kind: str) -> 
     return wanted // context
 
 
+def check_ranks(ranks: int, rows: int) -> None:
+    """Raise SettingError where a batch of `rows` sequences leaves a rank without any."""
+    if ranks > rows:
+        raise SettingError(
+            f"a batch of {rows} sequences leaves some of {ranks} devices without one; set "
+            f"resources.devices (on Slurm cluster.gpus and cluster.nodes) to {rows} or fewer."
+        )
+
+
 def checkpoint_bytes(spec: RunSpec) -> int:
     """Bytes of one checkpoint: weights and optimizer state in float32.
 
@@ -65,7 +74,8 @@ def check_here(specs: Sequence[RunSpec], devices: int, gpus: int, folder: Path) 
             raise SettingError(
                 "resources.device=cuda is not on this machine; valid here: auto, cpu."
             )
-        rows = spec.recipe.batch_instances // devices
+        check_ranks(devices, spec.recipe.batch_instances)
+        rows = -(-spec.recipe.batch_instances // devices)
         micro_batch_rows(resources.micro_batch_tokens, spec.recipe.context, rows, "cpu")
     check_room(specs, folder)
 

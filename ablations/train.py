@@ -110,12 +110,11 @@ class Trainer:
         _check_corpus(spec, self.corpus)
         recipe = self.recipe
         self.share = world.share(recipe.batch_instances)
+        largest = world.largest_share(recipe.batch_instances)
         self.rows = micro_batch_rows(
-            spec.resources.micro_batch_tokens,
-            recipe.context,
-            self.share.stop - self.share.start,
-            self.device.type,
+            spec.resources.micro_batch_tokens, recipe.context, largest, self.device.type
         )
+        self.parts = -(-largest // self.rows)
         self.batches = Batches(
             self.corpus.train,
             self.corpus.fingerprint,
@@ -237,15 +236,21 @@ class Trainer:
         n = batch[:, 1:].size
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         parts = tokens.split(self.rows)
-        for i, part in enumerate(parts, 1):
+        # Ranks meet in every pass of a sharded model: one with fewer rows repeats one for nothing.
+        idle = self.parts - len(parts)
+        for i, part in enumerate((*parts, *[tokens[:1]] * idle), 1):
             inputs, targets = part[:, :-1], part[:, 1:]
             documents = None
             if self.separator is not None:
                 documents = Documents.after(self.separator, inputs)
             with self.hardware.autocast():
-                nll, z2 = self.parallel.losses(inputs, targets, documents, last=i == len(parts))
+                nll, z2 = self.parallel.losses(inputs, targets, documents, last=i == self.parts)
             # Ranks average their gradients, so each weighs its own by how many there are.
-            ((nll.sum() + recipe.z_loss * z2.sum()) / (n / self.world.size)).backward()
+            part_loss = (nll.sum() + recipe.z_loss * z2.sum()) / (n / self.world.size)
+            if i > len(parts):
+                (part_loss * 0.0).backward()
+                continue
+            part_loss.backward()
             total += nll.detach().double().sum()
         loss = self.world.sum(total).item() / n
         limit = recipe.grad_clip or float("inf")

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ablations.devices import GPUS
 from ablations.settings import from_dict
 from ablations.spec import RunSpec
 from models.errors import SettingError, one_of
@@ -67,13 +68,15 @@ class Slurm:
     warn_seconds: int = 120
     """Between the warning that the time is nearly up and its end."""
     poll_seconds: float = 5.0
+    gpu_kind: str | None = None
+    """Of ablations.devices.GPUS, for the plan's hours; None for what the plan quotes."""
 
     def shape(self, size: str) -> Shape:
         """What a run of this size asks for."""
         return self.sizes.get(size, self.default)
 
 
-OWN = ("launcher", "sizes", "warn_seconds", "poll_seconds")
+OWN = ("launcher", "sizes", "warn_seconds", "poll_seconds", "gpu_kind")
 
 
 def parse(settings: Mapping[str, Any]) -> Local | Slurm:
@@ -99,7 +102,10 @@ def parse(settings: Mapping[str, Any]) -> Local | Slurm:
         str(size): _shape({**base, **changed}, f"cluster.sizes.{size}")
         for size, changed in sizes.items()
     }
-    return Slurm("slurm", default, shapes, **own)
+    kind = settings.get("gpu_kind")
+    if kind is not None and kind not in GPUS:
+        raise one_of("cluster.gpu_kind", kind, tuple(GPUS))
+    return Slurm("slurm", default, shapes, gpu_kind=kind, **own)
 
 
 def _shape(settings: Mapping[str, Any], path: str) -> Shape:
@@ -113,7 +119,7 @@ def _shape(settings: Mapping[str, Any], path: str) -> Shape:
 
 
 def check_ranks(cluster: Slurm, specs: list[RunSpec]) -> None:
-    """Raise SettingError where a run's batch does not divide over the ranks its size is given."""
+    """Raise SettingError where a run's batch is smaller than the ranks its size is given."""
     for spec in specs:
         shape, rows = cluster.shape(spec.size.name), spec.recipe.batch_instances
         if spec.resources.devices is not None:
@@ -121,11 +127,10 @@ def check_ranks(cluster: Slurm, specs: list[RunSpec]) -> None:
                 f"resources.devices={spec.resources.devices} is for cluster=local; under Slurm "
                 "cluster.nodes and cluster.gpus decide."
             )
-        if rows % shape.ranks:
+        if shape.ranks > rows:
             raise SettingError(
-                f"size={spec.size.name} is given {shape.ranks} ranks ({shape}), which do not "
-                f"divide its batch of {rows} sequences; set cluster.nodes and cluster.gpus to a "
-                f"divisor, or protocol.batch_multiple={shape.ranks} for every mix of the sweep."
+                f"size={spec.size.name} is given {shape.ranks} ranks ({shape}) and has a batch of "
+                f"{rows} sequences; set cluster.nodes and cluster.gpus to {rows} ranks or fewer."
             )
 
 

@@ -20,10 +20,9 @@ from rich.table import Table
 from ablations.confounds import Confound, Facts, baseline_among, conditions, confounds
 from ablations.devices import GPUS, gpu_kind
 from ablations.records import RunDirectory
-from ablations.resources import kept_bytes
+from ablations.resources import check_ranks, kept_bytes
 from ablations.settings import to_dict
 from ablations.spec import RunSpec
-from models.errors import SettingError
 
 TINY = 10_000_000
 """N below which one core a run is the best use of a CPU."""
@@ -98,19 +97,12 @@ def gpus_of_this_machine() -> tuple[str | None, int]:
 
 
 def _devices(specs: Sequence[RunSpec], gpus: int, parallel: int) -> int:
-    """Devices a run: as set, or for a run alone as many GPUs as its batch divides over."""
-    batches = {spec.recipe.batch_instances for spec in specs}
+    """Devices a run: as set, or for runs one at a time all GPUs that its batch has rows for."""
+    fewest = min(spec.recipe.batch_instances for spec in specs)
     wanted = specs[0].resources.devices
     if wanted is None:
-        most = gpus if parallel == 1 else 1
-        return max(n for n in range(1, max(most, 1) + 1) if not any(b % n for b in batches))
-    for rows in batches:
-        if rows % wanted:
-            raise SettingError(
-                f"resources.devices={wanted} does not divide the batch of {rows} sequences; set "
-                f"protocol.batch_multiple={wanted}, the same for every mix of the sweep, or "
-                "resources.devices to a divisor."
-            )
+        return max(1, min(gpus if parallel == 1 else 1, fewest))
+    check_ranks(wanted, fewest)
     return wanted
 
 
@@ -125,12 +117,12 @@ def make_plan(
     max_parallel: int | None,
     *,
     gpus: Mapping[str, int] | None = None,
-    gpu: str | None = None,
+    gpu_kind: str | None = None,
 ) -> Plan:
     """Estimate every run of a sweep and see which are done already.
 
-    gpus: GPUs a run by size name, and gpu: their kind, where a cluster decides them. Raises
-    SettingError where devices do not divide a batch.
+    gpus: GPUs a run by size name, and gpu_kind, where a cluster decides them. Raises
+    SettingError where a batch has fewer rows than devices.
     """
     tiny = all(spec.counts.N < TINY for spec in specs)
     gpu_here, count = (None, 0) if specs[0].resources.device == "cpu" else gpus_of_this_machine()
@@ -139,7 +131,7 @@ def make_plan(
     devices = _devices(specs, count, parallel)
     threads = max(1, cores() // (parallel * devices))
     rates = measured_rates(runs_root, "cpu" if gpu_here is None else "cuda", gpu_here or "")
-    quoted = gpu or (gpu_here if gpu_here in GPUS else QUOTED)
+    quoted = gpu_kind or (gpu_here if gpu_here in GPUS else QUOTED)
     gpu_flops = GPUS[quoted].peak_flops * GPUS[quoted].mfu
     here = GPUS.get(gpu_here or "", GPUS["A100"])
     estimates = []

@@ -61,7 +61,8 @@ def main() -> int:
 def _composed(arguments: list[str]) -> list[dict[str, Any]]:
     """The settings of every run; none where Hydra was asked for something else and answered it."""
     plain = [a for a in arguments if a not in ("-m", "--multirun")]
-    if len(plain) < len(arguments) and not any(a.startswith("-") for a in plain):
+    several = len(plain) < len(arguments) or any(a.startswith("experiment=") for a in plain)
+    if several and not any(a.startswith("-") for a in plain):
         from sweeps.compose import compose_sweep
 
         return compose_sweep(plain)
@@ -100,10 +101,16 @@ def _sweep(composed: list[dict[str, Any]]) -> int:
     at_once = driver["max_parallel"]
     if not isinstance(cluster, Slurm):
         at_once = _fitting(specs, cluster, at_once)
-    plan = make_plan(specs, runs_root, at_once)
-    show(plan, console)
+    gpus, gpu_kind = None, None
     if isinstance(cluster, Slurm):
         check_ranks(cluster, specs)
+        shapes = {spec.size.name: cluster.shape(spec.size.name) for spec in specs}
+        gpus = {size: shape.nodes * shape.gpus for size, shape in shapes.items()}
+        gpu_kind = cluster.gpu_kind
+    _check_control(specs, runs_root, driver["treatments"])
+    plan = make_plan(specs, runs_root, at_once, gpus=gpus, gpu_kind=gpu_kind)
+    show(plan, console)
+    if isinstance(cluster, Slurm):
         _show_arrays(plan, cluster, at_once, console)
     if driver["plan"]:
         return 0
@@ -190,7 +197,7 @@ def _check_machine(
     for a cluster, what the disk cannot hold."""
     from ablations.resources import check_here, check_room
     from sweeps.cluster import Local
-    from sweeps.plan import gpus_of_this_machine
+    from sweeps.plan import duration, gpus_of_this_machine
 
     specs = [estimate.spec for estimate in plan.todo]
     if not isinstance(cluster, Local):
@@ -198,10 +205,9 @@ def _check_machine(
         return
     if limit is not None and plan.hours_here > limit:
         raise SettingError(
-            f"this sweep would take about {plan.hours_here:,.1f} h on this machine, more than "
-            f"max_local_hours={limit}; take smaller sizes or fewer tokens "
-            "(protocol.chinchilla), a cluster (cluster=slurm), or set "
-            f"max_local_hours={plan.hours_here * 1.2:.0f}."
+            f"this sweep would take about {duration(plan.hours_here * 3600)} on this machine, more "
+            f"than max_local_hours={limit}; take a cluster (cluster=slurm), smaller sizes or fewer "
+            f"tokens (protocol.chinchilla), or set max_local_hours={plan.hours_here * 1.2:.0f}."
         )
     check_here(specs, plan.devices, gpus_of_this_machine()[1], runs_root)
 
@@ -234,9 +240,10 @@ def _check_control(specs: list[RunSpec], runs_root: Path, treatments: list[str])
     from ablations.records import read_sweep
     from ablations.settings import to_dict
 
+    planned = all(spec.corpus for spec in specs)  # else there is nothing yet to hold beside runs
     for sweep in {spec.sweep for spec in specs}:
         there: dict[str, Any] = {}
-        if (runs_root / sweep).is_dir():
+        if planned and (runs_root / sweep).is_dir():
             there = {run.name: run.read_spec() for run in read_sweep(runs_root / sweep)}
         asked = {s.run_name: to_dict(s) for s in specs if s.sweep == sweep}
         check({**there, **asked}, treatments)

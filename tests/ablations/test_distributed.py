@@ -53,13 +53,14 @@ def alone(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["ddp", "fsdp"])
-def test_two_ranks_give_the_losses_of_one(make_run, alone, how):
+@pytest.mark.parametrize(("how", "n"), [("ddp", 2), ("fsdp", 2), ("ddp", 3), ("fsdp", 3)])
+def test_ranks_give_the_losses_of_one(make_run, alone, how, n):
+    """Also three, of which one has two of the four sequences of a batch and the others one."""
     run, spec = make_run(
         "gdn3_attn1", name=how, resources__parallel=how, resources__micro_batch_tokens=64, **BUDGET
     )
     assert spec.recipe.steps == 20
-    ranks(run)
+    ranks(run, n)
     ours, theirs = (list(r.rows("metrics.jsonl")) for r in (run, alone))
     assert len(ours) == len(theirs) == 20
     for a, b in zip(ours, theirs, strict=True):
@@ -68,7 +69,7 @@ def test_two_ranks_give_the_losses_of_one(make_run, alone, how):
     for a, b in zip(run.rows("points.jsonl"), alone.rows("points.jsonl"), strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
         assert a["data_hash"] == b["data_hash"]
-    assert run.read_manifest()["device"]["count"] == 2
+    assert run.read_manifest()["device"]["count"] == n
     assert run.read_manifest()["parallel"] == how
 
 
@@ -94,11 +95,13 @@ def test_the_first_host_of_a_slurm_node_list(nodes, first):
     assert _first_host(nodes) == first
 
 
-def test_ranks_share_a_batch_and_what_does_not_divide_is_refused():
-    rows = [list(range(12))[World(rank, 4).share(12)] for rank in range(4)]
-    assert [row for share in rows for row in share] == list(range(12))
-    with pytest.raises(SettingError, match=r"batch of 10 .* protocol\.batch_multiple=4"):
-        World(0, 4).share(10)
+@pytest.mark.parametrize("n", [4, 10, 12, 91])
+def test_ranks_share_a_batch_evenly_and_none_is_left_without(n):
+    rows = [list(range(n))[World(rank, 4).share(n)] for rank in range(4)]
+    assert [row for share in rows for row in share] == list(range(n))
+    assert max(map(len, rows)) == World(0, 4).largest_share(n) <= min(map(len, rows)) + 1
+    with pytest.raises(SettingError, match="batch of 3 sequences leaves some of 4 devices without"):
+        World(0, 4).share(3)
 
 
 def test_how_a_model_is_laid_over_devices():

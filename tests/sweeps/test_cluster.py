@@ -54,11 +54,14 @@ def test_what_cannot_be_used_is_one_sentence(changed, words):
     assert str(error.value).count("\n") == 0
 
 
-def test_ranks_that_do_not_divide_the_batch_are_refused_with_the_ways_out():
+def test_more_ranks_than_sequences_are_refused():
     spec = resolve(settings())
     check_ranks(parse(slurm(gpus=1)), [spec])
     rows = spec.recipe.batch_instances
-    with pytest.raises(SettingError, match=r"protocol.batch_multiple"):
+    with pytest.raises(
+        SettingError,
+        match=rf"{rows + 1} ranks .* batch of {rows} sequences; .* {rows} ranks or fewer",
+    ):
         check_ranks(parse(slurm(gpus=rows + 1)), [spec])
     alone = resolve(settings(resources__devices=1))
     with pytest.raises(SettingError, match=r"resources\.devices=1 is for cluster=local"):

@@ -122,10 +122,10 @@ def test_gpu_hours_are_flops_over_the_stated_share_of_the_peak():
     (one,) = planned("mix=gdn3_attn1", "size=1b").estimates
     flops = one.spec.counts.flops_per_token * one.spec.recipe.tokens
     assert one.gpu_hours == pytest.approx(flops / (0.40 * 989e12) / 3600)
-    (other,) = planned("size=1b", gpu="A100", gpus={"1b": 8}).estimates
+    (other,) = planned("size=1b", gpu_kind="A100", gpus={"1b": 8}).estimates
     assert other.gpu_hours == pytest.approx(other.flops / (0.40 * 312e12) / 3600)
     assert other.gpus == 8
-    assert "A100 h" in shown(planned("size=1b", gpu="A100"))
+    assert "A100 h" in shown(planned("size=1b", gpu_kind="A100"))
 
 
 def test_totals_by_mix_are_sums_of_its_sizes():
