@@ -26,7 +26,14 @@ def answers(result: Study) -> list[str]:
         if measured:
             found.append(measured)
         elif own and result.draws is not None:
-            found.append(_answer(own[-1], result.draws.resamples))
+            told = _answer(own[-1], result.draws.resamples, result.law_fails)
+            if result.law_fails:
+                told += (
+                    " That is by a fitted law that does not describe these points, and there is no "
+                    "interval from seeds yet: not to be read as a measurement. "
+                    + _answer_without_fit(result, mix)
+                )
+            found.append(told.rstrip())
         else:
             waiting.append(mix)
     if waiting:
@@ -86,7 +93,7 @@ def _answer_without_fit(result: Study, mix: str) -> str:
     )
 
 
-def _answer(one: Saving, resamples: int) -> str:
+def _answer(one: Saving, resamples: int, law_fails: bool) -> str:
     told = tables.with_interval(one.value, one.low, one.high)
     place = f"At N = {tables.count(one.N)} parameters and D = {tables.count(one.D)} tokens"
     if one.value > 1:
@@ -96,9 +103,10 @@ def _answer(one: Saving, resamples: int) -> str:
     else:
         body = f"{one.mix} never reaches the loss of {one.baseline}: savings {told}"
     body += " (95 % interval)"
-    verdict = _verdict(one.low, one.high)
+    if not law_fails:
+        body += f"; {_verdict(one.low, one.high)}"
     chance = tables.probability(one.p_above_1, resamples)
-    return f"**{place}, {body}; {verdict}.** P(savings > 1) {chance}; {one.range_words}."
+    return f"**{place}, {body}.** P(savings > 1) {chance}; {one.range_words}."
 
 
 def caveats(result: Study, sweep: Sweep, comparisons: list[Comparison]) -> Iterable[str]:
@@ -127,16 +135,15 @@ def caveats(result: Study, sweep: Sweep, comparisons: list[Comparison]) -> Itera
             "read, and the savings without a fit are the measurement."
         )
     for mix, one in result.fit.mixes.items():
-        if one.at_bound:
+        if one.caveats:
             yield (
-                f"{mix}: on its bound {', '.join(one.at_bound)}, which these points do not "
-                "identify: not to be read by itself."
+                f"{mix}: {'; '.join(one.caveats)}. Its coefficients are not to be read one by one; "
+                "savings inside the measured range rest on fitted losses."
             )
-    condition = max(one.condition for one in result.fit.mixes.values())
-    if any(not one.identified for one in result.fit.mixes.values()):
+    if astray := [one for one in result.savings if not one.low <= one.value <= one.high]:
         yield (
-            f"The coefficients trade against each other (condition number {condition:.0f}); "
-            "savings inside the measured range rest on fitted losses, not on single coefficients."
+            f"{len(astray)} of {len(result.savings)} savings lie outside their own interval: the "
+            "value is by least squares, the interval weighs what runs share; read the interval."
         )
     sizes = result.fit.points["size"].nunique()
     if sizes == 3:

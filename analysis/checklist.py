@@ -86,11 +86,10 @@ def _statistics(found: Findings) -> Iterator[tuple[str, str, str]]:
         told = f"at least {100 * agree:.0f} % of starts agree, for every mix"
         yield "Is the optimum of the fit certain?", _verdict(agree >= AGREEING), told
         condition = max(one.condition for one in fits)
-        told = f"condition number {condition:.0f}"
-        bound = [f"{one.mix}: {', '.join(one.at_bound)}" for one in fits if one.at_bound]
-        told += f"; on a bound: {'; '.join(bound)}" if bound else ""
-        good = all(one.identified for one in fits)
-        yield "Can coefficients be read one by one?", _verdict(good), told
+        told = "; ".join(f"{one.mix}: {', '.join(one.caveats)}" for one in fits if one.caveats)
+        question = "Can coefficients be read one by one?"
+        yield question, _verdict(not told), told or f"condition number {condition:.0f} at most"
+        yield _unseen(found.holdout)
     if result.savings:
         beyond = [one for one in result.savings if not one.in_range]
         told = f"{len(result.savings) - len(beyond)} of {len(result.savings)} savings in range"
@@ -99,6 +98,16 @@ def _statistics(found: Findings) -> Iterator[tuple[str, str, str]]:
         told = result.draws.words
         whole = result.draws.method != "case"
         yield "Do intervals treat a run's points as one?", _verdict(whole), told
+
+
+def _unseen(holdout: pd.DataFrame) -> tuple[str, str, str]:
+    """The worst signed error on what was left out of a fit, by what that was."""
+    worst = [
+        f"{label}: {100 * own['error'].iloc[int(own['error'].abs().argmax())]:+.1f} % at most"
+        for label, own in holdout.groupby("left_out", sort=False)
+    ]
+    told = "; ".join(worst) or "too few sizes and budgets to leave any out"
+    return "Was the law tried on points that it had not seen?", _verdict(bool(worst)), told
 
 
 def _records(found: Findings) -> Iterator[tuple[str, str, str]]:

@@ -113,7 +113,12 @@ def _no_comparison(found: Findings) -> str:
 
 def _fit_words(found: Findings) -> str:
     fit = found.study.fit
-    return f"Fit: {fit.words}." if fit is not None else ""
+    if fit is None:
+        return ""
+    fails = (
+        " The law does not describe these points (lack of fit)." if found.study.law_fails else ""
+    )
+    return f"Fit: {fit.words}.{fails}"
 
 
 def _interval_words(found: Findings) -> str:

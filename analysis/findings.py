@@ -11,6 +11,7 @@ import pandas as pd
 
 from ablations.records import SettingError
 from analysis.compare import Comparison, compare
+from analysis.holdout import holdout
 from analysis.load import Run, Sweep
 from analysis.study import Study, study
 from analysis.training import read_metrics, speed_by_context
@@ -39,6 +40,11 @@ class Findings:
     def metrics(self) -> pd.DataFrame:
         """Logged rows of training, empty for points without runs."""
         return read_metrics(self.sweep)
+
+    @cached_property
+    def holdout(self) -> pd.DataFrame:
+        """Predictions of points that a fit was not shown."""
+        return holdout(self.points)
 
     @cached_property
     def speeds(self) -> pd.DataFrame:

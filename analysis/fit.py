@@ -56,8 +56,8 @@ Law = Literal["chinchilla", "gamma"]
 ILL_CONDITIONED = 300.0
 SAME_OBJECTIVE = 1e-6
 MAX_TURNS = 200
-# No model is as bad: a uniform guess among a million tokens costs 14 nats.
-LARGEST_LOSS = 1e3
+# No model is as bad, nor as good: a uniform guess among a million tokens costs 14 nats.
+LARGEST_LOSS, LEAST_LOSS = 1e3, 1e-6
 
 
 @dataclass(frozen=True)
@@ -261,7 +261,8 @@ def _check(
         raise SettingError(f"model={model} is not there for law=gamma; give model=free.")
     if (largest := float(points["loss"].max())) > LARGEST_LOSS:
         raise SettingError(f"loss={largest:g} is no loss in nats per token; it must be below 1000.")
-    lowest = float(points["loss"].min())
+    if (lowest := float(points["loss"].min())) < LEAST_LOSS:
+        raise SettingError(f"loss={lowest:g} is no loss in nats per token; it must be above 1e-6.")
     may_be_held = ("E",) if law == "gamma" else ("E", "alpha", "beta")
     for name, value in held.items():
         if name == "A" and value == 0 and "alpha" in held:

@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import yaml
 
 from ablations.records import RunDirectory, SettingError, read_sweep
 
 REQUIRED = ("mix", "N", "D", "loss")
-NAMES = ("mix", "run", "size")
+NAMES = ("mix", "run", "size", "seed")
 NUMBERS = ("N", "N_total", "N_body", "D", "C", "epochs", "chinchilla", "loss", "bpb", "seconds")
 # Two N closer than this are one size: the controlled protocol matches N within 0.5 %.
 SAME_SIZE = 1.02
@@ -55,12 +56,19 @@ def load_sweep(sweep_dir: Path) -> Sweep:
     """Read a sweep directory.
 
     Points whose loss is not a positive number (a run that diverged) are left out and named in
-    `dropped`. Raises SettingError where there is no such sweep, or nothing has been evaluated yet.
+    `dropped`. Raises SettingError where there is no such sweep, nothing has been evaluated yet, or
+    a record is damaged.
     """
     rows: list[dict[str, Any]] = []
     runs: list[Run] = []
     for directory in read_sweep(sweep_dir):
-        run, points = _read_run(directory)
+        try:
+            run, points = _read_run(directory)
+        except (ValueError, yaml.YAMLError) as error:
+            raise SettingError(
+                f"{directory.path} holds a record that cannot be read "
+                f"({' '.join(str(error).split())}); mend it, or move that run away."
+            ) from None
         runs.append(run)
         rows += points
     if not runs:
@@ -86,11 +94,6 @@ def load_sweep(sweep_dir: Path) -> Sweep:
     return Sweep(sweep_dir.name, sweep_dir, _ordered(table[good]), tuple(runs), dropped)
 
 
-def load_points(path: Path) -> pd.DataFrame:
-    """Points of a CSV, or of a sweep where `path` is its folder. Raises like the two readers."""
-    return load_sweep(path).points if path.is_dir() else load_csv(path)
-
-
 def load_csv(path: Path) -> pd.DataFrame:
     """Read points from a CSV with columns mix, N, D, loss (run, seed, size, C, seconds, weight
     optional; weight multiplies a point's part in what a fit minimises).
@@ -113,6 +116,9 @@ def load_csv(path: Path) -> pd.DataFrame:
         ) from None
     table.columns = pd.Index([str(name).strip() for name in table.columns])
     table = table.dropna(how="all")
+    if table.columns.has_duplicates:
+        twice = table.columns[table.columns.duplicated()].unique()
+        raise SettingError(f"points={path} has more than one column {', '.join(twice)}.")
     missing = [name for name in REQUIRED if name not in table]
     if missing:
         raise SettingError(
@@ -128,6 +134,18 @@ def load_csv(path: Path) -> pd.DataFrame:
     for name in NAMES:
         if name in table:
             _refuse_rows(path, table, name, table[name].isna(), table[name])
+    for name in (name for name in NUMBERS if name in table):
+        # Empty is not recorded; a word there would be taken for that.
+        given = pd.to_numeric(table[name], errors="coerce")
+        _refuse_rows(path, table, name, given.isna() & table[name].notna(), table[name])
+    if {"run", "seed"} & set(table):
+        again = table.duplicated()
+        if again.any():
+            lines = [int(index) + 2 for index in table.index[again]]
+            raise SettingError(
+                f"points={path} holds rows twice (line {_some(lines)} of the file), and a point "
+                "counted twice narrows every interval; leave one of each."
+            )
     return _ordered(_tidy(table.reset_index(drop=True)))
 
 
@@ -140,7 +158,8 @@ def _refuse_rows(
     lines = [int(index) + 2 for index in table.index[bad]]
     value = given[bad].iloc[0]
     first = "empty" if pd.isna(value) else f"{name}={value}"
-    kind = "a name" if name in NAMES else "a positive finite number"
+    kind = "a positive finite number" if name in (*REQUIRED, "weight") else "a number"
+    kind = "a name" if name in NAMES else kind
     raise SettingError(
         f"points={path} needs {kind} for {name} in row {_some(rows)} "
         f"(line {_some(lines)} of the file), where it is {first}"

@@ -58,6 +58,7 @@ CAPTIONS = {
     "ladder": "Shapes and parameters (without the input embedding) by mix and size.",
     "fits": "Coefficients of L = E + A/N^α + B/D^β with 95 % intervals.",
     "diagnostics": "What certifies each fit, and the scatter of seeds.",
+    "holdout": "Signed errors on points that the fit was not shown.",
     "savings": "Token savings with 95 % intervals.",
     "fit_free": "Token savings without a fit, with 95 % intervals from seeds.",
     "points": "All points: held-out loss and bits per byte, means over seeds.",
@@ -87,6 +88,8 @@ def cells(found: Findings) -> dict[str, pd.DataFrame]:
     if result.fit is not None:
         made["fits"] = tables.fits_table(result.fit, result.draws)
         made["diagnostics"] = tables.diagnostics_table(result.fit, list(result.noise))
+    if len(found.holdout):
+        made["holdout"] = tables.holdout_table(found.holdout)
     return {name: made[name] for name in CAPTIONS if made.get(name) is not None}  # type: ignore[misc]
 
 
@@ -112,6 +115,8 @@ def numbers(found: Findings) -> dict[str, pd.DataFrame]:
                 for mix, one in result.fit.mixes.items()
             ]
         )  # fmt: skip
+    if len(found.holdout):
+        made["holdout"] = found.holdout
     speeds = seconds_per_token(found.sweep.points)
     if len(speeds):
         made["speed"] = speeds.assign(tokens_per_second=1 / speeds["seconds"])

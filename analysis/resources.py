@@ -126,8 +126,8 @@ def _parameters(fit: Fit, draws: Draws, baseline: str, question: Question) -> li
     return found
 
 
-def _flops_factor(points: pd.DataFrame, mix: str) -> float:
-    """FLOPs over N D: the mean of what was recorded, 6 where nothing was."""
+def flops_factor(points: pd.DataFrame, mix: str) -> float:
+    """FLOPs over N D: the geometric mean of what was recorded, 6 where nothing was."""
     own = points[(points["mix"] == mix) & (points["C"] > 0)] if "C" in points else points[:0]
     return float(np.exp(np.log(own["C"] / (own["N"] * own["D"])).mean())) if len(own) else FLOPS
 
@@ -148,7 +148,7 @@ def _compute_optimal(fit: Fit, draws: Draws, baseline: str, kind: Kind, C: float
             "kind=time is not known compute-optimally, as time was measured at the ladder's own "
             "sizes alone; valid: tokens, parameters, flops."
         )
-    k = _flops_factor(fit.points, baseline)
+    k = flops_factor(fit.points, baseline)
     product = C * FLOPS / k
     law, drawn = fit.mixes[baseline].law, draws.laws[baseline]
 
@@ -162,7 +162,7 @@ def _compute_optimal(fit: Fit, draws: Draws, baseline: str, kind: Kind, C: float
 
     found = []
     for name in (mix for mix in fit.mixes if mix != baseline):
-        cost = _flops_factor(fit.points, name)
+        cost = flops_factor(fit.points, name)
         value, N_mix, D_mix, target = ratio(law, fit.mixes[name].law, cost)
         factors = ratio(drawn, draws.laws[name], cost)[0]
         N, D = law.optimum(product)
@@ -178,7 +178,7 @@ def _compute_optimal(fit: Fit, draws: Draws, baseline: str, kind: Kind, C: float
 
 def isoflop(points: pd.DataFrame, baseline: str, C: float) -> list[tuple[float, float]]:
     """(N, D) of each of the baseline's sizes trained for C FLOPs, as recorded or else 6 N D."""
-    k = _flops_factor(points, baseline)
+    k = flops_factor(points, baseline)
     return [(N, C / (k * N)) for _, N, _ in places(points, baseline)]
 
 

@@ -181,7 +181,7 @@ def check_baseline(mixes: list[str], baseline: str) -> None:
 
 
 def _beyond(value: float, low: float, high: float) -> float:
-    return float(max(value / high, low / value, 1.0))
+    return float(max(value / high, low / value if value else np.inf, 1.0))
 
 
 def token_range(points: pd.DataFrame, mix: str, N: Array | float) -> tuple[Array, Array]:
@@ -232,7 +232,9 @@ def fit_free(points: pd.DataFrame, baseline: str) -> pd.DataFrame:
                     rows.append({"mix": mix, "size": size, "N": N, "seed": label} | found)
     columns = ["mix", "size", "N", "seed", "target_loss", "D_baseline", "D_mix", "value", "bound"]
     table = pd.DataFrame(rows, columns=columns).sort_values(["mix", "N", "seed"], ignore_index=True)
-    return pd.concat([_with_interval(own) for _, own in table.groupby("mix")] or [table])
+    return pd.concat(
+        [_with_interval(own) for _, own in table.groupby("mix")] or [_with_interval(table)]
+    )
 
 
 def _with_interval(table: pd.DataFrame) -> pd.DataFrame:

@@ -17,6 +17,7 @@ from analysis.drawing import Gallery
 from analysis.figures.losses import domains
 from analysis.findings import Findings
 from analysis.fit import MODEL_WORDS
+from analysis.mixed import MixedModel
 from analysis.savings import matched_factor, seconds_per_token, time_ratio
 
 
@@ -192,7 +193,40 @@ def _fits(found: Findings, gallery: Gallery) -> Iterator[Block]:
     yield from _figures(gallery, "coefficients", "iso_loss", "frontier")
     yield Heading("Diagnostics")
     yield Table(tables.diagnostics_table(result.fit, list(result.noise)), _files("diagnostics"))
+    if result.mixed is not None:
+        yield Text(_noise_words(result.mixed, result.fit.points))
+    yield from _unseen(found)
     yield from _figures(gallery, "fits")
+
+
+def _noise_words(mixed: MixedModel, points: pd.DataFrame) -> str:
+    """What the interval takes the noise to be."""
+    point, run, batch = (f"{100 * sd:.2g} %" for sd in mixed.sds)
+    if points["run"].nunique() == len(points):
+        told = f"a point and its run {point} together, as each run has one point"
+    else:
+        told = f"a point {point}, a run {run}"
+    if mixed.batch.any():
+        told += (
+            f", batches that mixes share {batch}; correlation of runs of two mixes on the same "
+            f"batches {mixed.correlation:+.2f}"
+        )
+    else:
+        told += "; no two mixes are known to have seen the same batches"
+    return (
+        f"Noise of log loss that intervals rest on (standard deviations, posterior means): {told}."
+    )
+
+
+def _unseen(found: Findings) -> Iterator[Block]:
+    if len(found.holdout):
+        yield Text(
+            "Points left out and predicted from the rest, each mix by its own law: error is "
+            "predicted over measured loss, less 1. Beside it a straight line in logs through the "
+            "two nearest points kept, with nothing fitted. A mix that cannot be fitted without "
+            "its largest size or budgets is not shown."
+        )
+        yield Table(tables.holdout_table(found.holdout), _files("holdout"))
 
 
 def _losses(found: Findings, gallery: Gallery) -> Iterator[Block]:

@@ -6,7 +6,7 @@ from typing import Literal
 import pandas as pd
 
 from ablations.records import SettingError
-from analysis.fit import MODELS, Fit, Loss, Model, fit, lacking
+from analysis.fit import DELTA, MODELS, Fit, Loss, Model, fit, lacking
 from analysis.mixed import MixedModel, mixed_model
 from analysis.model_choice import Choice, choose
 from analysis.noise import LackOfFit, Noise, lack_of_fit, seed_noise
@@ -96,6 +96,7 @@ def fitted(
     paired: bool = False,
     resamples: int = 1000,
     seed: int = 0,
+    delta: float = DELTA,
 ) -> tuple[Fit, Draws]:
     """Fit all mixes and resample. `averaged` shares resamples out by Akaike weight.
 
@@ -104,7 +105,7 @@ def fitted(
     check_baseline(list(dict.fromkeys(points["mix"])), baseline)
     points = _baseline_first(points, baseline)
     if model != "averaged":
-        one = fit(points, model, loss)
+        one = fit(points, model, loss, delta)
         return one, bootstrap(one, method, resamples, seed, paired)
     if loss != "squares":
         raise SettingError(

@@ -89,7 +89,7 @@ def _number(value: float, decimals: int) -> str:
         return "∞"
     if math.isnan(value):
         return "–"
-    if abs(value) >= 1e5 or (decimals > 4 and value != 0):
+    if abs(value) >= 1e5 or (decimals > 4 and 0 < abs(value) < 0.01):
         return f"{value:.2g}"
     decimals = min(decimals, 4)
     return f"{value:.{decimals}f}"
@@ -206,7 +206,8 @@ def _optimum_exponents(law: Chinchilla, drawn: Chinchilla | None) -> dict[str, s
 def _r_squared(fit: Fit, mix: str) -> float:
     own = (fit.points["mix"] == mix).to_numpy()
     observed = np.log(fit.points["loss"].to_numpy(float)[own])
-    return 1 - float((fit.residual[own] ** 2).sum() / ((observed - observed.mean()) ** 2).sum())
+    total = float(((observed - observed.mean()) ** 2).sum())
+    return 1 - float((fit.residual[own] ** 2).sum()) / total if total else float("nan")
 
 
 def diagnostics_table(fit: Fit, noise: list[Noise]) -> pd.DataFrame:
@@ -230,6 +231,21 @@ def diagnostics_table(fit: Fit, noise: list[Noise]) -> pd.DataFrame:
                 "lack of fit (rms of seed means)": f"{100 * seeds.lack_of_fit:.3f} %",
             }
         )
+    return pd.DataFrame(rows)
+
+
+def holdout_table(holdout: pd.DataFrame) -> pd.DataFrame:
+    """Signed errors on what was left out, of the law and of a straight line in logs."""
+    rows = []
+    for (mix, label), own in holdout.groupby(["mix", "left_out"], sort=False):
+        row = {"mix": mix, "left out": label, "means of seeds": str(len(own))}
+        for column, name in (("error", "law"), ("line_error", "straight line")):
+            errors = 100 * own[column].dropna()
+            row[f"{name}: mean error"] = f"{errors.mean():+.2f} %" if len(errors) else "–"
+            row[f"{name}: from, to"] = (
+                f"{errors.min():+.2f} %, {errors.max():+.2f} %" if len(errors) else "–"
+            )
+        rows.append(row)
     return pd.DataFrame(rows)
 
 

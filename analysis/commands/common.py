@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,21 @@ def add_points(parser: argparse.ArgumentParser, loss: str, model: str) -> None:
     parser.add_argument("--delta", type=float, default=1e-3, help="Huber's threshold")
     parser.add_argument("--model", default=model, help="joint model over the mixes")
     parser.add_argument("--format", default="table", help=", ".join(FORMATS))
+
+
+def read_points(path: Path) -> pd.DataFrame:
+    """Points of a CSV or of a sweep's folder; a note on stderr says what a sweep still lacks."""
+    from analysis.load import load_csv, load_sweep
+
+    if not path.is_dir():
+        return load_csv(path)
+    sweep = load_sweep(path)
+    running = sum(run.state != "done" for run in sweep.runs)
+    if running:
+        print(f"note: {running} of {len(sweep.runs)} runs have not finished.", file=sys.stderr)
+    for point in sweep.dropped:
+        print(f"note: left out, as its loss is not a number: {point}.", file=sys.stderr)
+    return sweep.points
 
 
 def number(name: str, text: str) -> float:

@@ -3,6 +3,7 @@
 import argparse
 import csv
 import io
+import math
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
@@ -114,9 +115,12 @@ def assumptions(given: dict[str, str]) -> "Assumed":
     from analysis.design import Assumed
 
     saving, run_sd, point_sd = (number(key, given[key]) for key in ("saving", "run_sd", "point_sd"))
-    shared = 0.0 if given["shared"] == "0" else number("shared", given["shared"])
-    if shared >= 1:
-        raise SettingError(f"shared={shared:g} must be a correlation of 0 to less than 1.")
+    try:
+        shared = float(given["shared"])
+    except ValueError:
+        shared = math.nan
+    if not 0 <= shared < 1:
+        raise SettingError(f"shared={given['shared']} must be a correlation of 0 to less than 1.")
     return Assumed(saving=saving, run_sd=run_sd, point_sd=point_sd, shared=shared)
 
 

@@ -4,7 +4,16 @@ import argparse
 from typing import Any
 
 from ablations.records import SettingError
-from analysis.commands.common import FORMATS, add_points, known, number, positive, shown, whole
+from analysis.commands.common import (
+    FORMATS,
+    add_points,
+    known,
+    number,
+    positive,
+    read_points,
+    shown,
+    whole,
+)
 
 HELP = "fit scaling laws to each mix of a CSV or a sweep"
 LAWS = ("chinchilla", "gamma", "ray", "isoflop")
@@ -44,9 +53,8 @@ def run(options: argparse.Namespace) -> str:
 
 def _fit(options: argparse.Namespace) -> str:
     from analysis.fit import fit
-    from analysis.load import load_points
 
-    points = load_points(options.points)
+    points = read_points(options.points)
     fitted = fit(
         points, options.model, options.loss, options.delta, options.law, _held(options.fix)
     )
@@ -62,11 +70,10 @@ def _fit(options: argparse.Namespace) -> str:
 
 
 def _rays(options: argparse.Namespace) -> str:
-    from analysis.load import load_points
     from analysis.rays import fit_rays
 
     ratio = number("ratio", options.ratio) if options.ratio else None
-    found = fit_rays(load_points(options.points), ratio, options.loss, options.delta)
+    found = fit_rays(read_points(options.points), ratio, options.loss, options.delta)
     mixes = {
         mix: one.law.as_dict() | {"ratio": one.ratio} | one.terms.certificate
         for mix, one in found.items()
@@ -76,10 +83,9 @@ def _rays(options: argparse.Namespace) -> str:
 
 
 def _isoflop(options: argparse.Namespace) -> str:
-    from analysis.load import load_points
     from analysis.rays import fit_isoflop
 
-    found = fit_isoflop(load_points(options.points))
+    found = fit_isoflop(read_points(options.points))
     mixes = {
         mix: {name: getattr(one, name) for name in ("a", "a_error", "G_N", "b", "b_error", "G_D")}
         | {"budgets": [vars(parabola) for parabola in one.parabolas]}
@@ -96,10 +102,9 @@ def _isoflop(options: argparse.Namespace) -> str:
 
 def _joint(options: argparse.Namespace) -> str:
     from analysis.joint import ladder
-    from analysis.load import load_points
 
     resamples = whole("resamples", options.resamples, 0)
-    rungs = ladder(load_points(options.points), resamples, whole("seed", options.seed, 0))
+    rungs = ladder(read_points(options.points), resamples, whole("seed", options.seed, 0))
     rows = [one.as_dict() for one in rungs]
     best = max(rungs, key=lambda one: one.weight)
     notes = [

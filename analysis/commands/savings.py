@@ -4,7 +4,16 @@ import argparse
 from typing import TYPE_CHECKING
 
 from ablations.records import SettingError
-from analysis.commands.common import FORMATS, add_points, known, number, shown, whole
+from analysis.commands.common import (
+    FORMATS,
+    add_points,
+    known,
+    number,
+    positive,
+    read_points,
+    shown,
+    whole,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,7 +40,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> str:
     from analysis.fit import LOSSES
-    from analysis.load import load_points
     from analysis.resources import KINDS, savings_of
     from analysis.study import JOINTS, fitted
     from analysis.uncertainty import METHODS
@@ -41,8 +49,9 @@ def run(options: argparse.Namespace) -> str:
     known("method", options.method, METHODS)
     known("kind", options.kind, KINDS)
     known("format", options.format, FORMATS)
+    positive("delta", options.delta)
     resamples, seed = whole("resamples", options.resamples, 20), whole("seed", options.seed, 0)
-    points = load_points(options.points)
+    points = read_points(options.points)
     asked = questions(options, points)
     fit, draws = fitted(
         points,
@@ -53,6 +62,7 @@ def run(options: argparse.Namespace) -> str:
         options.paired,
         resamples,
         seed,
+        options.delta,
     )
     found = [one for each in asked for one in savings_of(fit, draws, options.baseline, each)]
     rows = [
@@ -105,11 +115,12 @@ def questions(options: argparse.Namespace, points: "pd.DataFrame") -> "list[Ques
 
 def place(text: str, target_loss: float | None, kind: str) -> tuple[float | None, float | None]:
     """N and D of `--at`; with a target loss one of them follows from it."""
-    parts = dict(part.partition("=")[::2] for part in text.split(","))
+    given = text.split(",")
+    parts = dict(part.partition("=")[::2] for part in given)
     needed = {"N", "D"}
     if target_loss is not None:
         needed = {"D"} if kind == "parameters" else {"N"}
-    if not needed <= set(parts) <= {"N", "D"}:
+    if not needed <= set(parts) <= {"N", "D"} or len(parts) < len(given):
         example = {"N": "1e9", "D": "2e10"}
         wanted = ",".join(f"{key}={example[key]}" for key in sorted(needed, reverse=True))
         raise SettingError(f"at={text} is not a place; give {wanted}.")

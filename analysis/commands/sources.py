@@ -54,7 +54,11 @@ def _source(chosen: dict[str, str]) -> Sweep:
         path = Path(chosen["points"])
         return Sweep(path.stem, path, load_csv(path), ())
     runs = project_root() / chosen.get("runs", "runs")
-    return join([load_sweep(runs / name) for name in names(chosen, "sweep")])
+    sweeps = names(chosen, "sweep")
+    if not sweeps or len(set(sweeps)) < len(sweeps):
+        told = "names none" if not sweeps else "names one twice, whose points would count twice"
+        raise SettingError(f"sweep={chosen['sweep']} {told}; give sweep=NAME or sweep=A,B.")
+    return join([load_sweep(runs / name) for name in sweeps])
 
 
 def folder(chosen: dict[str, str]) -> Path:

@@ -18,6 +18,7 @@ from analysis.figures.axes import (
 )
 from analysis.fit import Fit
 from analysis.laws import Array, Chinchilla
+from analysis.resources import flops_factor
 from analysis.style import DOUBLE_COLUMN_INCHES, caption, drawing, looks
 from analysis.uncertainty import Draws, interval
 
@@ -93,10 +94,11 @@ def _levels(law: Chinchilla, low: tuple[float, float], high: tuple[float, float]
 def frontier(fit: Fit, draws: Draws, note: str = "", width: float = DOUBLE_COLUMN_INCHES) -> Drawn:
     """Compute-optimal N, D and loss against training FLOPs, each mix with its own FLOPs per token.
 
-    FLOPs are C = k N D with each mix's measured k, or 6 where none was recorded. Bands: 95 %.
+    FLOPs are C = k N D with each mix's measured k, or 6 where none was recorded. Bands: 95 %. Thick
+    where the optimum's N, D and C all lie within what was measured (`in_range` of the table).
     """
     style = looks(fit.mixes)
-    per = {mix: flops_per_parameter_and_token(fit.points, mix) for mix in fit.mixes}
+    per = {mix: flops_factor(fit.points, mix) for mix in fit.mixes}
     C = {mix: per[mix] * fit.points["N"] * fit.points["D"] for mix in fit.mixes}
     low = min(float(c.min()) for c in C.values())
     high = max(float(c.max()) for c in C.values())
@@ -107,13 +109,18 @@ def frontier(fit: Fit, draws: Draws, note: str = "", width: float = DOUBLE_COLUM
         panels = figure.subplots(1, 3) if width > 4 else figure.subplots(3, 1)
         for mix, look in style.items():
             curve = _optimum(fit, draws, mix, grid, per[mix])
-            rows.append(curve.assign(mix=mix, flops_per_N_D=per[mix]))
+            own = fit.mixes[mix]
+            inside = (curve["C"] <= high) & curve["N"].between(*own.N_range)
+            inside &= curve["D"].between(*own.D_range)
+            rows.append(curve.assign(mix=mix, flops_per_N_D=per[mix], in_range=inside))
+            edge = (
+                ~inside | ~inside.shift(1, fill_value=False) | ~inside.shift(-1, fill_value=False)
+            )
             for axes, name in zip(panels, labels, strict=True):
-                inside = curve["C"] <= high
                 band = curve[f"{name}_low"], curve[f"{name}_high"]
                 axes.fill_between(curve["C"], *band, color=look.colour, alpha=0.13, lw=0)
-                axes.plot(curve["C"][inside], curve[name][inside], color=look.colour, ls=look.line)
-                beyond = curve[name].where(~inside | ~inside.shift(-1, fill_value=False))
+                within, beyond = curve[name].where(inside), curve[name].where(edge)
+                axes.plot(curve["C"], within, color=look.colour, ls=look.line)
                 axes.plot(curve["C"], beyond, color=look.colour, ls=look.line, lw=0.7, alpha=0.7)
         table = pd.concat(rows, ignore_index=True)
         for axes, (name, label) in zip(panels, labels.items(), strict=True):
@@ -128,16 +135,11 @@ def frontier(fit: Fit, draws: Draws, note: str = "", width: float = DOUBLE_COLUM
         handles = mix_handles(style, fitted=True)
         for handle in handles:
             handle.set_marker("")
+        handles.append(Line2D([], [], color=GREY, lw=0.7, label="thin: beyond N, D or C measured"))
         handles.append(Line2D([], [], color=GREY, lw=0.7, ls=":", label="largest C measured"))
-        figure.legend(handles=handles, loc="outside upper left", ncols=4)
+        figure.legend(handles=handles, loc="outside upper left", ncols=4 if width > 4 else 2)
         caption(figure, note)
     return figure, table
-
-
-def flops_per_parameter_and_token(points: pd.DataFrame, mix: str) -> float:
-    """The mean k of C = k N D over a mix's points; 6 where no FLOPs were recorded."""
-    own = points[(points["mix"] == mix) & (points["C"] > 0)]
-    return float((own["C"] / (own["N"] * own["D"])).mean()) if len(own) else 6.0
 
 
 def _optimum(fit: Fit, draws: Draws, mix: str, C: Array, per: float) -> pd.DataFrame:

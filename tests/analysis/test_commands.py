@@ -83,7 +83,10 @@ def test_infinite_values_are_words_in_json(
         (["savings", "CSV", "--at", "N=x,D=1"], "at N=x must be a positive finite number"),
         (["savings", "CSV", "--at", "N=-1,D=1"], "must be a positive finite number"),
         (["fit", "CSV", "--loss", "cubic"], "loss=cubic is not known; valid: absolute, huber"),
+        (["savings", "CSV", "--at", "N=1e9,D=1e10,N=2e9"], "at=N=1e9,D=1e10,N=2e9 is not a place"),
+        (["savings", "CSV", "--delta", "-1"], "delta=-1 must be"),
         (["fit", "CSV", "--delta", "-1"], "delta=-1 must be"),
+        (["design", "sizes=1e8,2e8,4e8", "shared=1"], "shared=1 must be a correlation"),
         (["fit", "none.csv"], "points=none.csv is not there"),
     ],
 )
@@ -92,6 +95,27 @@ def test_bad_arguments_are_one_sentence(
 ) -> None:
     path = str(DATA / "xlstm_tokenparam.csv")
     assert sentence in refused([path if word == "CSV" else word for word in arguments], capsys)
+
+
+def test_savings_heed_the_threshold_of_huber_s_loss(capsys: pytest.CaptureFixture[str]) -> None:
+    values = []
+    for delta in ("1e-4", "1"):
+        arguments = ["savings", str(DATA / "xlstm_tokenparam.csv"), "--at", "N=1e9,D=2e10"]
+        arguments += ["--loss", "huber", "--delta", delta, "--resamples", "20"]
+        assert main([*arguments, "--format", "json"]) == 0
+        values.append(json.loads(capsys.readouterr().out)["savings"][0]["value"])
+    assert values[0] != pytest.approx(values[1], rel=1e-3)
+
+
+def test_points_of_a_sweep_that_still_runs_come_with_a_note(
+    sweep: SweepWriter, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_ladder(sweep)
+    sweep.run("transformer", "100k", 2, finished=2)
+    assert main(["savings", str(sweep.path), "--resamples", "20", "--format", "json"]) == 0
+    printed = capsys.readouterr()
+    assert printed.err == "note: 1 of 13 runs have not finished.\n"
+    assert json.loads(printed.out)["savings"]
 
 
 def sweep_arguments(sweep: SweepWriter, tmp_path: Path, command: str) -> list[str]:

@@ -120,6 +120,11 @@ def test_the_frontier_is_the_least_loss_at_each_budget_of_flops(found: Findings)
         )
         assert row.loss == pytest.approx(best.fun, rel=1e-10)
         assert pytest.approx(row.C) == per * row.N * row.D
+    points, inside = fit.points, table[table["in_range"]]
+    assert 0 < len(inside) < len(table)
+    for name in ("N", "D"):
+        assert inside[name].between(points[name].min(), points[name].max()).all()
+    assert inside["C"].max() <= points["C"].max()
 
 
 def test_contours_are_places_of_equal_loss(found: Findings) -> None:

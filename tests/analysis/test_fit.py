@@ -288,3 +288,11 @@ def test_what_is_lacking_for_a_fit_is_said(keep: object, words: str) -> None:
     if words:
         with pytest.raises(SettingError, match="mix=transformer cannot be fitted"):
             fit(kept)
+
+
+@pytest.mark.parametrize(("factor", "told"), [(1e250, "below 1000"), (1e-250, "above 1e-6")])
+def test_a_loss_that_no_model_has_is_refused(factor: float, told: str) -> None:
+    N, D = (axis.ravel() for axis in np.meshgrid([1e6, 2e6, 4e6], [1e7, 2e7, 4e7]))
+    points = pd.DataFrame({"mix": "a", "run": "r", "size": N, "N": N, "D": D, "loss": 3 * factor})
+    with pytest.raises(SettingError, match=told):
+        fit(points)

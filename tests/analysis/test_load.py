@@ -9,7 +9,8 @@ import pytest
 from synthetic_sweeps import SweepWriter, write_ladder
 
 from ablations.records import SettingError
-from analysis.load import load_csv, load_points, load_sweep
+from analysis.commands.common import read_points
+from analysis.load import load_csv, load_sweep
 
 
 def test_a_sweep_becomes_a_row_a_point_with_seconds_joined_by_step(sweep: SweepWriter) -> None:
@@ -85,6 +86,13 @@ def test_a_csv_without_runs_takes_mix_size_and_seed_for_one(tmp_path: Path) -> N
         ("mix;N;D;loss\na;1;2;3\n", "has no column mix, N, D, loss; it has mix;N;D;loss"),
         ("mix,N,D,loss\n" + "a,1,1,-1\n" * 12, "row 1, 2, 3, 4, 5, 6, 7, 8 and 4 more"),
         ("", "is not a CSV"),
+        ("mix,N,N ,D,loss\na,1e6,1e6,1e7,3\n", "has more than one column N"),
+        ("mix,N,D,loss,seed\na,1e6,1e7,3,\n", "a name for seed in row 1"),
+        ("mix,N,D,loss,C\na,1e6,1e7,3,much\n", r"a number for C in row 1 .*it is C=much"),
+        (
+            "mix,N,D,loss,seed\na,1e6,1e7,3,0\na,1e6,2e7,3,0\na,1e6,1e7,3,0\n",
+            r"holds rows twice \(line 4 of the file\)",
+        ),
     ],
 )
 def test_a_csv_that_cannot_be_used_is_refused_in_a_sentence(
@@ -107,11 +115,25 @@ def test_points_come_from_a_csv_or_from_the_folder_of_a_sweep(
     sweep: SweepWriter, tmp_path: Path
 ) -> None:
     write_ladder(sweep, sizes=("50k",))
-    points = load_points(sweep.path)
+    points = read_points(sweep.path)
     assert len(points) == 12
     points.to_csv(tmp_path / "points.csv", index=False)
-    again = load_points(tmp_path / "points.csv")
+    again = read_points(tmp_path / "points.csv")
     assert np.allclose(again["loss"], points["loss"])
+
+
+def test_points_without_seeds_may_be_equal(tmp_path: Path) -> None:
+    path = tmp_path / "points.csv"
+    path.write_text("mix,N,D,loss\na,1e6,1e7,3\na,1e6,1e7,3\n")
+    assert len(load_csv(path)) == 2
+
+
+def test_a_damaged_record_is_named(sweep: SweepWriter) -> None:
+    write_ladder(sweep, sizes=("50k",), seeds=(0,))
+    (spec, *_) = sorted(sweep.path.glob("*/spec.yaml"))
+    spec.write_text("mix: [")
+    with pytest.raises(SettingError, match=f"{spec.parent.name} holds a record that cannot"):
+        load_sweep(sweep.path)
 
 
 def test_a_csv_that_is_not_there_is_refused(tmp_path: Path) -> None:

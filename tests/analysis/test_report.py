@@ -5,16 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from synthetic_sweeps import SweepWriter, write_ladder
 
 from analysis import drawing, sections
 from analysis.__main__ import main
-from analysis.answer import answers
+from analysis.answer import answers, caveats
 from analysis.document import markdown
 from analysis.drawing import Gallery
 from analysis.findings import find
@@ -60,6 +62,11 @@ def test_a_finished_sweep_opens_with_its_answer(finished: tuple[Path, list[str]]
                     "Commands"):  # fmt: skip
         assert f"## {section}\n" in text
     assert "12 of 12 runs finished." in text
+    assert "Noise of log loss that intervals rest on" in text
+    assert re.search(r"correlation of runs of two mixes on the same batches [+-]0\.\d\d\.", text)
+    # Two sizes are no law: only budgets can be left out of three.
+    assert re.search(r"\| gdn3_attn1 \| largest D \| 3 \| [+-]", text)
+    assert "| largest N |" not in text
     for link in re.findall(r"\]\(([^)]+)\)", text):
         assert (finished[0] / link).is_file(), link
 
@@ -157,6 +164,33 @@ def test_where_the_law_fails_the_answer_is_what_seeds_measured(sweep: SweepWrite
     assert "| Does the law describe the points? | **no** |" in text
 
 
+def test_where_the_law_fails_and_no_seeds_measure_the_answer_is_no_verdict(
+    sweep: SweepWriter,
+) -> None:
+    write_ladder(sweep)
+    points = load_sweep(sweep.path).points
+    bent = points["size"].eq("100k") & points["step"].eq(
+        points.groupby("run")["step"].transform("max")
+    )
+    points["loss"] *= np.where(bent, 1.05, 1.0)
+    found = study(points, "transformer", resamples=60)
+    assert found.law_fails
+    unmeasured = replace(found, free=found.free.assign(low=np.nan, high=np.nan))
+    (told,) = answers(unmeasured)
+    assert "the interval" not in told
+    assert "not to be read as a measurement. Without a fit, at size 200k" in told
+
+
+def test_a_value_outside_its_own_interval_is_told(sweep: SweepWriter) -> None:
+    write_ladder(sweep)
+    loaded = load_sweep(sweep.path)
+    found = study(loaded.points, "transformer", resamples=60)
+    first, *others = found.savings
+    astray = replace(found, savings=(replace(first, value=2 * first.high), *others))
+    assert "savings lie outside their own interval" not in " ".join(caveats(found, loaded, []))
+    assert "1 of 3 savings lie outside their own interval" in " ".join(caveats(astray, loaded, []))
+
+
 def test_a_sweep_that_still_runs_says_what_is_missing_and_marks_its_points(
     sweep: SweepWriter,
 ) -> None:
@@ -246,6 +280,8 @@ def test_sweeps_of_one_corpus_are_reported_as_one_and_others_refused(
     [
         (["sweep=none"], "sweep=none is not in"),
         ([], "sweep= is missing"),
+        (["sweep=,"], "sweep=, names none"),
+        (["sweep=trial,trial"], "sweep=trial,trial names one twice"),
         (["sweep=trial", "points=x.csv"], "sweep= and points= are both given"),
         (["points=none.csv"], "points=none.csv is not there"),
         (["sweep=trial", "colour=red"], "key=colour is not known; valid: baseline, out"),

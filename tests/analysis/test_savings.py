@@ -96,6 +96,12 @@ def test_a_mix_that_starts_below_the_target_is_bounded_not_guessed(exact: pd.Dat
     assert set(fit_free(near, "transformer")["bound"]) == {"at most"}
 
 
+def test_with_one_budget_nothing_is_read_off_and_the_columns_stay(exact: pd.DataFrame) -> None:
+    free = fit_free(exact[exact["D"] == exact.groupby("run")["D"].transform("max")], "transformer")
+    assert free.empty
+    assert {"value", "low", "high", "p_above_1", "bound"} <= set(free)
+
+
 def test_without_a_fit_only_seeds_that_both_mixes_have_are_compared(exact: pd.DataFrame) -> None:
     alone = exact[exact["mix"] == "transformer"].assign(seed=5, loss=1.0, run="another")
     free = fit_free(pd.concat([exact, alone], ignore_index=True), "transformer")
