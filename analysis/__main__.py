@@ -4,6 +4,7 @@
                               [baseline=transformer] [resamples=1000] [seed=0] [wandb=RUN]
     python -m analysis figures sweep=NAME [only=savings,loss] [width=double|single] [note=true]
     python -m analysis tables sweep=NAME [only=savings,fits] [format=files|latex|markdown|csv]
+    python -m analysis compare sweep=NAME | points=FILE.csv [format=markdown|latex|json]
     python -m analysis pull entity/project | FOLDER [out=points.csv] [loss=NAME] [N=CONFIG.KEY] …
     python -m analysis fit points.csv [--model free] [--loss huber] [--delta 1e-3] [--format table]
     python -m analysis savings points.csv [--baseline transformer] [--at N=1e9,D=2e10]
@@ -23,7 +24,7 @@ import sys
 
 from ablations.records import SettingError
 
-COMMANDS = ("report", "figures", "tables", "pull", "fit", "savings", "design")
+COMMANDS = ("report", "figures", "tables", "compare", "pull", "fit", "savings", "design")
 """Each a file of analysis/commands with HELP, add_arguments(parser) and run(options) → text."""
 
 

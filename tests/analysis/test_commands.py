@@ -186,3 +186,18 @@ def test_the_analysis_needs_no_torch_and_its_help_no_scipy_or_matplotlib() -> No
             [sys.executable, "-c", code], cwd=ROOT, env=os.environ, capture_output=True
         )
         assert done.returncode == 0, done.stderr.decode()
+
+
+def test_compare_names_what_differed_and_answers_a_reviewer(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    records = Path(__file__).parents[2] / "notebooks" / "records"
+    arguments = ["compare", "sweep=demo", f"runs={records}", "resamples=20"]
+    assert main([*arguments, "format=json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    confounds = {row["confound"] for row in told["gdn3_attn1 against transformer"]}
+    assert {"FLOPs", "norm placement", "MLP width"} <= confounds
+    answers = {row["question"]: row["answer"] for row in told["What a reviewer asks"]}
+    assert answers["The same batches in the same order?"] == "yes"
+    assert main([*arguments, "format=pdf"]) == 2
+    assert "format=pdf" in capsys.readouterr().err
