@@ -30,8 +30,8 @@ def code(root: Path) -> tuple[dict[str, Any], str]:
     revision = git(root, "rev-parse", "HEAD")
     diff = git(root, "diff", "HEAD", "--", *WHAT_RUNS) or ""
     # Files that git does not know yet change a run as well.
-    new = git(root, "ls-files", "--others", "--exclude-standard", "--", *WHAT_RUNS) or ""
-    for name in new.splitlines():
+    new = git(root, "ls-files", "-z", "--others", "--exclude-standard", "--", *WHAT_RUNS) or ""
+    for name in filter(None, new.split("\0")):
         diff += f"\n+++ {name}\n{(root / name).read_text(encoding='utf-8')}"
     diff = redact(diff)
     return {

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ablations.devices import GPUS
+from ablations.records import project_root
 from ablations.settings import from_dict
 from ablations.spec import RunSpec
 from models.errors import SettingError, one_of
@@ -81,6 +82,16 @@ OWN = ("launcher", "sizes", "warn_seconds", "poll_seconds", "gpu_kind")
 
 def parse(settings: Mapping[str, Any]) -> Local | Slurm:
     """conf/cluster as composed -> where to run. Raises SettingError on what cannot be used."""
+    cluster = restore(settings)
+    known = [path.stem for path in (project_root() / "conf" / "size").glob("*.yaml")]
+    for size in cluster.sizes if isinstance(cluster, Slurm) else ():
+        if size not in known:
+            raise one_of("cluster.sizes", size, known)
+    return cluster
+
+
+def restore(settings: Mapping[str, Any]) -> Local | Slurm:
+    """`parse` for what `to_dict` recorded: its sizes may have been removed since."""
     launcher = settings.get("launcher")
     if launcher == "local":
         local = from_dict(Local, settings, "cluster")
@@ -135,7 +146,7 @@ def check_ranks(cluster: Slurm, specs: list[RunSpec]) -> None:
 
 
 def to_dict(cluster: Local | Slurm) -> dict[str, Any]:
-    """What `parse` takes back."""
+    """What `restore` takes back."""
     if isinstance(cluster, Local):
         return dataclasses.asdict(cluster)
     return {

@@ -6,6 +6,9 @@ from pathlib import Path
 
 from rich.console import Console
 
+from ablations.records import RunDirectory
+from models.errors import SettingError
+from sweeps import state
 from sweeps.cluster import Local, Slurm
 from sweeps.follow import follow
 from sweeps.local import run_all
@@ -25,12 +28,18 @@ def on_this_machine(
     command: str,
     console: Console,
     code: Path | None = None,
-) -> None:
+) -> bool:
     """Train what is not done or alive, then watch what other drivers train.
 
     parallel: runs at a time; threads: of the CPU, a process; devices: a run; code: of an earlier
-    submission, None for the checkout's as it is now.
+    submission, None for the checkout's as it is now. Returns False where it was stopped before.
     """
+    gpus = _gpu_names() if requests[0].spec["resources"]["device"] != "cpu" else []
+    if gpus and devices > len(gpus):
+        raise SettingError(
+            f"run {requests[0].run.name} trains on {devices} GPUs, and {len(gpus)} are here; give "
+            "the sweep's command again, which fits it to this machine."
+        )
     how = {"runs_per_gpu": cluster.runs_per_gpu, "parallel": parallel, "threads": threads,
            "devices": devices}  # fmt: skip
     with to_this_machine(requests, how, command, code) as claim:
@@ -43,20 +52,28 @@ def on_this_machine(
             command,
             console,
             devices=devices,
-            gpus=_gpu_names() if requests[0].spec["resources"]["device"] != "cpu" else (),
+            gpus=gpus,
             runs_per_gpu=cluster.runs_per_gpu,
             code=claim.code,
         )
-    stopped = any(status["state"] in ("queued", "preempted") for status in states.values())
+    stopped = any(
+        states[run.name]["state"] in ("queued", "preempted")
+        and not state.read_submission(run).get("cancelled")
+        for run in claim.begun
+    )
     if claim.alive and not stopped and not follow(claim.alive, POLL_SECONDS, console):
         console.print("detached: those runs go on")
+        return False
+    return not stopped
 
 
 def _gpu_names() -> list[str]:
     """What CUDA_VISIBLE_DEVICES may hold of this machine's GPUs."""
-    if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):
-        return visible.split(",")
-    return [str(number) for number in range(gpus_of_this_machine()[1])]
+    count = gpus_of_this_machine()[1]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if count and visible:
+        return [name.strip() for name in visible.split(",")]
+    return [str(number) for number in range(count)]
 
 
 def on_slurm(
@@ -71,6 +88,19 @@ def on_slurm(
 
     at_once: runs of a shape at a time; code: as in `on_this_machine`.
     """
+    runs = hand_to_slurm(requests, cluster, at_once, command, console, code)
+    watch_slurm(runs, cluster.poll_seconds, console)
+
+
+def hand_to_slurm(
+    requests: Sequence[Request],
+    cluster: Slurm,
+    at_once: int | None,
+    command: str,
+    console: Console,
+    code: Path | None = None,
+) -> list[RunDirectory]:
+    """Submit what is not done or alive; returns the runs to watch."""
     claim = to_slurm(requests, cluster, at_once, command, code)
     console.print(
         f"submitted {len(claim.begun)} to Slurm"
@@ -78,8 +108,13 @@ def on_slurm(
         + "; Ctrl-C detaches",
         soft_wrap=True,
     )
-    if not follow([*claim.begun, *claim.alive], cluster.poll_seconds, console):
-        names = " ".join(dict.fromkeys(request.sweep.name for request in requests))
+    return [*claim.begun, *claim.alive]
+
+
+def watch_slurm(runs: Sequence[RunDirectory], poll_seconds: float, console: Console) -> None:
+    """Show runs until they end or Ctrl-C detaches."""
+    if not follow(runs, poll_seconds, console):
+        names = " ".join(dict.fromkeys(run.path.parent.name for run in runs))
         console.print(
             f"detached: the runs go on; python sweeps/status.py {names} shows them, the same "
             "command attaches again"

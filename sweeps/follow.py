@@ -5,6 +5,7 @@ import os
 import signal
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.console import Console
 
@@ -19,10 +20,10 @@ SECOND_CHANCE_SECONDS = 5.0
 def follow(runs: Sequence[RunDirectory], poll_seconds: float, out: Console) -> bool:
     """Show runs until none is alive. Ctrl-C detaches and leaves them running, twice cancels them.
 
-    Returns whether they were watched to their end.
+    Returns False where it left runs behind that go on.
     """
     asked: list[int] = []
-    seen_dead: dict[str, int] = {}
+    seen_dead: dict[Path, int] = {}
     looks: list[Look] = []
     looked, leave_at, cancelled = float("-inf"), float("inf"), False
     with view.Display(out) as display, view.listening(asked):
@@ -43,20 +44,23 @@ def follow(runs: Sequence[RunDirectory], poll_seconds: float, out: Console) -> b
             elif stops > 1 and not cancelled:
                 cancelled, leave_at = True, float("inf")
                 out.print("cancelling: runs save and end")
-                cancel([look for look in looks if look.alive is not False])
+                for problem in cancel([look for look in looks if look.alive is not False]):
+                    out.print(problem, soft_wrap=True)
+            elif stops > 2:
+                return True
             if time.monotonic() > leave_at or len(asked) > stops:
                 return False
     return True
 
 
-def _just_ended(looks: Sequence[Look], seen_dead: dict[str, int]) -> list[Look]:
+def _just_ended(looks: Sequence[Look], seen_dead: dict[Path, int]) -> list[Look]:
     """Those that are seen dead for the second time in a row: a job between two of Slurm's states is
     not dead."""
     for look in looks:
-        name = look.run.name
-        if seen_dead.get(name, 0) < 2 or look.alive is False:
-            seen_dead[name] = seen_dead.get(name, 0) + 1 if look.alive is False else 0
-    return [look for look in looks if seen_dead[look.run.name] == 2]
+        path = look.run.path
+        if seen_dead.get(path, 0) < 2 or look.alive is False:
+            seen_dead[path] = seen_dead.get(path, 0) + 1 if look.alive is False else 0
+    return [look for look in looks if seen_dead[look.run.path] == 2]
 
 
 def settle(look: Look) -> Look:
@@ -64,7 +68,7 @@ def settle(look: Look) -> Look:
     if look.state not in ("lost", "cancelled", "preempted"):
         return look
     run = look.run
-    with contextlib.suppress(OSError), state.held(state.machinery(run.path.parent) / "lock"):
+    with contextlib.suppress(OSError), state.held(state.lock(run.path.parent)):
         # Another driver may have handed it on meanwhile.
         if state.read_submission(run) != look.submission:
             return state.look([run])[0]
@@ -73,12 +77,12 @@ def settle(look: Look) -> Look:
         if was == "done":
             return state.look([run])[0]
         job = look.job
-        if look.state == "cancelled" or (job and job.state == "CANCELLED"):
-            run.write_status("preempted", **{**status, "error": "cancelled"})
+        if look.state == "cancelled":
+            reason = "cancelled" if job else look.note or "cancelled"
+            run.write_status("preempted", **{**status, "error": reason})
             state.write_submission(run, {**look.submission, "cancelled": True})
-        elif was == "queued" and not job:
-            # Slurm forgets at once an array's element that is cancelled while it waits.
-            reason = "left the queue before it began: cancelled there, or long ago"
+        elif was == "queued" and look.submission.get("launcher") != "slurm":
+            reason = "its driver ended before its turn came"
             run.write_status("preempted", **{**status, "error": reason})
         elif was in ("running", "queued"):
             reason = f"ended unheard; {job}" if job else "its trainer ended unheard"
@@ -89,23 +93,34 @@ def settle(look: Look) -> Look:
 def cancel(looks: Sequence[Look]) -> list[str]:
     """Stop runs, which save first, and keep them from being begun. Returns what could not be done,
     a sentence each."""
-    problems = []
-    for look in looks:
-        with contextlib.suppress(OSError):
-            told = state.read_submission(look.run)
-            state.write_submission(look.run, {**told, "cancelled": True})
-    slurm.cancel([look.job.id for look in looks if look.job and look.job.alive])
-    for look in looks:
-        if look.alive is None:
-            problems.append(f"{look.run.name} was handed to Slurm, which does not answer here.")
-        if look.job or not look.alive or look.submission.get("launcher") != "local":
-            continue
-        if look.submission.get("host") != state.here():
-            problems.append(
-                f"{look.run.name} is trained on {look.submission.get('host')}; cancel it there."
-            )
-            continue
-        for process in state.read_submission(look.run).get("processes", []):
-            with contextlib.suppress(ProcessLookupError):
+    with contextlib.ExitStack() as locks:
+        for sweep in sorted({look.run.path.parent for look in looks}):
+            with contextlib.suppress(OSError):  # in a folder that cannot be written
+                locks.enter_context(state.held(state.lock(sweep)))
+        # As they are now: a driver may have handed them on or begun them since.
+        looks = [look for look in state.look([k.run for k in looks]) if look.alive is not False]
+        for look in looks:
+            with contextlib.suppress(OSError):
+                state.write_submission(look.run, {**look.submission, "cancelled": True})
+        slurm.cancel([look.job.id for look in looks if look.job and look.job.alive])
+        return [problem for look in looks if (problem := _stop(look))]
+
+
+def _stop(look: Look) -> str | None:
+    """Ask a run's processes on this machine to save and end; or why that cannot be done here."""
+    name, told = look.run.name, look.submission
+    if look.alive is None:
+        return f"{name} was handed to Slurm, which does not answer here."
+    if look.job:
+        return None
+    if told.get("launcher") != "local":
+        return f"{name} is trained by a process that no sweep began; stop that one."
+    if told.get("host") != state.here():
+        return f"{name} is trained on {told.get('host')}; cancel it there."
+    for process in told.get("processes", []):
+        with contextlib.suppress(ProcessLookupError):
+            try:
                 os.kill(process, signal.SIGTERM)
-    return problems
+            except PermissionError:
+                return f"{name} is trained by another user, who alone can cancel it."
+    return None

@@ -53,9 +53,10 @@ def freeze(into: Path) -> Path:
 
 
 def _files(root: Path) -> list[str]:
-    listed = provenance.git(root, "ls-files", "-co", "--exclude-standard", "--", *FROZEN)
+    # -z: names as they are; else git writes those beyond ASCII in quotes and escapes.
+    listed = provenance.git(root, "ls-files", "-zco", "--exclude-standard", "--", *FROZEN)
     if listed:
-        names = set(listed.splitlines())
+        names = set(listed.split("\0")) - {""}
     else:
         names = {
             str(path.relative_to(root))
@@ -71,6 +72,6 @@ def _put(content: bytes, source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     if source.suffix not in SOURCE:
         with contextlib.suppress(OSError):
-            os.link(source, target)
+            os.link(source.resolve(), target)
             return
     target.write_bytes(content)

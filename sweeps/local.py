@@ -75,7 +75,9 @@ def run_all(
     root = code or project_root()
     environment = {
         **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")]),
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")])),
+        # The copy of the code, not what lies in the folder that the command was typed in.
+        "PYTHONSAFEPATH": "1",
         # Two runs with a pool of threads each on two cores would wait for one another.
         "OMP_NUM_THREADS": str(threads),
         "MKL_NUM_THREADS": str(threads),
@@ -89,18 +91,20 @@ def run_all(
         try:
             while waiting or any(job.alive for job in jobs):
                 while waiting and not asked and sum(job.alive for job in jobs) < parallel:
-                    if state.read_submission(waiting[0].run).get("cancelled"):
-                        _cancelled(waiting.pop(0), console)
-                    elif (taken := _take(places, devices)) is None:
+                    if (taken := _take(places, devices)) is None:
                         display.once("waiting for a GPU that another sweep uses")
                         break
-                    else:
-                        _start(waiting.pop(0), environment, devices, root, taken)
+                    if not _start(waiting[0], environment, devices, taken):
+                        _not_begun(waiting[0], "cancelled")
+                        console.print(f"cancelled {waiting[0].run.name}", soft_wrap=True)
+                    waiting.pop(0)
                 time.sleep(POLL_SECONDS)
                 for job in jobs:
                     _reap(job, console, bool(asked))
                 if len(asked) > heard:
                     heard += 1
+                    for job in waiting:
+                        _not_begun(job, "stopped before its turn came")
                     waiting.clear()
                     _signal(jobs, signal.SIGTERM if heard == 1 else signal.SIGKILL)
                     if heard == 1:
@@ -139,10 +143,24 @@ def _give_back(gpus: Sequence[Gpu]) -> None:
         gpu.lock.close()
 
 
-def _start(
-    job: Job, environment: dict[str, str], devices: int, root: Path, gpus: list[Gpu]
-) -> None:
-    job.gpus = gpus
+def _start(job: Job, environment: dict[str, str], devices: int, gpus: list[Gpu]) -> bool:
+    """Begin a run, unless somebody cancelled it before its turn came."""
+    # Whoever cancels holds this lock: it comes first, or finds the processes to stop.
+    with state.held(state.lock(job.run.path.parent)):
+        submission = state.read_submission(job.run)
+        if submission.get("cancelled"):
+            _give_back(gpus)
+            return False
+        job.gpus = gpus
+        _spawn(job, environment, devices, gpus)
+        if submission:
+            numbers = [process.pid for process in job.processes]
+            with contextlib.suppress(OSError):
+                state.write_submission(job.run, {**submission, "processes": numbers})
+    return True
+
+
+def _spawn(job: Job, environment: dict[str, str], devices: int, gpus: list[Gpu]) -> None:
     if gpus:
         environment = {**environment, "CUDA_VISIBLE_DEVICES": ",".join(gpu.name for gpu in gpus)}
     port = _free_port() if devices > 1 else 0
@@ -158,24 +176,18 @@ def _start(
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
                 env={**environment, **ranked},
-                cwd=root,
                 start_new_session=True,  # Ctrl-C reaches the driver alone, which then asks the runs
                 pass_fds=[gpu.lock.fileno() for gpu in gpus],
             )
         job.processes.append(process)
-    submission = state.read_submission(job.run)
-    if submission:
-        numbers = [process.pid for process in job.processes]
-        with contextlib.suppress(OSError):
-            state.write_submission(job.run, {**submission, "processes": numbers})
 
 
-def _cancelled(job: Job, console: Console) -> None:
-    """A run that somebody cancelled before its turn came."""
+def _not_begun(job: Job, reason: str) -> None:
+    """Write down why a run that waited for its turn is left as it is."""
     status = {k: v for k, v in job.run.read_status().items() if k != "state"}
-    job.run.write_status("preempted", **{**status, "error": "cancelled"})
+    with contextlib.suppress(OSError):  # on a full disk: the summary says it was lost
+        job.run.write_status("preempted", **{**status, "error": reason})
     job.code = RESUMABLE
-    console.print(f"cancelled {job.run.name}", soft_wrap=True)
 
 
 def _free_port() -> int:

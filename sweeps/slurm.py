@@ -86,10 +86,16 @@ def check(cluster: Slurm, sizes: Mapping[str, str]) -> None:
         text = _executor(cluster, shape, "test", Path("/tmp"), [])._make_submission_file_text(
             "true", "test"
         )
-        asked = subprocess.run(
-            ["sbatch", "--test-only"], input=text, capture_output=True, text=True, check=False,
-            timeout=ASK_SECONDS,
-        )  # fmt: skip
+        try:
+            asked = subprocess.run(
+                ["sbatch", "--test-only"], input=text, capture_output=True, text=True, check=False,
+                timeout=ASK_SECONDS,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired as error:
+            raise SettingError(
+                f"Slurm does not answer: sbatch said nothing for {ASK_SECONDS} s; nothing is "
+                "submitted until it does (sinfo)."
+            ) from error
         if asked.returncode:
             raise SettingError(f"Slurm refuses run {run} ({shape}): {_words(asked.stderr)}.")
 
@@ -117,6 +123,9 @@ def submit(
     exports = {
         "PYTHONPATH": str(code), "OMP_NUM_THREADS": str(shape.cpus),
         "MKL_NUM_THREADS": str(shape.cpus), **environment,
+        # A job begins in the folder it was submitted from: without this Python would look there
+        # first, and find the checkout's code instead of the copy.
+        "PYTHONSAFEPATH": "1",
     }  # fmt: skip
     lines = [f"export {name}={shlex.quote(value)}" for name, value in exports.items()]
     executor = _executor(cluster, shape, job, folder, lines)

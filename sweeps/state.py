@@ -22,11 +22,13 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from ablations.records import RunDirectory, write_atomic
 from sweeps import slurm
 
+UNENDED = ("queued", "running", "preempted")
+"""What a run may say of itself that is not its end."""
 SILENT_SECONDS = 120.0
 """A running run without a heartbeat for so long is looked at twice."""
 
@@ -59,6 +61,11 @@ def machinery(sweep: Path) -> Path:
     return sweep / ".sweep"
 
 
+def lock(sweep: Path) -> Path:
+    """What is held by whoever hands runs on, begins or cancels them."""
+    return machinery(sweep) / "lock"
+
+
 def new_job(sweep: Path) -> str:
     """A name for a job that no other has."""
     return re.sub(r"[^A-Za-z0-9_.-]", "-", f"{sweep.name}-{os.urandom(4).hex()}")
@@ -73,12 +80,23 @@ def held(file: Path) -> Iterator[int]:
     """An exclusive lock on `file`, waited for, as long as the block lasts."""
     while True:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with file.open("a") as handle:
+        try:
+            handle = file.open("a")
+        except FileNotFoundError:  # its folder was removed again
+            continue
+        with handle:
             fcntl.flock(handle, fcntl.LOCK_EX)
             # Whoever held it may have removed it, as it does when it takes a submission back.
-            if file.exists() and os.path.samestat(os.fstat(handle.fileno()), file.stat()):
+            if _is_at(handle, file):
                 yield handle.fileno()
                 return
+
+
+def _is_at(handle: IO[str], file: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle.fileno()), file.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _is_held(file: Path) -> bool:
@@ -111,16 +129,14 @@ def write_submission(run: RunDirectory, submission: dict[str, Any]) -> None:
 
 def look(runs: Sequence[RunDirectory]) -> list[Look]:
     """Each run's state now. Asks Slurm once, where a run that is not done was handed to it."""
-    status = {run.name: run.read_status() for run in runs}
-    submission = {run.name: read_submission(run) for run in runs}
+    read = [(run, run.read_status(), read_submission(run)) for run in runs]
     names = {
-        submission[run.name]["job"]
-        for run in runs
-        if submission[run.name].get("launcher") == "slurm"
-        and status[run.name].get("state") != "done"
+        submission["job"]
+        for _, status, submission in read
+        if submission.get("launcher") == "slurm" and status.get("state") != "done"
     }
     jobs = slurm.jobs(names) if names else {}
-    return [_look(run, status[run.name], submission[run.name], jobs) for run in runs]
+    return [_look(run, status, submission, jobs) for run, status, submission in read]
 
 
 def _look(
@@ -144,6 +160,14 @@ def _look(
     if not alive and _is_held(run.path / ".lock"):
         alive = True
     note = _note(state, status, job)
+    left = alive is False and submission.get("launcher") == "slurm" and job is None
+    if left and state in UNENDED and not submission.get("cancelled"):
+        note = "Slurm does not know its job any more"
+    if left and state == "queued" and _was_taken(run, submission):
+        # Slurm forgets at once an array's element that is cancelled while it waits.
+        state, note = "cancelled", "cancelled in Slurm's queue before it began"
+    if alive is False and job and job.state == "CANCELLED" and state in UNENDED:
+        state = "cancelled"
     if alive is False and state in ("queued", "running"):
         state = "lost"
     if alive is not True and submission.get("cancelled"):
@@ -155,6 +179,23 @@ def _look(
     return Look(run, state, alive, note, job, status, submission)
 
 
+def slurm_log(run: RunDirectory, submission: dict[str, Any]) -> Path | None:
+    """Where Slurm wrote what a run's job said; None where it never began."""
+    index = submission["index"]
+    # A job that is no array has no index in its name.
+    named = re.compile(rf"\d+_{index}_0_log\.out" + (r"|\d+_0_log\.out" if index == 0 else ""))
+    folder = job_folder(run.path.parent, submission["job"])
+    found = sorted(path for path in folder.glob("*_log.out") if named.fullmatch(path.name))
+    return found[-1] if found else None
+
+
+def _was_taken(run: RunDirectory, submission: dict[str, Any]) -> bool:
+    """Whether Slurm accepted a run's job and never began it."""
+    folder = job_folder(run.path.parent, submission["job"])
+    taken = any(folder.glob("*_submission.sh"))  # so named once sbatch has said its number
+    return taken and slurm_log(run, submission) is None
+
+
 def _begun(submission: dict[str, Any]) -> bool:
     return bool(submission.get("processes"))
 
@@ -164,7 +205,7 @@ def _note(state: str, status: dict[str, Any], job: slurm.Job | None) -> str:
         return job.state.lower() + (f": {job.reason}" if job.reason != "None" else "")
     if state == "failed":
         return str(status.get("error", ""))
-    if job and not job.alive and state in ("queued", "running", "preempted"):
+    if job and not job.alive and state in UNENDED:
         return str(job)
     silent = time.time() - status.get("heartbeat", time.time())
     if state == "running" and silent > SILENT_SECONDS:

@@ -12,6 +12,7 @@ no Slurm; where there is one, it is asked for what waits and why.
 
 import argparse
 import json
+import math
 import os
 import sys
 import time
@@ -35,8 +36,12 @@ WATCH_SECONDS = 2.0
 
 def main(arguments: Sequence[str]) -> int:
     """Exit code 0, 1 where what was asked could not all be done, 2 on a name that is not there."""
-    action = arguments[0] if arguments and arguments[0] in (ACTIONS.keys() - {"show"}) else "show"
-    given = _parser(action).parse_args(arguments[action != "show" :])
+    # --runs may stand before the action as well as after it.
+    anywhere = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    anywhere.add_argument("--runs", default="runs")
+    place, rest = anywhere.parse_known_args(arguments)
+    action = rest[0] if rest and rest[0] in (ACTIONS.keys() - {"show"}) else "show"
+    given = _parser(action).parse_args(rest[action != "show" :], place)
     runs_root = (project_root() / given.runs).resolve()
     try:
         return ACTIONS[action](given, runs_root, view.console())
@@ -57,8 +62,9 @@ def _parser(action: str) -> argparse.ArgumentParser:
     parser.add_argument("--runs", default="runs", help="where sweeps are, from the project's root")
     if action == "show":
         parser.add_argument("sweep", nargs="?", help="a sweep; without it, all of them")
-        parser.add_argument("--watch", action="store_true", help="until every run has ended")
-        parser.add_argument("--json", action="store_true", help="for programs: an object a run")
+        either = parser.add_mutually_exclusive_group()
+        either.add_argument("--watch", action="store_true", help="until every run has ended")
+        either.add_argument("--json", action="store_true", help="for programs: an object a run")
     elif action == "cancel":
         parser.add_argument("names", nargs="+", metavar="SWEEP|RUN")
     elif action == "retry":
@@ -116,7 +122,11 @@ def _show_sweeps(given: argparse.Namespace, root: Path, out: Console) -> int:
 
 def _row(look: Look) -> dict[str, Any]:
     return {
-        **{key: value for key, value in look.status.items() if key != "state"},
+        # A loss that is no number is null: JSON has no other word for it.
+        **{
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in look.status.items()
+        },
         "run": look.run.name,
         "state": look.state,
         "alive": look.alive,
@@ -143,7 +153,7 @@ def _cancel(given: argparse.Namespace, root: Path, out: Console) -> int:
 
 def _retry(given: argparse.Namespace, root: Path, out: Console) -> int:
     from sweeps import cluster as clusters
-    from sweeps.drive import on_slurm, on_this_machine
+    from sweeps.drive import hand_to_slurm, on_this_machine, watch_slurm
     from sweeps.submit import Request
 
     looks = state.look(read_sweep(root / given.sweep))
@@ -158,19 +168,30 @@ def _retry(given: argparse.Namespace, root: Path, out: Console) -> int:
     for look in again:
         told = [look.submission[name] for name in ("launcher", "how", "code", "command")]
         groups.setdefault(json.dumps(told), []).append(look)
-    for alike, group in groups.items():
+        if not Path(look.submission["code"]).is_dir():
+            raise SettingError(
+                f"the code of {look.run.name} is not in {look.submission['code']} any more; give "
+                "the sweep's command again, which goes on with the code as it is now."
+            )
+    submitted: list[RunDirectory] = []
+    # Slurm's first: they run while those of this machine do.
+    for alike, group in sorted(groups.items(), key=lambda item: json.loads(item[0])[0] != "slurm"):
         launcher, how, code, command = json.loads(alike)
         requests = [Request(look.run, look.run.read_spec()) for look in group]
-        if not Path(code).is_dir():
-            raise SettingError(f"the code of {group[0].run.name} is not in {code} any more.")
         if launcher == "slurm":
-            cluster = clusters.parse(how["cluster"])
+            cluster = clusters.restore(how["cluster"])
             assert isinstance(cluster, clusters.Slurm)
-            on_slurm(requests, cluster, how["at_once"], command, out, Path(code))
+            given_to = cluster, how["at_once"], command, out, Path(code)
+            submitted += hand_to_slurm(requests, *given_to)
+            poll_seconds = cluster.poll_seconds
         else:
             local = clusters.Local("local", how["runs_per_gpu"])
             sizes = how["parallel"], how["threads"], how["devices"]
-            on_this_machine(requests, local, *sizes, command, out, Path(code))
+            if not on_this_machine(requests, local, *sizes, command, out, Path(code)):
+                break
+    else:
+        if submitted:
+            watch_slurm(submitted, poll_seconds, out)
     looks = state.look([look.run for look in again])
     view.summary(looks, out)
     return 0 if all(look.state == "done" for look in looks) else 1

@@ -117,11 +117,11 @@ def _claiming(
     requests: Sequence[Request],
 ) -> Iterator[tuple[list[Request], list[RunDirectory]]]:
     """The requests that need a trainer, and the runs that have one, under the sweeps' locks."""
-    with contextlib.ExitStack() as locks:
-        made = locks.enter_context(_undone_on_error(requests))
+    # What was made is taken back before the locks are let go, which it may remove.
+    with contextlib.ExitStack() as locks, _undone_on_error(requests) as made:
         for sweep in sorted(_sweeps(requests)):
             made.folder(state.machinery(sweep))
-            locks.enter_context(state.held(state.machinery(sweep) / "lock"))
+            locks.enter_context(state.held(state.lock(sweep)))
         looks = state.look([request.run for request in requests])
         for look in looks:
             if look.alive is None:
@@ -242,6 +242,14 @@ def _record(
     return job
 
 
+def _from_anywhere(spec: dict[str, Any]) -> dict[str, Any]:
+    """`spec` with its corpus named so that it is found whatever folder a worker begins in."""
+    data = spec["data"]
+    if data["path"] is None:
+        return spec
+    return {**spec, "data": {**data, "path": str(Path(data["path"]).expanduser().absolute())}}
+
+
 def _write(request: Request, made: _Made, **submission: Any) -> None:
     """Freeze a run's spec and say to whom it was handed."""
     run = request.run
@@ -249,7 +257,7 @@ def _write(request: Request, made: _Made, **submission: Any) -> None:
         run.path.mkdir()
         made.folders.append(run.path)
     # Again for a run that stopped: resources and paths may have changed, identity has not.
-    run.write_spec(request.spec)
+    run.write_spec(_from_anywhere(request.spec))
     submission["command"] = provenance.redact(submission["command"])
     state.write_submission(run, {**submission, "time": time.time()})
     status = {k: v for k, v in run.read_status().items() if k not in ("state", "error")}

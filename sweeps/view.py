@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.table import Table
 
 from ablations.records import RunDirectory
-from sweeps.state import Look
+from sweeps.state import Look, slurm_log
 
 PLAIN_EVERY_SECONDS = 15.0
 COLUMNS = ("step", "tokens/s", "loss", "bpb", "LR", "point in", "done in")
@@ -130,17 +130,15 @@ def line(look: Look) -> str:
     reason = look.note or look.status.get("error", "")
     words = {"preempted": "stopped", "failed": "failed "}
     word = words.get(look.state, look.state)
-    return f"{word} {look.run.name}{f'  {reason}' if reason else ''}  (log: {log(look)})"
+    where = f"  (log: {log(look)})" if log(look).exists() else ""
+    return f"{word} {look.run.name}{f'  {reason}' if reason else ''}{where}"
 
 
 def log(look: Look) -> Path:
     """Where a run's last words are: its own log, or Slurm's where it never began to write one."""
     if look.run.log.exists() or look.submission.get("launcher") != "slurm":
         return look.run.log
-    folder = look.run.path.parent / ".sweep" / "jobs" / look.submission["job"]
-    index = look.submission["index"]
-    found = sorted(folder.glob(f"*_{index}_0_log.out")) or sorted(folder.glob("*_0_log.out"))
-    return found[-1] if found else look.run.log
+    return slurm_log(look.run, look.submission) or look.run.log
 
 
 class Display:

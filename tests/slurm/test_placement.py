@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ablations.records import read_sweep
-from sweeps.state import read_submission
+from sweeps.state import job_folder, read_submission
 from tests.slurm.conftest import (
     SMALL,
     assert_undisturbed,
@@ -39,6 +39,19 @@ def test_a_run_whose_node_goes_down_is_finished_on_another(driver, tmp_path):
     assert f"on {node}" in told
     assert f"on {'test1' if node == 'test2' else 'test2'}" in told
     assert_undisturbed(run, tmp_path)
+
+
+def test_a_job_runs_the_copy_of_the_code_that_it_was_submitted_with(driver, tmp_path):
+    runs = tmp_path / "with a space"
+    process = driver("mix=gdn", *SMALL, "cluster.extra=['begin=now+3600']", runs=runs)
+    (run,) = found(runs)
+    # Until `ended` lets it go, it waits.
+    worker = Path(read_submission(run)["code"], "sweeps", "worker.py")
+    worker.write_text(worker.read_text() + "\nprint('the copy speaks', flush=True)\n")
+    ended(process)
+    folder = job_folder(run.path.parent, read_submission(run)["job"])
+    assert "the copy speaks" in "".join(p.read_text() for p in folder.glob("*.out"))
+    assert run.read_status()["state"] == "done"
 
 
 def test_of_24_runs_4_are_there_at_a_time_and_each_failure_is_named(driver, tmp_path):

@@ -42,8 +42,8 @@ def test_two_ranks_on_two_nodes_save_at_their_time_limit_and_go_on(driver, tmp_p
     until(lambda: job(run, "T") == "PENDING", "the run to wait again")
     said("scontrol", "update", f"JobId={job(run, 'i')}", "TimeLimit=10")
     text = ended(process, 1)
-    assert "1 done, 1 preempted" in text
-    assert f"stopped {other.name}  left the queue before it began" in text
+    assert "1 done, 1 cancelled" in text
+    assert f"cancelled {other.name}" in text
     told = run.log.read_text()
     assert "is queued again" in told
     assert f"resumed at step {step}" in told

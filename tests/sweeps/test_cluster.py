@@ -5,7 +5,7 @@ import yaml
 
 from ablations.spec import resolve
 from models.errors import SettingError
-from sweeps.cluster import Local, Slurm, check_ranks, parse, to_dict
+from sweeps.cluster import Local, Slurm, check_ranks, parse, restore, to_dict
 from sweeps.compose import CONF
 from tests.ablations.conftest import settings
 
@@ -28,7 +28,7 @@ def test_what_is_recorded_to_retry_by_reads_back(option):
     content = yaml.safe_load((CONF / "cluster" / f"{option}.yaml").read_text())
     cluster = parse(content)
     assert isinstance(cluster, Local if option == "local" else Slurm)
-    assert parse(yaml.safe_load(yaml.safe_dump(to_dict(cluster)))) == cluster
+    assert restore(yaml.safe_load(yaml.safe_dump(to_dict(cluster)))) == cluster
 
 
 @pytest.mark.parametrize(
@@ -41,6 +41,7 @@ def test_what_is_recorded_to_retry_by_reads_back(option):
         ({"partitions": "gpu"}, "cluster.partitions is not a setting; nearest"),
         ({"sizes": {"1b": {"gpu": 8}}}, "cluster.sizes.1b.gpu is not a setting"),
         ({"sizes": {"1b": 8}}, "must be groups"),
+        ({"sizes": {"1B": {"gpus": 8}}}, "cluster.sizes=1B is not known; valid: 100k, 100m, "),
         ({"sizes": {"1b": {"nodes": 0}}}, "cluster.sizes.1b.nodes=0 must be at least 1"),
         ({"setup": "module load cuda"}, "must be a list"),
         ({"memory_gb": -1}, "cluster.memory_gb=-1"),

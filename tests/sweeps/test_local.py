@@ -17,7 +17,12 @@ from rich.console import Console
 from ablations.records import RunDirectory
 from ablations.settings import to_dict
 from ablations.spec import resolve
+from models.errors import SettingError
+from sweeps import drive
+from sweeps.cluster import Local
 from sweeps.local import run_all
+from sweeps.state import write_submission
+from sweeps.submit import Request
 from tests.ablations.conftest import settings
 
 
@@ -107,6 +112,40 @@ def test_a_gpu_that_another_driver_uses_is_left_to_it(pretend, tmp_path):
         fcntl.flock(lock, fcntl.LOCK_EX)
         told = pretend(3, 3, gpus=["0", "1"])
     assert {gpu for gpu, _, _ in told} == {"1"}
+
+
+def test_a_run_cancelled_before_its_turn_is_not_begun(pretend, tmp_path):
+    run = RunDirectory(tmp_path / "sweep" / "run0")
+    run.path.mkdir(parents=True)
+    run.write_status("queued")
+    write_submission(run, {"launcher": "local", "job": "j", "cancelled": True})
+    console = Console(file=io.StringIO(), markup=False)
+    states = run_all([run.path], 1, 1, "test", console, code=tmp_path / "code", gpus=["0"])
+    assert states["run0"]["error"] == "cancelled"
+    assert not (run.path / "told.json").exists()
+
+
+def test_runs_that_a_stop_leaves_unbegun_say_so(pretend, tmp_path):
+    runs = [tmp_path / "sweep" / f"run{i}" for i in range(3)]
+    for run in runs:
+        run.mkdir(parents=True)
+        RunDirectory(run).write_status("queued")
+    console = Console(file=io.StringIO(), markup=False)
+    stop = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM))
+    stop.start()
+    states = run_all(runs, 1, 1, "test", console, code=tmp_path / "code")
+    assert states["run2"] == {"state": "preempted", "error": "stopped before its turn came"}
+
+
+def test_a_retry_on_fewer_gpus_is_refused_and_does_not_wait_for_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(drive, "gpus_of_this_machine", lambda: ("H100", 1))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    spec = {"resources": {"device": "auto"}}
+    request = Request(RunDirectory(tmp_path / "sweep" / "run"), spec)
+    console = Console(file=io.StringIO())
+    with pytest.raises(SettingError, match="on 2 GPUs, and 1 are here"):
+        drive.on_this_machine([request], Local("local"), 1, 1, 2, "c", console)
+    assert not (tmp_path / "sweep").exists()
 
 
 def test_without_gpus_none_is_named(pretend, monkeypatch):

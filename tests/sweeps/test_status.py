@@ -48,6 +48,24 @@ def test_every_run_is_shown_and_for_programs_as_json(sweep, capsys):
     assert [row["alive"] for row in rows] == [False] * 3
 
 
+def test_json_is_json_whatever_the_loss(sweep, capsys):
+    run = RunDirectory(sweep / "ladder" / "gdn-50k-s1-bbbb")
+    run.write_status("failed", loss=float("nan"), eta=float("inf"), step=3)
+    rows = json.loads(command(sweep, capsys, "ladder", "--json")[1], parse_constant=pytest.fail)
+    assert (rows[1]["loss"], rows[1]["eta"], rows[1]["step"]) == (None, None, 3)
+    with pytest.raises(SystemExit) as error:
+        status.main(["ladder", "--json", "--watch"])
+    assert error.value.code == 2
+
+
+def test_cancelling_says_what_it_cannot_stop(sweep, capsys):
+    run = RunDirectory(sweep / "ladder" / "gdn-50k-s2-cccc")
+    with run.lock():
+        code, out, _ = command(sweep, capsys, "cancel", "gdn-50k-s2")
+    assert code == 1
+    assert "by a process that no sweep began" in out
+
+
 def test_without_a_name_every_sweep_is_counted(sweep, capsys):
     code, out, _ = command(sweep, capsys)
     assert (code, out.strip()) == (0, "ladder: 1 done, 1 failed, 1 lost")
@@ -100,6 +118,11 @@ def test_what_is_not_there_is_one_sentence(sweep, capsys):
         assert out == ""
         assert error.count("\n") == 1
         assert "ladder" in error
+
+
+def test_where_sweeps_are_may_be_said_first(sweep, capsys):
+    assert status.main(["--runs", str(sweep), "logs", "gdn-50k-s1"]) == 0
+    assert "speaks" in capsys.readouterr().out
 
 
 def test_cancelling_what_has_ended_says_so(sweep, capsys):

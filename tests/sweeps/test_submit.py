@@ -15,7 +15,7 @@ from ablations.records import RunDirectory
 from ablations.settings import to_dict
 from ablations.spec import resolve
 from models.errors import SettingError
-from sweeps import follow, freeze, slurm, state, submit
+from sweeps import follow, freeze, slurm, state, submit, view
 from sweeps.cluster import parse
 from tests.ablations.conftest import settings
 from tests.sweeps.test_cluster import slurm as slurm_settings
@@ -96,6 +96,16 @@ def test_a_copy_of_the_code_is_what_was_there_whatever_comes_after(checkout, tmp
     assert "+++ models/mine.py" in diff
 
 
+def test_names_beyond_ascii_and_links_are_copied_whole(checkout, tmp_path):
+    (checkout / "models" / "größe.py").write_text("VALUE = 5\n")
+    (tmp_path / "elsewhere.bin").write_bytes(b"far")
+    (checkout / "models" / "far.bin").symlink_to("../../elsewhere.bin")
+    frozen = freeze.freeze(tmp_path / "code")
+    assert (frozen / "models" / "größe.py").read_text() == "VALUE = 5\n"
+    assert (frozen / "models" / "far.bin").read_bytes() == b"far"
+    assert "+++ models/größe.py" in provenance.code(frozen)[1]
+
+
 def test_equal_code_is_one_copy_and_changed_code_another(checkout, tmp_path):
     first = freeze.freeze(tmp_path / "code")
     assert freeze.freeze(tmp_path / "code") == first
@@ -121,6 +131,71 @@ def test_the_same_again_submits_nothing_and_what_ended_is_resumed(controller, ch
     third = submit.to_slurm(asked, cluster, None, "c")
     assert [run.name for run in third.begun] == [asked[1].run.name]
     assert third.alive == []
+
+
+def gone_from_the_queue(controller, run, *files):
+    """Slurm knows a run's job no more, and left these files of it."""
+    told = state.read_submission(run)
+    del controller.jobs[told["job"], told["index"]]
+    folder = state.job_folder(run.path.parent, told["job"])
+    folder.mkdir(exist_ok=True)
+    for file in files:
+        (folder / file).write_text("")
+    return state.look([run])[0]
+
+
+def test_what_slurm_forgets_was_cancelled_only_where_it_never_began(controller, checkout, tmp_path):
+    cluster = parse(slurm_settings())
+    asked = requests(tmp_path / "sweep", 0, 1, 2)
+    runs = [request.run for request in asked]
+    submit.to_slurm(asked, cluster, None, "c")
+    # The first began: its log is no word of the second. The third was never taken by Slurm.
+    files = ("7_submission.sh", "7_0_0_log.out")
+    assert gone_from_the_queue(controller, runs[0], *files).state == "lost"
+    waited = gone_from_the_queue(controller, runs[1])
+    assert (waited.state, waited.alive) == ("cancelled", False)
+    assert view.log(state.look([runs[0]])[0]).name == "7_0_0_log.out"
+    assert view.log(waited) == runs[1].log
+    assert follow.settle(waited).state == "cancelled"
+    assert "before it began" in runs[1].read_status()["error"]
+    assert state.read_submission(runs[1])["cancelled"]
+    other = requests(tmp_path / "other", 0)
+    submit.to_slurm(other, cluster, None, "c")
+    assert gone_from_the_queue(controller, other[0].run).state == "lost"
+    # Asked for again, it goes on.
+    assert runs[1] in submit.to_slurm(asked, cluster, None, "c").begun
+
+
+def test_cancelling_stops_the_job_that_a_run_has_now(controller, checkout, tmp_path):
+    cluster, asked = parse(slurm_settings()), requests(tmp_path / "sweep", 0)
+    run = asked[0].run
+    submit.to_slurm(asked, cluster, None, "c")
+    seen, first = state.look([run]), state.read_submission(run)["job"]
+    controller.jobs[first, 0] = slurm.Job("x", "NODE_FAIL", "None", "")
+    submit.to_slurm(asked, cluster, None, "c")
+    assert follow.cancel(seen) == []
+    told = state.read_submission(run)
+    assert told["cancelled"]
+    assert told["job"] != first
+    assert controller.jobs[told["job"], 0].state == "CANCELLED"
+
+
+def test_runs_of_one_name_in_two_sweeps_are_two(controller, checkout, tmp_path):
+    asked = [*requests(tmp_path / "a", 0), *requests(tmp_path / "b", 0)]
+    assert asked[0].run.name == asked[1].run.name
+    submit.to_slurm(asked, parse(slurm_settings()), None, "c")
+    looks = state.look([request.run for request in asked])
+    assert len({look.job.id for look in looks}) == 2
+    follow.cancel(looks)
+    assert {job.state for job in controller.jobs.values()} == {"CANCELLED"}
+
+
+def test_a_run_finds_its_corpus_from_any_folder(controller, checkout, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (request,) = requests(tmp_path / "sweep", 0)
+    request.spec["data"]["path"] = "corpora/mine"
+    submit.to_slurm([request], parse(slurm_settings()), None, "c")
+    assert request.run.read_spec()["data"]["path"] == str(tmp_path / "corpora" / "mine")
 
 
 def test_two_drivers_at_once_submit_nothing_twice(controller, checkout, tmp_path):
