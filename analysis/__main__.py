@@ -12,6 +12,7 @@
                               [--compute-optimal C=1e21] [--isoflop C=1e21] [--projected]
                               [--resamples 1000] [--seed 0] [--format table]
     python -m analysis design sizes=60m,100m,190m,370m [target_width=0.2] [saving=1.3] [check=50]
+                              [figure=FILE]
 
 JSON holds no Infinity or NaN: an infinite number is the string "inf", an undefined one null.
 """

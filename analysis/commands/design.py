@@ -6,6 +6,8 @@ import io
 import math
 import subprocess
 import sys
+from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ablations.records import SettingError, one_of, project_root
@@ -33,6 +35,7 @@ KEYS = {
     "tflops": "989",
     "mfu": "0.4",
     "check": "0",
+    "figure": "",
     "format": "table",
 }
 COLUMNS = ("sizes", "chinchilla", "seeds", "seeds_small", "runs", "gpu_hours", "width", "power")
@@ -62,6 +65,7 @@ def run(options: argparse.Namespace) -> str:
     table = frontier(sizes, assumed, N, D, multiples, seeds, 1e12 * peak * mfu)
     chosen = cheapest(table, target)
     rows = _rows(table)
+    drawn = draw(table, target, assumed, given["figure"], options.settings)
     if given["format"] != "table":
         cheap = None if chosen is None else chosen.to_dict()
         return shown(given["format"], {"cheapest": cheap, "ladders": rows}, rows)
@@ -90,7 +94,30 @@ def run(options: argparse.Namespace) -> str:
     if ladders and chosen is not None:
         notes.append(checked(_rows(chosen.to_frame().T)[0], sizes, assumed, ladders))
     best = table[table["efficient"] & table["in_range"]][list(COLUMNS)]
-    return "\n".join([advice, "", shown("table", {}, _rows(best)), "", *notes])
+    return "\n".join([advice, "", shown("table", {}, _rows(best)), "", *notes, *drawn])
+
+
+def draw(
+    table: "pd.DataFrame", target: float, assumed: "Assumed", stem: str, asked: list[str]
+) -> list[str]:
+    """The frontier as a figure at `stem` with .pdf, .png, .svg, .csv and .json; none without."""
+    if not stem:
+        return []
+    from analysis.figures import design_frontier
+    from analysis.report import make_writable
+    from analysis.style import save
+
+    path = Path(stem).with_suffix("")
+    make_writable(path.parent)
+    note = (
+        f"Assumed: a saving of {assumed.saving:g}, noise of {100 * assumed.run_sd:g} % a run and "
+        f"{100 * assumed.point_sd:g} % a point, correlation {assumed.shared:g} of shared batches; "
+        "no error of the law itself."
+    )
+    figure, data = design_frontier(table, 1 + target, note)
+    command = " ".join(["python -m analysis design", *asked])
+    provenance = {"command": command, "assumed": asdict(assumed), "target_width": target}
+    return [str(written) for written in save(figure, path, data, provenance)]
 
 
 def _rows(table: "pd.DataFrame") -> list[dict[str, Any]]:

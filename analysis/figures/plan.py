@@ -18,14 +18,22 @@ def design_frontier(
     """Expected interval of the savings factor against GPU-hours, a mark a candidate ladder.
 
     `ladders` is of `analysis.design.frontier`: columns sizes, chinchilla, seeds, gpu_hours, width
-    (value ×/÷ width), efficient. Efficient ladders are filled and joined.
+    (value ×/÷ width), efficient, in_range. Efficient ladders are filled and joined, those that
+    hold the place asked for apart from those that would extrapolate to it.
     """
     seeds = sorted(set(ladders["seeds"]))
     with drawing(width, 3.2) as figure:
         axes = figure.subplots()
-        best = ladders[ladders["efficient"]].sort_values("gpu_hours")
-        axes.plot(best["gpu_hours"], best["width"], color="#333333", lw=1, zorder=2)
-        handles = [Line2D([], [], color="#333333", lw=1, label="nothing cheaper is narrower")]
+        handles = []
+        for in_range, style, words in (
+            (True, "-", "nothing cheaper is narrower"),
+            (False, "--", "the same, extrapolating"),
+        ):
+            best = ladders[ladders["efficient"] & (ladders["in_range"] == in_range)]
+            best = best.sort_values("gpu_hours")
+            if len(best):
+                axes.plot(best["gpu_hours"], best["width"], style, color="#333333", lw=1, zorder=2)
+                handles.append(Line2D([], [], color="#333333", lw=1, ls=style, label=words))
         for place, count in enumerate(seeds):
             look = SPARE[place % len(SPARE)]
             marker = "osD^vP"[place % 6]

@@ -127,3 +127,14 @@ def test_what_cannot_be_planned_is_one_sentence(
     told = capsys.readouterr().err
     assert sentence in told
     assert told.count("\n") == 1
+
+
+def test_the_frontier_is_drawn_with_its_table_and_what_was_assumed(tmp_path, capsys) -> None:
+    asked = ["sizes=6e7,1e8,2e8", "seeds=1,2", "run_sd=0.002", f"figure={tmp_path}/plan/ladders"]
+    assert main(["design", *asked, "format=table"]) == 0
+    assert "ladders.pdf" in capsys.readouterr().out
+    written = {path.suffix for path in (tmp_path / "plan").iterdir()}
+    assert written == {".pdf", ".png", ".svg", ".csv", ".json"}
+    told = json.loads((tmp_path / "plan" / "ladders.json").read_text())
+    assert told["assumed"]["run_sd"] == 0.002
+    assert "sizes=6e7,1e8,2e8" in told["command"]

@@ -199,8 +199,9 @@ def test_speed_is_drawn_where_contexts_differ(found: Findings) -> None:
 
 def test_a_frontier_of_designs_joins_the_efficient_ones() -> None:
     ladders = pd.DataFrame(
-        {"sizes": "a", "chinchilla": "1", "seeds": [1, 1, 3], "gpu_hours": [1.0, 2.0, 3.0],
-         "width": [1.5, 1.6, 1.1], "efficient": [True, False, True]}
+        {"sizes": "a", "chinchilla": "1", "seeds": [1, 1, 3, 3], "gpu_hours": [1.0, 2.0, 3.0, 0.5],
+         "width": [1.5, 1.6, 1.1, 1.2], "efficient": [True, False, True, True],
+         "in_range": [True, True, True, False]}
     )  # fmt: skip
     figure, _ = figures.design_frontier(ladders, target_width=1.2)
     assert list(figure.axes[0].lines[0].get_xdata()) == [1.0, 3.0]
