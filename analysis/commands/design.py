@@ -10,9 +10,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ablations.records import SettingError, one_of, project_root
+from ablations.records import SettingError, project_root
 from analysis.commands.common import FORMATS, known, number, shown, whole
 from analysis.commands.savings import place
+from analysis.commands.sources import settings as key_values
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -125,14 +126,7 @@ def _rows(table: "pd.DataFrame") -> list[dict[str, Any]]:
 
 
 def settings(arguments: list[str]) -> dict[str, str]:
-    given = dict(KEYS)
-    for argument in arguments:
-        key, equals, value = argument.partition("=")
-        if not equals or not value:
-            raise SettingError(f"{argument} is not a setting; give key=value, e.g. sizes=60m,100m.")
-        if key not in KEYS:
-            raise one_of("key", key, tuple(KEYS))
-        given[key] = value
+    given = KEYS | key_values(arguments, tuple(KEYS), "sizes=60m,100m")
     if not given["sizes"]:
         raise SettingError("sizes= is missing; give three or more, sizes=60m,100m,190m,370m.")
     return given

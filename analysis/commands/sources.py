@@ -1,4 +1,4 @@
-"""What `report`, `figures` and `tables` share: key=value settings, and what they read."""
+"""What commands of key=value settings share: those settings, and the points they read."""
 
 from __future__ import annotations
 
@@ -15,13 +15,15 @@ if TYPE_CHECKING:
 KEYS = ("sweep", "points", "runs", "out", "baseline", "resamples", "seed")
 
 
-def settings(given: list[str], valid: tuple[str, ...]) -> dict[str, str]:
+def settings(
+    given: list[str], valid: tuple[str, ...], example: str = "sweep=NAME"
+) -> dict[str, str]:
     """key=value settings as a mapping. Raises SettingError for what is neither."""
     found = {}
     for setting in given:
         key, equals, value = setting.partition("=")
         if not equals or not value:
-            raise SettingError(f"{setting} is not a setting; give key=value, e.g. sweep=NAME.")
+            raise SettingError(f"{setting} is not a setting; give key=value, e.g. {example}.")
         if key not in valid:
             raise one_of("key", key, valid)
         found[key] = value
