@@ -43,7 +43,7 @@ LATEX = {
     "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$",
     ">": "$>$", "×": r"$\times$", "÷": r"$\div$", "±": r"$\pm$", "∞": r"$\infty$", "–": "--",
     "−": "$-$", "≥": r"$\geq$", "≤": r"$\leq$", "→": r"$\to$", "α": r"$\alpha$", "β": r"$\beta$",
-    "Δ": r"$\Delta$", "²": "$^2$",
+    "Δ": r"$\Delta$", "²": "$^2$", "^α": r"$^\alpha$", "^β": r"$^\beta$",
 }  # fmt: skip
 
 
@@ -64,7 +64,8 @@ def latex(table: pd.DataFrame, caption: str = "", label: str = "") -> str:
 
 
 def _latex(cell: object) -> str:
-    text = "".join(LATEX.get(letter, letter) for letter in str(cell))
+    letters = re.findall(r"\^[αβ]|.", str(cell), re.DOTALL)
+    text = "".join(LATEX.get(letter, letter) for letter in letters)
     return re.sub(r"\*\*(.+?)\*\*", r"\\textbf{\1}", text)
 
 

@@ -201,3 +201,17 @@ def test_compare_names_what_differed_and_answers_a_reviewer(
     assert answers["The same batches in the same order?"] == "yes"
     assert main([*arguments, "format=pdf"]) == 2
     assert "format=pdf" in capsys.readouterr().err
+
+
+def test_a_reader_that_has_enough_is_no_error() -> None:
+    script = "from analysis.__main__ import main; import sys; sys.exit(main(sys.argv[1:]))"
+    arguments = ["fit", str(DATA / "xlstm_tokenparam.csv"), "--format", "csv"]
+    with subprocess.Popen(
+        [sys.executable, "-c", script, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        said = process.stderr.read()
+    assert process.returncode == 0
+    assert said == b""
