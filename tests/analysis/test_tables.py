@@ -47,7 +47,7 @@ def test_digits_follow_the_narrower_side_of_the_interval(
 def test_latex_is_booktabs_with_every_special_letter_escaped() -> None:
     table = pd.DataFrame(
         {"mix_name": ["gdn3_attn1", "a & b"], "50 %": ["**1.3×**", "< 0.05"],
-         "why": ["a sentence that is long enough to wrap", "N^α ± #1"]}
+         "why": ["a sentence that is long enough to wrap", "N^α ± x^2 #1"]}
     )  # fmt: skip
     text = latex(table, "Savings of 50 %", "tab:savings")
     lines = text.splitlines()
@@ -57,7 +57,7 @@ def test_latex_is_booktabs_with_every_special_letter_escaped() -> None:
         r"\toprule", r"\midrule", r"\bottomrule",
     ]  # fmt: skip
     assert r"gdn3\_attn1 & \textbf{1.3$\times$} & a sentence" in text
-    assert r"a \& b & $<$ 0.05 & N\textasciicircum{}$\alpha$ $\pm$ \#1 \\" in text
+    assert r"a \& b & $<$ 0.05 & N$^\alpha$ $\pm$ x\textasciicircum{}2 \#1 \\" in text
     (columns,) = re.findall(r"\\begin\{tabular\}\{(.+)\}$", text, re.MULTILINE)
     assert columns == r"lrp{0.70\linewidth}"
     for row in lines[lines.index(r"\midrule") + 1 : lines.index(r"\bottomrule")]:
