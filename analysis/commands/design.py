@@ -39,6 +39,7 @@ KEYS = {
     "figure": "",
     "format": "table",
 }
+LEAST_N = 1000
 COLUMNS = ("sizes", "chinchilla", "seeds", "seeds_small", "runs", "gpu_hours", "width", "power")
 
 
@@ -140,6 +141,10 @@ def assumptions(given: dict[str, str]) -> "Assumed":
         shared = float(given["shared"])
     except ValueError:
         shared = math.nan
+    if not 0.1 <= saving <= 10:
+        raise SettingError(f"saving={given['saving']} must lie between 0.1 and 10.")
+    if max(run_sd, point_sd) > 0.1:
+        raise SettingError("run_sd and point_sd are shares of the loss; each must be at most 0.1.")
     if not 0 <= shared < 1:
         raise SettingError(f"shared={given['shared']} must be a correlation of 0 to less than 1.")
     return Assumed(saving=saving, run_sd=run_sd, point_sd=point_sd, shared=shared)
@@ -161,6 +166,8 @@ def sizes_of(text: str, baseline: str, mix: str) -> "list[Size]":
         )
     if all(name[:1].isdigit() and name[-1:].isdigit() for name in names):
         values = numbers("sizes", text)
+        if min(values) < LEAST_N:
+            raise SettingError(f"sizes={text} must be N of {LEAST_N:,} parameters or more each.")
         return [Size(f"{N:g}", N, (6 * N, 6 * N)) for N in values]
     # A table of the floor below, read as text: the analysis imports nothing of it but records.
     command = [sys.executable, "-m", "models", f"mix={baseline},{mix}", f"size={','.join(names)}"]
