@@ -21,17 +21,15 @@ import time
 from collections.abc import Callable
 
 import torch
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 
 from ablations import provenance
 from ablations.devices import peak_flops
 from ablations.distributed import World
 from ablations.hardware import choose_hardware
-from ablations.records import project_root
 from ablations.spec import RunSpec, resolve
 from models import hf_classes
 from models.language_model import LanguageModel
+from sweeps.compose import compose_sweep, of_the_run
 
 OWN = ("context", "tokens", "threads", "seconds", "peer", "compile", "mix", "size")
 
@@ -43,12 +41,7 @@ def specification(mix: str, size: str, settings: dict[str, str]) -> RunSpec:
     if "compile" in settings:
         overrides.append(f"resources.compile={settings['compile']}")
     overrides += [f"{k}={v}" for k, v in settings.items() if k not in OWN]
-    with initialize_config_dir(str(project_root() / "conf"), version_base="1.3"):
-        content = OmegaConf.to_container(compose("config", overrides), resolve=True)
-    assert isinstance(content, dict)
-    for key in ("plan", "treatments", "runs", "max_parallel", "max_local_hours"):
-        content.pop(key)
-    return resolve({str(k): v for k, v in content.items()}, plan_only=True)
+    return resolve(of_the_run(compose_sweep(overrides)[0]), plan_only=True)
 
 
 def our_step(spec: RunSpec, batch: torch.Tensor) -> Callable[[], None]:

@@ -23,6 +23,14 @@ from sweeps.experiment import check_experiment
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 
+DRIVER = ("plan", "treatments", "runs", "max_parallel", "max_local_hours", "cluster")
+"""Settings of the sweep's driver, which no run knows."""
+
+
+def of_the_run(composed: Mapping[str, Any]) -> dict[str, Any]:
+    """What `ablations.spec.resolve` reads of one run's composed settings."""
+    return {key: value for key, value in composed.items() if key not in DRIVER}
+
 
 def compose_sweep(overrides: Sequence[str]) -> list[dict[str, Any]]:
     """The settings of every combination of comma-separated values, in Hydra's order.

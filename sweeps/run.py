@@ -32,9 +32,6 @@ if TYPE_CHECKING:
     from sweeps.plan import Plan
     from sweeps.submit import Request
 
-OWN = ("plan", "treatments", "runs", "max_parallel", "max_local_hours", "cluster")
-"""Settings of the sweep's driver, which no run knows."""
-
 
 def main() -> int:
     """Exit code 0 when all runs are done, 1 when one is not, 2 on a setting that cannot be used."""
@@ -87,6 +84,7 @@ def _sweep(composed: list[dict[str, Any]]) -> int:
     from ablations.spec import resolve
     from sweeps import view
     from sweeps.cluster import Slurm, check_ranks, parse
+    from sweeps.compose import of_the_run
     from sweeps.plan import make_plan, show
 
     console = view.console()
@@ -94,7 +92,7 @@ def _sweep(composed: list[dict[str, Any]]) -> int:
     _check_driver(composed)
     cluster = parse(driver["cluster"])
     runs_root = project_root() / str(driver["runs"])
-    settings = [{k: v for k, v in c.items() if k not in OWN} for c in composed]
+    settings = [of_the_run(c) for c in composed]
 
     specs = [resolve(s, plan_only=True) for s in settings]
     _check_unique(specs)
@@ -153,8 +151,10 @@ def _requests(plan: Plan, specs: list[RunSpec], runs_root: Path) -> list[Request
 
 
 def _check_driver(composed: list[dict[str, Any]]) -> None:
+    from sweeps.compose import DRIVER
+
     driver = composed[0]
-    for key in OWN:
+    for key in DRIVER:
         if any(other[key] != driver[key] for other in composed):
             raise SettingError(f"{key} is one for a whole sweep; give it one value.")
     plan_only, treatments = driver["plan"], driver["treatments"]

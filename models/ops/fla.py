@@ -18,10 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from models.ops.chunks import in_own_precision
+
 CHUNK = 64
 """fla's chunk length, the width of the triangular inverses it saves for the backward pass."""
 
 
+@in_own_precision
 def gated_delta_rule(
     q: Tensor,
     k: Tensor,
@@ -43,6 +46,7 @@ def gated_delta_rule(
     return o.view(shape), S if output_final_state else None
 
 
+@in_own_precision
 def ssd(
     q: Tensor,
     k: Tensor,

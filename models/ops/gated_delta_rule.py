@@ -25,6 +25,7 @@ from models.ops.chunks import (
     decays,
     document_begins,
     dot,
+    in_own_precision,
     into_time,
     row_less_column_sums,
     rows_by_document,
@@ -33,6 +34,7 @@ from models.ops.chunks import (
 )
 
 
+@in_own_precision
 def naive(
     q: Tensor,
     k: Tensor,
@@ -74,6 +76,7 @@ def naive(
     return torch.stack(out, dim=1).to(v.dtype), S if output_final_state else None
 
 
+@in_own_precision
 def chunked(
     q: Tensor,
     k: Tensor,

@@ -244,6 +244,19 @@ def test_options_train_and_resume_to_the_bit(make_run, changes):
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("mix", MIXES)
+def test_bf16_trains_every_mix_to_about_the_same_losses(make_run, mix):
+    """What every GPU does by default, and a CPU with matrix units."""
+    single, spec = make_run(mix, name="single", resources__precision="fp32")
+    finish(single, spec)
+    half, spec = make_run(mix, name="half", resources__precision="bf16")
+    finish(half, spec)
+    expected = [row["loss"] for row in rows(single)]
+    assert [row["loss"] for row in rows(half)] == pytest.approx(expected, rel=0.01)
+    assert [row["loss"] for row in rows(half)] != expected
+
+
 def test_muon_takes_the_blocks_matrices_and_nothing_else():
     spec = resolve(settings("mamba2x3_attn1"))
     model = LanguageModel(spec.model)

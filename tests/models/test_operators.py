@@ -167,6 +167,22 @@ def test_bfloat16_inputs_are_within_2e2_and_keep_float32_states(name):
         assert relative(a, e) <= 2e-2
 
 
+@pytest.mark.parametrize("form", ["naive", "chunked"])
+@pytest.mark.parametrize("name", OPERATORS)
+def test_autocast_around_an_operator_changes_no_bit(name, form):
+    """A run computes in bfloat16 by autocast, which would round float32 states and solves."""
+    operator, inputs = OPERATORS[name]
+    arguments, state = inputs(2, 70, 2, 16, 32, torch.float32)
+    half = [x.bfloat16() for x in arguments[:3]] + arguments[3:]
+    function = getattr(operator, form)
+    expected = values_and_gradients(function, half, state)
+    within = torch.autocast("cpu", torch.bfloat16)(function)
+    actual = values_and_gradients(within, half, state)
+    for a, e in zip(actual, expected, strict=True):
+        assert a.dtype == e.dtype
+        assert torch.equal(a, e)
+
+
 @pytest.mark.parametrize("name", OPERATORS)
 def test_gradcheck(name):
     operator, inputs = OPERATORS[name]

@@ -14,11 +14,10 @@ from ablations.settings import to_dict
 from ablations.spec import resolve
 from models.errors import SettingError
 from sweeps import plan as planning
-from sweeps.compose import compose_sweep
+from sweeps.compose import compose_sweep, of_the_run
 from sweeps.plan import make_plan, measured_rates, show
 
 ROOT = Path(__file__).parents[2]
-OWN = ("plan", "treatments", "runs", "max_parallel", "max_local_hours", "cluster")
 PRESETS = {
     "demo": 2 * 3 * 2,
     "hybrid_ladder": 4 * 5 * 3,
@@ -32,10 +31,7 @@ PRESETS = {
 @functools.cache
 def specs(*overrides):
     """Hydra takes a tenth of a second a combination; several tests ask for the same sweep."""
-    return [
-        resolve({k: v for k, v in composed.items() if k not in OWN}, plan_only=True)
-        for composed in compose_sweep(overrides)
-    ]
+    return [resolve(of_the_run(c), plan_only=True) for c in compose_sweep(overrides)]
 
 
 def planned(*overrides, runs_root=Path("/nowhere"), **options):
