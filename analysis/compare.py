@@ -2,8 +2,8 @@
 
 Control before the runs is read off their specs: the treatment (the mix, and what follows from it by
 rule), the confounds that a protocol brings along, with their sizes (ablations/confounds.py), and
-any other field. Control after them is what they recorded (analysis/recorded.py), in pairs of one
-size and seed. What was not recorded is said to be unknown, never taken as equal.
+any other field. Control after them is what they recorded (analysis/sources/recorded.py), in pairs
+of one size and seed. What was not recorded is said to be unknown, never taken as equal.
 """
 
 from collections.abc import Iterable, Sequence
@@ -15,7 +15,7 @@ import pandas as pd
 
 from ablations.confounds import EQUAL, Confound, Facts, conditions, confounds
 from analysis.load import Run, Sweep
-from analysis.recorded import Finding, differences, flattened, shortened
+from analysis.sources.recorded import Finding, differences, flattened, shortened
 
 # Fields that follow from the mix: its pattern, the MLP width that makes N equal, mixers' shapes.
 TREATMENT: tuple[str, ...] = (

@@ -16,11 +16,11 @@ import numpy as np
 import pandas as pd
 
 from ablations.records import SettingError
-from analysis.grid import best_cells, starts
+from analysis.fitting.grid import best_cells, starts
+from analysis.fitting.losses import DELTA, LOSSES, Criterion, Loss, Student, criterion
+from analysis.fitting.problem import EXPONENT_BOUNDS, Problem
+from analysis.fitting.solver import Mask, Polished, polish
 from analysis.laws import Array, Chinchilla, Indices
-from analysis.losses import DELTA, LOSSES, Criterion, Loss, Student, criterion
-from analysis.problem import EXPONENT_BOUNDS, Problem
-from analysis.solver import Mask, Polished, polish
 
 __all__ = ["DELTA", "LOSSES", "MODELS", "MODEL_WORDS", "Fit", "Loss", "Model", "fit", "refit"]
 

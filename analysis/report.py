@@ -11,16 +11,17 @@ from pathlib import Path
 import pandas as pd
 
 from ablations.records import SettingError, write_atomic
-from analysis import results, sections, tables
-from analysis.answer import answers
-from analysis.checklist import checklist
-from analysis.document import markdown
-from analysis.drawing import draw
+from analysis import tables
+from analysis.figures.drawing import draw
 from analysis.figures.losses import domains
-from analysis.findings import Findings
-from analysis.page import page
+from analysis.figures.style import csv_text
+from analysis.reporting import results, sections
+from analysis.reporting.answer import answers
+from analysis.reporting.checklist import checklist
+from analysis.reporting.document import markdown
+from analysis.reporting.findings import Findings
+from analysis.reporting.page import page
 from analysis.savings import seconds_per_token
-from analysis.style import csv_text
 
 
 def write_report(found: Findings, out: Path) -> tuple[list[str], list[Path]]:

@@ -1,6 +1,6 @@
 """Token savings of a mix against a baseline, by fitted laws and free of any fit.
 
-Token savings at (N, L*) are D_baseline(N, L*) / D_mix(N, L*); `analysis.resources` has those of
+Token savings at (N, L*) are D_baseline(N, L*) / D_mix(N, L*); `analysis.other_savings` has those of
 parameters, FLOPs and time. Unless a target is given, L* is what
 the baseline's own law gives at N and at the largest token budget measured there, so that the
 baseline's D is a budget that was really spent (the matched (N, D) convention).

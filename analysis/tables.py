@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 
 from analysis.fit import Fit
+from analysis.fitting.noise import Noise
 from analysis.laws import PARAMETERS, Chinchilla
-from analysis.noise import Noise
 from analysis.savings import Saving
 from analysis.uncertainty import Draws, interval
 

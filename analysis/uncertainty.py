@@ -3,7 +3,7 @@
 Points of one run share its luck, so resampling them one by one is far too sure. Offered:
 
 - `mixed` (default): generalised least squares with effects of runs and of the batches that mixes of
-  one size and seed share, their variances drawn too (`analysis.mixed`)
+  one size and seed share, their variances drawn too (`analysis.fitting.mixed`)
 - `parametric`: the noise is a run effect plus a point's own, both estimated from the residuals
   with what the fit absorbed given back; its level, known from few runs only, is drawn too
 - `wild`: all residuals of a run flip sign together (Cameron, Gelbach & Miller 2008)
@@ -23,11 +23,11 @@ import numpy as np
 import pandas as pd
 
 from analysis.fit import Fit, refit
+from analysis.fitting.mixed import mixed_model
+from analysis.fitting.model_choice import Choice
+from analysis.fitting.noise import cluster_ids, hat_matrix, inflate, noise_components
+from analysis.fitting.solver import polish
 from analysis.laws import PARAMETERS, Array, Chinchilla, Indices
-from analysis.mixed import mixed_model
-from analysis.model_choice import Choice
-from analysis.noise import cluster_ids, hat_matrix, inflate, noise_components
-from analysis.solver import polish
 
 Method = Literal["mixed", "parametric", "wild", "run", "stratified", "case"]
 METHODS: tuple[Method, ...] = get_args(Method)

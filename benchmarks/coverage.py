@@ -19,8 +19,8 @@ import numpy as np
 
 from analysis.design import OLMO_TRANSFORMER, Assumed, Ladder, Size, simulate
 from analysis.fit import Fit, fit
+from analysis.fitting.model_choice import choose
 from analysis.laws import Chinchilla
-from analysis.model_choice import choose
 from analysis.savings import matched_factor
 from analysis.uncertainty import METHODS, Draws, averaged_bootstrap, bootstrap, interval
 

@@ -18,8 +18,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> str:
     from analysis import tables
-    from analysis.checklist import checklist
     from analysis.compare import control_table
+    from analysis.reporting.checklist import checklist
 
     chosen = settings(options.settings, VALID)
     form = chosen.get("format", "markdown")

@@ -106,8 +106,8 @@ def draw(
     if not stem:
         return []
     from analysis.figures import design_frontier
+    from analysis.figures.style import save
     from analysis.report import make_writable
-    from analysis.style import save
 
     path = Path(stem).with_suffix("")
     make_writable(path.parent)

@@ -70,7 +70,7 @@ def _fit(options: argparse.Namespace) -> str:
 
 
 def _rays(options: argparse.Namespace) -> str:
-    from analysis.rays import fit_rays
+    from analysis.fitting.rays import fit_rays
 
     ratio = number("ratio", options.ratio) if options.ratio else None
     found = fit_rays(read_points(options.points), ratio, options.loss, options.delta)
@@ -83,7 +83,7 @@ def _rays(options: argparse.Namespace) -> str:
 
 
 def _isoflop(options: argparse.Namespace) -> str:
-    from analysis.rays import fit_isoflop
+    from analysis.fitting.rays import fit_isoflop
 
     found = fit_isoflop(read_points(options.points))
     mixes = {
@@ -101,7 +101,7 @@ def _isoflop(options: argparse.Namespace) -> str:
 
 
 def _joint(options: argparse.Namespace) -> str:
-    from analysis.joint import ladder
+    from analysis.fitting.joint import ladder
 
     resamples = whole("resamples", options.resamples, 0)
     rungs = ladder(read_points(options.points), resamples, whole("seed", options.seed, 0))

@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> str:
     from analysis.report import write_report
-    from analysis.tracking import attach, parse_run
+    from analysis.sources.tracking import attach, parse_run
 
     chosen = settings(options.settings, VALID)
     target = parse_run(chosen["wandb"]) if "wandb" in chosen else None

@@ -18,7 +18,7 @@ from analysis.commands.common import (
 if TYPE_CHECKING:
     import pandas as pd
 
-    from analysis.resources import Question
+    from analysis.other_savings import Question
 
 HELP = "savings of tokens, parameters, FLOPs or time, with intervals"
 
@@ -40,8 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> str:
     from analysis.fit import LOSSES
-    from analysis.resources import KINDS, savings_of
-    from analysis.study import JOINTS, fitted
+    from analysis.other_savings import KINDS, savings_of
+    from analysis.reporting.study import JOINTS, fitted
     from analysis.uncertainty import METHODS
 
     known("loss", options.loss, LOSSES)
@@ -79,7 +79,7 @@ def run(options: argparse.Namespace) -> str:
 
 def questions(options: argparse.Namespace, points: "pd.DataFrame") -> "list[Question]":
     """What is asked, from the options: at places given, or else at each of the baseline's sizes."""
-    from analysis.resources import Question, isoflop, projected
+    from analysis.other_savings import Question, isoflop, projected
     from analysis.savings import check_baseline, places
 
     check_baseline(list(dict.fromkeys(points["mix"])), options.baseline)

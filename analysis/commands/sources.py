@@ -9,8 +9,8 @@ from ablations.records import SettingError, one_of, project_root
 from analysis.commands.common import whole
 
 if TYPE_CHECKING:
-    from analysis.findings import Findings
     from analysis.load import Sweep
+    from analysis.reporting.findings import Findings
 
 KEYS = ("sweep", "points", "runs", "out", "baseline", "resamples", "seed")
 
@@ -32,7 +32,7 @@ def settings(
 
 def find(command: str, given: list[str], chosen: dict[str, str]) -> Findings:
     """Read and study the sweep, or the points of a CSV, that the settings name."""
-    from analysis.findings import find as find_in
+    from analysis.reporting.findings import find as find_in
 
     resamples = whole("resamples", chosen.get("resamples", "1000"), 20)
     seed = whole("seed", chosen.get("seed", "0"), 0)
@@ -43,8 +43,8 @@ def find(command: str, given: list[str], chosen: dict[str, str]) -> Findings:
 
 
 def _source(chosen: dict[str, str]) -> Sweep:
-    from analysis.join import join
     from analysis.load import Sweep, load_csv, load_sweep
+    from analysis.sources.join import join
 
     if ("sweep" in chosen) == ("points" in chosen):
         raise SettingError(

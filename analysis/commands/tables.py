@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> str:
     from analysis import report, tables
-    from analysis.style import csv_text
+    from analysis.figures.style import csv_text
 
     chosen = settings(options.settings, VALID)
     form = chosen.get("format", "files")

@@ -1,7 +1,7 @@
 """Figures: data in, figure out. Each returns the figure and the table of all that it shows.
 
-`note` is set small under the figure; `width` is in inches (`analysis.style` names those of a column
-and of a page). Save with `analysis.style.save`.
+`note` is set small under the figure; `width` is in inches (`analysis.figures.style` names those of
+a column and of a page). Save with `analysis.figures.style.save`.
 """
 
 from analysis.figures.fits import coefficients, fit_with_residuals

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter
 
-from analysis.style import SINGLE_COLUMN_INCHES, Look
+from analysis.figures.style import SINGLE_COLUMN_INCHES, Look
 
 Drawn = tuple[Figure, pd.DataFrame]
 """A figure and the table of all that it shows."""

@@ -15,9 +15,9 @@ from analysis.figures.axes import (
     mix_handles,
     published_handle,
 )
+from analysis.figures.style import DOUBLE_COLUMN_INCHES, caption, drawing, looks
 from analysis.fit import Fit
 from analysis.laws import PARAMETERS
-from analysis.style import DOUBLE_COLUMN_INCHES, caption, drawing, looks
 from analysis.uncertainty import Draws, interval
 
 NAMES = {"E": "E", "A": "A", "alpha": "α", "B": "B", "beta": "β"}

@@ -20,8 +20,8 @@ from analysis.figures.axes import (
     mix_handles,
     unfinished_handle,
 )
+from analysis.figures.style import DOUBLE_COLUMN_INCHES, Look, caption, drawing, looks, panel_title
 from analysis.fit import Fit
-from analysis.style import DOUBLE_COLUMN_INCHES, Look, caption, drawing, looks, panel_title
 
 # Names of more sizes than this cover one another, and the curves.
 MOST_NAMED = 12

@@ -6,7 +6,7 @@ import pandas as pd
 from matplotlib.lines import Line2D
 
 from analysis.figures.axes import GREY, Drawn, log_axis, ratio_axis, side_legend
-from analysis.style import DOUBLE_COLUMN_INCHES, SPARE, caption, drawing
+from analysis.figures.style import DOUBLE_COLUMN_INCHES, SPARE, caption, drawing
 
 
 def design_frontier(

@@ -20,10 +20,10 @@ from analysis.figures.axes import (
     ratio_axis,
     side_legend,
 )
+from analysis.figures.style import DOUBLE_COLUMN_INCHES, Look, caption, drawing, looks
 from analysis.fit import Fit
 from analysis.laws import Array
 from analysis.savings import matched_factor, savings_factor, token_range
-from analysis.style import DOUBLE_COLUMN_INCHES, Look, caption, drawing, looks
 from analysis.tables import probability
 from analysis.uncertainty import Draws, interval
 

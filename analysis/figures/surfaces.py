@@ -16,10 +16,10 @@ from analysis.figures.axes import (
     log_axis,
     mix_handles,
 )
+from analysis.figures.style import DOUBLE_COLUMN_INCHES, caption, drawing, looks
 from analysis.fit import Fit
 from analysis.laws import Array, Chinchilla
-from analysis.resources import flops_factor
-from analysis.style import DOUBLE_COLUMN_INCHES, caption, drawing, looks
+from analysis.other_savings import flops_factor
 from analysis.uncertainty import Draws, interval
 
 # Contours and frontiers are drawn this far beyond the measured range, in N and D or in C.

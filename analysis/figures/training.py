@@ -5,8 +5,8 @@ from __future__ import annotations
 import pandas as pd
 
 from analysis.figures.axes import Drawn, hollow, in_order, legend, log_axis, mix_handles
-from analysis.style import DOUBLE_COLUMN_INCHES, caption, drawing, looks, panel_title
-from analysis.training import SIGMAS, WINDOW, spikes, stability
+from analysis.figures.style import DOUBLE_COLUMN_INCHES, caption, drawing, looks, panel_title
+from analysis.reporting.training import SIGMAS, WINDOW, spikes, stability
 
 
 def training_stability(
@@ -17,8 +17,8 @@ def training_stability(
 ) -> Drawn:
     """Gradient norms of the largest size with spikes ringed; spikes and skipped steps by N.
 
-    `metrics` is of `analysis.training.read_metrics`, `sizes` gives N by size. The table holds the
-    shares by run.
+    `metrics` is of `analysis.reporting.training.read_metrics`, `sizes` gives N by size. The table
+    holds the shares by run.
     """
     style = looks(in_order(metrics["mix"]))
     metrics = metrics.dropna(subset="grad_norm")

@@ -13,12 +13,14 @@ from scipy.optimize import brentq, minimize_scalar
 from synthetic_sweeps import TRUTH, SweepWriter, write_ladder
 
 from ablations.records import project_root
-from analysis import figures, published, results
-from analysis.drawing import PICTURES, draw
-from analysis.findings import Findings, find
+from analysis import figures
+from analysis.figures.drawing import PICTURES, draw
+from analysis.figures.style import LOOKS, SINGLE_COLUMN_INCHES, SPARE, caption, drawing, looks, save
 from analysis.load import load_sweep
-from analysis.style import LOOKS, SINGLE_COLUMN_INCHES, SPARE, caption, drawing, looks, save
-from analysis.training import speed_by_context, spikes, stability
+from analysis.reporting import results
+from analysis.reporting.findings import Findings, find
+from analysis.reporting.training import speed_by_context, spikes, stability
+from analysis.sources import published
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,9 @@ from synthetic_sweeps import DATA, TRUTH, grid_points
 
 from ablations.records import SettingError
 from analysis.fit import MODELS, SHARED, fit
-from analysis.joint import Rung, ladder, p_value
+from analysis.fitting.joint import Rung, ladder, p_value
+from analysis.fitting.model_choice import bic
 from analysis.load import load_csv
-from analysis.model_choice import bic
 
 # Computed apart from this code (another optimiser) on the same 66 points; AICc up to a constant.
 AICC = {"free": -437.0, "shared_E": -439.8, "shared_exponents": -442.3, "shared": -443.7}

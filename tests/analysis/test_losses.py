@@ -7,8 +7,8 @@ from scipy import optimize, special, stats
 from synthetic_sweeps import DATA
 
 from analysis.fit import DELTA, LOSSES, fit
+from analysis.fitting.losses import Huber, Student, criterion
 from analysis.load import load_csv
-from analysis.losses import Huber, Student, criterion
 
 # Besiroglu et al. 2024, table 1: their estimate, whose likelihood with a free scale is the limit of
 # least absolute deviations.

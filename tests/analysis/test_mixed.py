@@ -6,9 +6,9 @@ import pytest
 from test_uncertainty import BASE, ladder
 
 from analysis.fit import fit
-from analysis.mixed import mixed_model, tangent
-from analysis.noise import cluster_ids
-from analysis.profile import profile
+from analysis.fitting.mixed import mixed_model, tangent
+from analysis.fitting.noise import cluster_ids
+from analysis.fitting.profile import profile
 from analysis.savings import matched_factor
 from analysis.uncertainty import bootstrap, interval
 

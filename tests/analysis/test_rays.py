@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 
 from ablations.records import SettingError
+from analysis.fitting.rays import fit_isoflop, fit_rays
 from analysis.laws import Chinchilla
-from analysis.rays import fit_isoflop, fit_rays
 
 # Equal exponents: along a ray and at the optimum the loss is then an exact power of C.
 EVEN = Chinchilla(1.7, 400.0, 0.3, 900.0, 0.3)

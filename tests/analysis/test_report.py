@@ -14,14 +14,15 @@ import pandas as pd
 import pytest
 from synthetic_sweeps import SweepWriter, write_ladder
 
-from analysis import drawing, sections
 from analysis.__main__ import main
-from analysis.answer import answers, caveats
-from analysis.document import markdown
-from analysis.drawing import Gallery
-from analysis.findings import find
+from analysis.figures import drawing
+from analysis.figures.drawing import Gallery
 from analysis.load import load_sweep
-from analysis.study import study
+from analysis.reporting import sections
+from analysis.reporting.answer import answers, caveats
+from analysis.reporting.document import markdown
+from analysis.reporting.findings import find
+from analysis.reporting.study import study
 
 EVERY_KIND = ("pdf", "png", "svg", "csv", "json")
 

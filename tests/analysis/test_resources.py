@@ -12,12 +12,12 @@ from synthetic_sweeps import SIZES, TRUTH, SweepWriter, write_ladder
 from ablations.records import SettingError
 from analysis.__main__ import main
 from analysis.fit import Fit, fit
-from analysis.holdout import holdout
+from analysis.fitting.holdout import holdout
 from analysis.laws import Chinchilla
 from analysis.load import load_sweep
-from analysis.published import table
-from analysis.resources import PROJECTED, Question, cheapest, isoflop, projected, savings_of
+from analysis.other_savings import PROJECTED, Question, cheapest, isoflop, projected, savings_of
 from analysis.savings import savings_factor
+from analysis.sources.published import table
 from analysis.uncertainty import Draws, bootstrap
 
 BASE, MIX = TRUTH["transformer"], TRUTH["gdn3_attn1"]

@@ -11,11 +11,11 @@ import pytest
 from scipy.stats import t as student
 from synthetic_sweeps import SIZES, SweepWriter, write_ladder
 
-from analysis import results
-from analysis.checklist import checklist
-from analysis.findings import Findings, find
 from analysis.load import load_sweep
 from analysis.report import cells, numbers
+from analysis.reporting import results
+from analysis.reporting.checklist import checklist
+from analysis.reporting.findings import Findings, find
 from analysis.tables import latex, markdown, with_interval
 
 

@@ -12,9 +12,16 @@ import pytest
 
 from ablations.records import SettingError
 from ablations.tracking import Wandb
-from analysis import tracking
 from analysis.__main__ import main
-from analysis.tracking import Keys, LoggedRun, offline_runs, parse_run, points_of, server_runs
+from analysis.sources import tracking
+from analysis.sources.tracking import (
+    Keys,
+    LoggedRun,
+    offline_runs,
+    parse_run,
+    points_of,
+    server_runs,
+)
 
 SPEC = {
     "mix": {"name": "gdn3_attn1"}, "size": {"name": "50k"}, "seed": 3, "recipe": {"N": 50_112},

@@ -10,10 +10,8 @@ from synthetic_sweeps import DATA, TRUTH
 
 from analysis.design import OLMO_TRANSFORMER, Assumed, Ladder, Size, simulate
 from analysis.fit import fit
-from analysis.laws import PARAMETERS, Chinchilla
-from analysis.load import load_csv
-from analysis.model_choice import choose
-from analysis.noise import (
+from analysis.fitting.model_choice import choose
+from analysis.fitting.noise import (
     cluster_ids,
     hat_matrix,
     inflate,
@@ -21,6 +19,8 @@ from analysis.noise import (
     noise_components,
     seed_noise,
 )
+from analysis.laws import PARAMETERS, Chinchilla
+from analysis.load import load_csv
 from analysis.savings import matched_factor
 from analysis.uncertainty import METHODS, _counts, averaged_bootstrap, bootstrap, interval
 

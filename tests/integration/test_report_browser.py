@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from analysis import drawing
 from analysis.__main__ import main
+from analysis.figures import drawing
 from tests.analysis.synthetic_sweeps import SweepWriter, write_ladder
 
 BROWSER = next(

@@ -62,7 +62,7 @@ def test_a_notebook_runs_and_shows_what_it_promises(name: str) -> None:
 
 
 def assert_table_20_comes_out() -> None:
-    from analysis import published
+    from analysis.sources import published
     from analysis.laws import Chinchilla
     from analysis.savings import savings_factor
 

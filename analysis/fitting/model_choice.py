@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 
 from analysis.fit import Fit, Model, fit, weights_of
+from analysis.fitting.noise import cluster_ids, hat_matrix, noise_components
 from analysis.laws import Array, Indices
-from analysis.noise import cluster_ids, hat_matrix, noise_components
 
 COMPARED: tuple[Model, ...] = ("free", "shared_exponents", "shared")
 # One E for all mixes is compared but never chosen: a ladder of few runs cannot tell two E apart,

@@ -15,8 +15,8 @@ import pandas as pd
 
 from ablations.records import SettingError
 from analysis.fit import MixFit, fit
+from analysis.fitting.losses import DELTA, Loss
 from analysis.laws import FLOPS, Array, Ray
-from analysis.losses import DELTA, Loss
 
 # Points within this factor of one another in D / N, or in C, count as equal.
 SAME = 1.1

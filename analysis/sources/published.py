@@ -1,7 +1,7 @@
 """What the Olmo Hybrid paper published, for the mixes and sizes that a sweep shares with it.
 
-Numbers of Merrill et al. 2026 (arXiv:2604.03444v4), in analysis/olmo_hybrid with their tables'
-names. Nothing is compared unless the sweep has sizes of the paper's ladder.
+Numbers of Merrill et al. 2026 (arXiv:2604.03444v4), in analysis/sources/olmo_hybrid with their
+tables' names. Nothing is compared unless the sweep has sizes of the paper's ladder.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from analysis import tables
 from analysis.compare import Comparison
 from analysis.load import Sweep
+from analysis.reporting.study import Study
 from analysis.savings import Saving
-from analysis.study import Study
 
 # A difference in FLOPs per token that changes what token savings mean for cost.
 NOTABLE_FLOPS_PERCENT = 3.0

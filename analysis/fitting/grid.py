@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from analysis.fitting.problem import ABSENT, EXPONENT_BOUNDS, SMALLEST_TERM, Problem
 from analysis.laws import Array
-from analysis.problem import ABSENT, EXPONENT_BOUNDS, SMALLEST_TERM, Problem
 
 GRID = np.geomspace(*EXPONENT_BOUNDS, 24)
 # E as a share of the lowest loss, for mixes that share E and not their exponents.

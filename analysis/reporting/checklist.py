@@ -7,10 +7,10 @@ from collections.abc import Iterator
 
 import pandas as pd
 
-from analysis.answer import NOTABLE_FLOPS_PERCENT
 from analysis.compare import EQUAL_N_PERCENT
-from analysis.findings import Findings
-from analysis.training import stability
+from analysis.reporting.answer import NOTABLE_FLOPS_PERCENT
+from analysis.reporting.findings import Findings
+from analysis.reporting.training import stability
 
 YES, NO, UNKNOWN = "yes", "**no**", "not recorded"
 # Share of starting points that must end in the optimum for it to be called found.

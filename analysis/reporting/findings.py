@@ -11,10 +11,10 @@ import pandas as pd
 
 from ablations.records import SettingError
 from analysis.compare import Comparison, compare
-from analysis.holdout import holdout
+from analysis.fitting.holdout import holdout
 from analysis.load import Run, Sweep
-from analysis.study import Study, study
-from analysis.training import read_metrics, speed_by_context
+from analysis.reporting.study import Study, study
+from analysis.reporting.training import read_metrics, speed_by_context
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ablations.records import one_of
-from analysis import figures, published
-from analysis.answer import lacking_words
+from analysis import figures
 from analysis.figures.axes import Drawn
 from analysis.figures.losses import domains
-from analysis.findings import Findings, note
-from analysis.style import DOUBLE_COLUMN_INCHES, save
+from analysis.figures.style import DOUBLE_COLUMN_INCHES, save
+from analysis.reporting.answer import lacking_words
+from analysis.reporting.findings import Findings, note
+from analysis.sources import published
 
 MEND = "three sizes and three budgets a mix would do"
 Draw = Callable[[Findings, str, float], Drawn]

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from analysis.fit import Fit, weights_of
+from analysis.fitting.noise import cluster_ids
 from analysis.laws import Array, Indices
-from analysis.noise import cluster_ids
 
 # Grid of log variance ratios: a run's mean over a point, and batches over the rest.
 STEP = 0.2

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from analysis.fitting.losses import Criterion, Huber
+from analysis.fitting.problem import EXPONENT_BOUNDS, GAMMA_BOUNDS, Problem
 from analysis.laws import Array
-from analysis.losses import Criterion, Huber
-from analysis.problem import EXPONENT_BOUNDS, GAMMA_BOUNDS, Problem
 
 Mask = NDArray[np.bool_]
 HALVINGS = 10

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from analysis import published
 from analysis.figures.losses import bpb_table, common_budget
-from analysis.findings import Findings
+from analysis.reporting.findings import Findings
+from analysis.sources import published
 from analysis.tables import count, with_interval
 
 

@@ -7,9 +7,9 @@ import pandas as pd
 
 from ablations.records import SettingError
 from analysis.fit import DELTA, MODELS, Fit, Loss, Model, fit, lacking
-from analysis.mixed import MixedModel, mixed_model
-from analysis.model_choice import Choice, choose
-from analysis.noise import LackOfFit, Noise, lack_of_fit, seed_noise
+from analysis.fitting.mixed import MixedModel, mixed_model
+from analysis.fitting.model_choice import Choice, choose
+from analysis.fitting.noise import LackOfFit, Noise, lack_of_fit, seed_noise
 from analysis.savings import Saving, check_baseline, fit_free, places, token_savings
 from analysis.uncertainty import Draws, Method, averaged_bootstrap, bootstrap
 

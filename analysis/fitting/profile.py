@@ -2,9 +2,9 @@
 
 At each value of the quantity all coefficients are fitted anew; how much worse that is, over the
 noise, is the deviance, and the interval is where it stays below the square of Student's t. The
-noise is that of the mixed model (`analysis.mixed`) at its posterior means, so points of one run
-count as the few they are. It needs no resamples, and shows what draws cannot: a side on which the
-likelihood never falls, so that nothing bounds the quantity.
+noise is that of the mixed model (`analysis.fitting.mixed`) at its posterior means, so points of
+one run count as the few they are. It needs no resamples, and shows what draws cannot: a side on
+which the likelihood never falls, so that nothing bounds the quantity.
 """
 
 from collections.abc import Callable
@@ -15,9 +15,9 @@ from scipy.optimize import least_squares
 from scipy.stats import t as student
 
 from analysis.fit import Fit
+from analysis.fitting.mixed import mixed_model
+from analysis.fitting.noise import cluster_ids, hat_matrix, noise_components
 from analysis.laws import Array, Chinchilla
-from analysis.mixed import mixed_model
-from analysis.noise import cluster_ids, hat_matrix, noise_components
 
 Quantity = Callable[[dict[str, Chinchilla]], float]
 # Standard errors from the estimate at which the profile is traced, and where it is given up.

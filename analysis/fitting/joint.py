@@ -13,9 +13,9 @@ import pandas as pd
 
 from ablations.records import SettingError
 from analysis.fit import MODELS, Fit, Model, fit, refit
+from analysis.fitting.model_choice import aicc, bic, model_weights, run_to_point, standardised
+from analysis.fitting.noise import cluster_ids, hat_matrix, noise_components
 from analysis.laws import Array
-from analysis.model_choice import aicc, bic, model_weights, run_to_point, standardised
-from analysis.noise import cluster_ids, hat_matrix, noise_components
 
 # Resamples fitted at a time: bounds the memory of the grid stage.
 BATCH = 250

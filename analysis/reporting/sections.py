@@ -8,16 +8,17 @@ from typing import Any
 
 import pandas as pd
 
-from analysis import results, tables
-from analysis.answer import answers, caveats, lacking_words
-from analysis.checklist import checklist
+from analysis import tables
 from analysis.compare import Comparison, control_table
-from analysis.document import Block, Bullets, Code, Figure, Heading, Table, Text
-from analysis.drawing import Gallery
+from analysis.figures.drawing import Gallery
 from analysis.figures.losses import domains
-from analysis.findings import Findings
 from analysis.fit import MODEL_WORDS
-from analysis.mixed import MixedModel
+from analysis.fitting.mixed import MixedModel
+from analysis.reporting import results
+from analysis.reporting.answer import answers, caveats, lacking_words
+from analysis.reporting.checklist import checklist
+from analysis.reporting.document import Block, Bullets, Code, Figure, Heading, Table, Text
+from analysis.reporting.findings import Findings
 from analysis.savings import matched_factor, seconds_per_token, time_ratio
 
 

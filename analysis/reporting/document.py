@@ -1,4 +1,4 @@
-"""A report as blocks, written as Markdown here and as a page in `analysis.page`.
+"""A report as blocks, written as Markdown here and as a page in `analysis.reporting.page`.
 
 Text in blocks is Markdown of one line: **bold**, `code`, [links](to).
 """
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import pandas as pd
 
 from analysis import tables
-from analysis.drawing import Shown
+from analysis.figures.drawing import Shown
 
 KINDS = ("pdf", "png", "svg", "csv", "json")
 

@@ -14,7 +14,8 @@ from pathlib import Path
 import pandas as pd
 
 from analysis import tables
-from analysis.document import (
+from analysis.figures.style import NOTE, NOTE_POINTS
+from analysis.reporting.document import (
     Block,
     Bullets,
     Code,
@@ -25,7 +26,6 @@ from analysis.document import (
     figure_files,
     links,
 )
-from analysis.style import NOTE, NOTE_POINTS
 
 HERE = Path(__file__).parent
 SVG = "http://www.w3.org/2000/svg"
