@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.precision import in_own_precision
+
 
 class RMSNorm(nn.Module):
     """x · weight / sqrt(mean(x²) + eps) over the last dimension, in float32."""
@@ -46,6 +48,7 @@ class _RMSNorm(torch.autograd.Function):
         return (normed * weight).to(x.dtype)
 
     @staticmethod
+    @in_own_precision
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
         normed, scale, weight = ctx.saved_tensors
         dy = grads[0].to(normed.dtype)
@@ -81,6 +84,7 @@ class _TokenLosses(torch.autograd.Function):
         return (log_partition - chosen).squeeze(-1), log_partition.square().squeeze(-1)
 
     @staticmethod
+    @in_own_precision
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
         x, head, targets, probabilities, log_partition = ctx.saved_tensors
         dnll, dz2 = (g.unsqueeze(-1) for g in grads)

@@ -9,9 +9,7 @@ Shapes: B batch, T time, H heads, D any width, C chunk length, N chunks of a str
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,20 +20,6 @@ CHUNK = {"cpu": 32, "cuda": 64}
 
 VALUES_IN_CACHE = 400_000
 """Elements of v in a stretch on a CPU: with all that is made of them, a few megabytes."""
-
-
-def in_own_precision(operator: Callable[..., Any]) -> Callable[..., Any]:
-    """The operator outside of any autocast around it: its inputs' dtypes are its contract, and
-    autocast would make bfloat16 of float32 states and solves."""
-
-    @functools.wraps(operator)
-    def outside(q: Tensor, *arguments: Any, **options: Any) -> Any:
-        if not torch.is_autocast_enabled(q.device.type):
-            return operator(q, *arguments, **options)
-        with torch.autocast(q.device.type, enabled=False):
-            return operator(q, *arguments, **options)
-
-    return outside
 
 
 def chunk_length(x: Tensor, chunk: int | None) -> int:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.ops.chunks import in_own_precision
+from models.precision import in_own_precision
 
 CHUNK = 64
 """fla's chunk length, the width of the triangular inverses it saves for the backward pass."""

@@ -25,13 +25,13 @@ from models.ops.chunks import (
     decays,
     document_begins,
     dot,
-    in_own_precision,
     into_time,
     row_less_column_sums,
     rows_by_document,
     stretches,
     sum_to_end,
 )
+from models.precision import in_own_precision
 
 
 @in_own_precision
@@ -158,6 +158,7 @@ class _Chunked(torch.autograd.Function):
         return o, S.clone().view(initial_state.shape)
 
     @staticmethod
+    @in_own_precision
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, g, beta, *saved = ctx.saved_tensors
         C = ctx.C

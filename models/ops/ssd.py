@@ -24,13 +24,13 @@ from models.ops.chunks import (
     decays,
     document_begins,
     dot,
-    in_own_precision,
     into_time,
     row_less_column_sums,
     rows_by_document,
     stretches,
     sum_to_end,
 )
+from models.precision import in_own_precision
 
 
 @in_own_precision
@@ -134,6 +134,7 @@ class _Chunked(torch.autograd.Function):
         return o, _heads(S, R).reshape(initial_state.shape)
 
     @staticmethod
+    @in_own_precision
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, g, *saved = ctx.saved_tensors
         C, G, H = ctx.C, q.shape[2], v.shape[2]

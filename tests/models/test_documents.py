@@ -85,6 +85,28 @@ def test_documents_survive_compilation():
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("recompute", [False, True])
+def test_compiled_blocks_in_bfloat16_have_the_gradients_of_eager_ones(recompute):
+    """As on a GPU: a compiled block's backward pass is traced under the autocast of its forward."""
+    three = Mix("three", ("gdn", "mamba2", "attn"))
+    model = spread(build(three, size=Blueprint("three", 32, 3, 2, 48)))
+    model.recompute = recompute
+    tokens, _ = packed()
+
+    def gradients():
+        with torch.autocast("cpu", torch.bfloat16):
+            nll, _ = model.losses(tokens[:, :-1], tokens[:, 1:], None)
+        return torch.autograd.grad(nll.mean(), list(model.parameters()))
+
+    expected = gradients()
+    for block in model.blocks:
+        block.compile(dynamic=False, fullgraph=True, backend="aot_eager")
+    for a, e in zip(gradients(), expected, strict=True):
+        assert a.dtype == torch.float32
+        assert (a - e).norm() <= 2e-3 * e.norm()
+
+
 def test_one_document_a_row_changes_nothing():
     model = spread(build(TRANSFORMER))
     tokens, _ = packed()
