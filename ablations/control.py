@@ -19,7 +19,7 @@ BY_SIZE = ("size", "recipe", "corpus", "data.name")
 """What a size decides by rule; all are one inside a size."""
 BY_CORPUS = ("corpus", "data.name")
 """One for all sizes that are named for the same corpus (`size.corpus`)."""
-FREE = ("sweep", "resources", "logging", "data.path", "corpus.name")
+FREE = ("sweep", "evaluation", "resources", "logging", "data.path", "corpus.name")
 """No part of what a run computes."""
 SET = ("data", "mix", "protocol", "seed", "size", "train")
 """What a user sets of what a run computes."""

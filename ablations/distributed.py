@@ -159,7 +159,8 @@ class Parallel:
             for block in model.blocks:
                 fully_shard(block, mesh=mesh)
             fully_shard(model, mesh=mesh)
-            register_fsdp_forward_method(model, "losses")
+            for method in ("losses", "choices"):
+                register_fsdp_forward_method(model, method)
             self._forward = model.losses
 
     def losses(self, *arguments: Any, last: bool = True) -> tuple[Tensor, Tensor]:

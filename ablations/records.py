@@ -6,6 +6,7 @@
       status.json      queued | running | preempted | failed | done, step, tokens, heartbeat, error
       metrics.jsonl    a row a logged step; the only place where measured time is written
       points.jsonl     a row an evaluated checkpoint; the same bits from the same command
+      probes.jsonl     where asked for, a row an evaluated checkpoint, probe and length
       checkpoints/     written beside, synced, then renamed into place
       log.txt          what the run said
 
@@ -124,7 +125,7 @@ class RunDirectory:
             return {}
 
     def append(self, file: str, row: dict[str, Any]) -> None:
-        """Append one row to `metrics.jsonl` or `points.jsonl`, synced before it returns."""
+        """Append one row to a `.jsonl` file, synced before it returns."""
         path = self.path / file
         self.path.mkdir(parents=True, exist_ok=True)
         with path.open("a+b") as handle:

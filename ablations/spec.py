@@ -2,8 +2,8 @@
 
 Hydra composes a nested dict; `resolve` turns it once into these dataclasses, refusing unknown
 keys and impossible values, and adds the model and the recipe that follow. Training reads nothing
-else. Identity is a hash of the spec less resources, logging and paths, so a repeated command finds
-what it did before.
+else. Identity is a hash of the spec less evaluation's probes, resources, logging and paths, so a
+repeated command finds what it did before.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ablations.data.source import CorpusSummary, required_path, summarize
+from ablations.evaluate import budget
+from ablations.evaluate.budget import EvaluationSettings
 from ablations.ladder import Recipe, plan_recipe
 from ablations.settings import from_dict, to_dict
 from models.config import Blueprint, Geometry, Mix, ModelConfig
@@ -172,6 +174,7 @@ class RunSpec:
     """None where the corpus is not there yet: such a spec can be planned, not run."""
     matched: str
     """What matching moved and what it left, in words."""
+    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
     resources: Resources = field(default_factory=Resources)
     logging: Logging = field(default_factory=Logging)
 
@@ -187,7 +190,7 @@ class RunSpec:
     def identity(self) -> str:
         """Eight hex digits over everything that decides the run's numbers."""
         content = to_dict(self)
-        for group in ("sweep", "resources", "logging"):
+        for group in ("sweep", "evaluation", "resources", "logging"):
             del content[group]
         # The corpus is known by its fingerprint, wherever it lies and whatever it is called.
         del content["data"]["path"], content["data"]["name"]
@@ -206,6 +209,7 @@ SETTINGS: dict[str, type] = {
     "protocol": ProtocolSettings,
     "data": DataSettings,
     "train": TrainSettings,
+    "evaluation": EvaluationSettings,
     "resources": Resources,
     "logging": Logging,
 }
@@ -214,7 +218,8 @@ SETTINGS: dict[str, type] = {
 def resolve(settings: dict[str, Any], *, plan_only: bool = False) -> RunSpec:
     """Settings as composed -> the frozen spec.
 
-    settings: `{sweep, seed, mix, size, protocol, data, train, resources, logging}`, plain values.
+    settings: `{sweep, seed, mix, size, protocol, data, train, evaluation, resources, logging}`,
+    plain values.
     With `plan_only` a corpus that is not there, and more epochs than allowed, are not refused.
     Raises SettingError, one sentence, on anything that cannot be run.
     """
@@ -222,7 +227,7 @@ def resolve(settings: dict[str, Any], *, plan_only: bool = False) -> RunSpec:
         if key not in (*SETTINGS, "sweep", "seed"):
             raise one_of("setting", key, (*SETTINGS, "sweep", "seed"))
     parts: dict[str, Any] = {
-        key: from_dict(cls, settings.get(key), key) for key, cls in SETTINGS.items()
+        key: from_dict(cls, settings.get(key, {}), key) for key, cls in SETTINGS.items()
     }
     sweep, seed = settings.get("sweep"), settings.get("seed")
     if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
@@ -286,9 +291,11 @@ def resolve(settings: dict[str, Any], *, plan_only: bool = False) -> RunSpec:
         recipe=recipe,
         corpus=corpus,
         matched=str(matched),
+        evaluation=parts["evaluation"],
         resources=parts["resources"],
         logging=parts["logging"],
     )
+    budget.check(spec.evaluation, spec.model, recipe.context, recipe.tokens, len(recipe.milestones))
     if not plan_only:
         _check_epochs(spec)
     return spec

@@ -28,7 +28,9 @@ from ablations.data.prepared import Corpus
 from ablations.data.source import open_corpus
 from ablations.devices import peak_flops
 from ablations.distributed import Parallel, World, choose_parallel, environment, joined
+from ablations.evaluate import budget
 from ablations.evaluate.loss import evaluate, held_out
+from ablations.evaluate.probes import Probes
 from ablations.hardware import (
     Hardware,
     arithmetic,
@@ -46,7 +48,7 @@ from models.language_model import LanguageModel
 from models.ops import backend
 
 HEARTBEAT_SECONDS = 1.0
-FILES = ("metrics.jsonl", "points.jsonl")
+FILES = ("metrics.jsonl", "points.jsonl", "probes.jsonl")
 
 
 class TrainingFailed(RuntimeError):
@@ -126,6 +128,7 @@ class Trainer:
             self.corpus, recipe.context, spec.data.eval_tokens, spec.data.eval_mode
         )
         self.separator = self.corpus.separator if spec.data.document_mask else None
+        self.probes = self._probes() if spec.evaluation.probes else None
         self.milestones = {m.step: m for m in recipe.milestones}
 
         self.model = LanguageModel(spec.model)
@@ -154,6 +157,17 @@ class Trainer:
         self.recent: list[float] = []
         """Seconds of the last steps, for the rate that is shown."""
         self.last_bpb: float | None = None
+
+    def _probes(self) -> Probes:
+        spec, recipe = self.spec, self.recipe
+        share = budget.share_of_run(
+            spec.evaluation, spec.model, recipe.context, recipe.tokens, len(recipe.milestones)
+        )
+        self.say(f"probes at every point: {100 * share:.2g} % of training's FLOPs")
+        return Probes(
+            spec.evaluation, self.corpus, recipe.context, device=self.device,
+            autocast=self.hardware.autocast, separator=self.separator, world=self.world,
+        )  # fmt: skip
 
     def run_to_end(self, stop: Callable[[], bool]) -> str:
         """Train until the last step, or until `stop` says so on any rank."""
@@ -305,6 +319,9 @@ class Trainer:
             f"point {chinchilla:g}x Chinchilla: {D:,} tokens, "
             f"loss {point['loss']:.4f}, {point['bpb']:.4f} bits per byte"
         )
+        if self.probes is not None:
+            for row in self.probes.measure(self.model):
+                self._record("probes.jsonl", {"step": progress.step, **row})
 
     def _record(self, file: str, row: dict[str, Any]) -> None:
         if not self.world.first:
@@ -319,6 +336,11 @@ class Trainer:
                 "eval/bpb": row["bpb"],
                 **{f"eval/{name}/bpb": sums["bpb"] for name, sums in row["domains"].items()},
             }
+        elif file == "probes.jsonl":
+            by_position = row["probe"] == "positions"
+            name = f"positions/{row['from']}" if by_position else f"{row['probe']}/{row['length']}"
+            value = row["bpb"] if by_position else row["accuracy"]
+            row = {"step": row["step"], f"probes/{name}": value}
         self.tracker.log(row)
 
     def _state(self) -> dict[str, Any]:

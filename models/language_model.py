@@ -149,6 +149,31 @@ class LanguageModel(nn.Module):
             nll, z2 = (torch.cat(part) for part in zip(*parts, strict=True))
         return nll.view(targets.shape), z2.view(targets.shape)
 
+    def choices(
+        self, tokens: Tensor, at: Tensor, candidates: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Predict tokens [B, T] at positions `at` [B, Q], of at least 1, from those before each.
+
+        Returns the nats of the token there, float32, and the likeliest id among `candidates` [c]
+        (None: the vocabulary), both [B, Q].
+        """
+        x = self.features(tokens)
+        x = x.gather(1, (at - 1).unsqueeze(-1).expand(-1, -1, x.shape[-1])).flatten(0, 1)
+        y = tokens.gather(1, at).flatten()
+        step = max(1, LOGITS_AT_ONCE // self.config.vocab_size)
+        nats, best = [], []
+        for xs, ys in zip(x.split(step), y.split(step), strict=True):
+            logits = self.head(xs).float()
+            nats.append(F.cross_entropy(logits, ys, reduction="none"))
+            if candidates is None:
+                best.append(logits.argmax(-1))
+                continue
+            # Logits in bf16 are often equal among few candidates.
+            with torch.autocast(xs.device.type, enabled=False):
+                few = xs.float() @ self.head.weight[candidates].float().mT
+            best.append(candidates[few.argmax(-1)])
+        return torch.cat(nats).view(at.shape), torch.cat(best).view(at.shape)
+
     @torch.no_grad()
     def initialize(self, seed: int) -> None:
         """Draw every parameter from its own stream: a function of seed and name alone."""

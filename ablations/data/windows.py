@@ -39,14 +39,15 @@ def held_out_rows(
     """
     if mode == "documents":
         return _whole_documents(domain, context, max_tokens)
-    rows, text_bytes = validation_windows(domain, context, max_tokens)
     starts = _window_starts(domain, context, max_tokens)
+    rows = cut(domain.tokens, starts, context + 1)
     positions = starts[:, None] + 1 + np.arange(context)
     owners = np.searchsorted(_ends(domain), positions, side="right")
     index = np.unique(owners, return_inverse=True)[1].reshape(owners.shape)
+    sizes = target_bytes(domain, rows, owners)
     # Sums under 2^53 are exact in float64.
-    by_document = np.bincount(index.ravel(), _target_bytes(domain, rows).ravel())
-    return HeldOut(rows, text_bytes, None, index, by_document.astype(np.int64))
+    by_document = np.bincount(index.ravel(), sizes.ravel()).astype(np.int64)
+    return HeldOut(rows, int(sizes.sum()), None, index, by_document)
 
 
 def validation_windows(
@@ -62,14 +63,19 @@ def validation_windows(
     Raises SettingError where the domain is shorter than one window, or where its corpus does not
     say how many bytes each token has.
     """
-    windows = cut(domain.tokens, _window_starts(domain, context, max_tokens), context + 1)
-    return windows, int(_target_bytes(domain, windows).sum())
+    held_out = held_out_rows(domain, context, max_tokens)
+    return held_out.windows, held_out.text_bytes
 
 
-def _target_bytes(domain: ValidationDomain, rows: np.ndarray) -> np.ndarray:
+def target_bytes(
+    domain: ValidationDomain, rows: np.ndarray, documents: np.ndarray | None = None
+) -> np.ndarray:
     """UTF-8 bytes of text that each target of rows [n, context + 1] stands for, int64.
 
-    A document's first token is one that follows a separator.
+    documents: of the domain, that each target is of, int64 [n, context]. A document's first token
+    is one that follows a separator. What its tokens count that its text does not have is taken off
+    there, so that a whole document has the bytes of its text; without `documents` this is what the
+    tokenizer sets before every text.
     """
     if domain.token_bytes is None:
         raise SettingError(
@@ -78,8 +84,26 @@ def _target_bytes(domain: ValidationDomain, rows: np.ndarray) -> np.ndarray:
             "file (uint16, the UTF-8 bytes of each token id)."
         )
     before, targets = rows[:, :-1], rows[:, 1:]
+    sizes = domain.token_bytes[targets].astype(np.int64)
     begins = (before == domain.separator) & (targets != domain.separator)
-    return domain.token_bytes[targets].astype(np.int64) - domain.prefix_bytes * begins
+    if domain.document_bytes is None or documents is None:
+        return sizes - domain.prefix_bytes * begins
+    sizes[begins] -= _excess(domain)[documents[begins]]
+    return sizes
+
+
+def _excess(domain: ValidationDomain) -> np.ndarray:
+    """Bytes that the tokens of each document count and its text does not have, int64."""
+    assert domain.token_bytes is not None
+    assert domain.document_bytes is not None
+    ends, counted, done, before = _ends(domain), [np.zeros(1, dtype=np.int64)], 0, 0
+    for piece in pieces(domain.tokens):
+        sums = np.cumsum(domain.token_bytes[piece], dtype=np.int64) + before
+        inside = ends[(ends > done) & (ends <= done + len(piece))] - done
+        counted.append(sums[inside - 1])
+        done, before = done + len(piece), int(sums[-1])
+    texts = np.concatenate([np.asarray(part) for part in pieces(domain.document_bytes)])
+    return np.diff(np.concatenate(counted)) - texts.astype(np.int64)
 
 
 def _window_starts(domain: ValidationDomain, context: int, max_tokens: int | None) -> np.ndarray:
@@ -103,7 +127,8 @@ def _whole_documents(domain: ValidationDomain, context: int, max_tokens: int | N
     ends = _ends(domain)
     starts = np.concatenate([[0], ends[:-1]])
     # A separator alone is no document: llm.c's files begin with one.
-    starts, ends = starts[ends - starts > 1], ends[ends - starts > 1]
+    (numbers,) = np.nonzero(ends - starts > 1)
+    starts, ends = starts[numbers], ends[numbers]
     if not len(ends):
         raise SettingError(
             f"data.eval_mode=documents: validation domain {domain.name} has no document that ends "
@@ -112,7 +137,7 @@ def _whole_documents(domain: ValidationDomain, context: int, max_tokens: int | N
     if max_tokens is not None and (mean := float((ends - starts).mean())) * len(ends) > max_tokens:
         kept = max(1, int(max_tokens / mean))
         chosen = np.arange(kept) * len(ends) // kept
-        starts, ends = starts[chosen], ends[chosen]
+        numbers, starts, ends = numbers[chosen], starts[chosen], ends[chosen]
     rows, lengths, owners = [], [], []
     for document, (start, end) in enumerate(zip(starts.tolist(), ends.tolist(), strict=True)):
         text = cut(domain.tokens, np.array([start]), end - start)[0]
@@ -130,7 +155,7 @@ def _whole_documents(domain: ValidationDomain, context: int, max_tokens: int | N
     documents = np.repeat(np.array(owners)[order, None], context, axis=1)
     counts = np.array(lengths)[order]
     valid = np.arange(context) < counts[:, None]
-    sizes = _target_bytes(domain, windows)
+    sizes = target_bytes(domain, windows, numbers[documents])
     text_bytes = np.bincount(documents[valid], sizes[valid], len(ends)).astype(np.int64)
     return HeldOut(windows, int(text_bytes.sum()), counts, documents, text_bytes)
 

@@ -22,7 +22,7 @@ from ablations.distributed import World
 from models.documents import Documents
 from models.language_model import LanguageModel
 
-__all__ = ["HeldOut", "document_bootstrap", "evaluate", "held_out"]
+__all__ = ["HeldOut", "document_bootstrap", "evaluate", "held_out", "of_mean"]
 
 ALONE = World()
 RESAMPLES = 400  # a standard error known to 1 part in sqrt(2 * 400), 3.5 %
@@ -120,8 +120,8 @@ def evaluate(
         "loss": sum(r["loss"] for r in results.values()) / len(results),
         "bpb": sum(r["bpb"] for r in results.values()) / len(results),
         # Domains hold different documents, so their errors are independent.
-        "loss_se": _of_mean([r["loss_se"] for r in results.values()]),
-        "bpb_se": _of_mean([r["bpb_se"] for r in results.values()]),
+        "loss_se": of_mean([r["loss_se"] for r in results.values()]),
+        "bpb_se": of_mean([r["bpb_se"] for r in results.values()]),
         "domains": results,
     }
 
@@ -144,7 +144,8 @@ def document_bootstrap(numerators: np.ndarray, denominators: np.ndarray) -> floa
     return float(np.std(ratios, ddof=1)) if len(ratios) > 1 else None
 
 
-def _of_mean(errors: list[float | None]) -> float | None:
+def of_mean(errors: list[float | None]) -> float | None:
+    """Standard error of a mean of independent means; None where one of theirs is."""
     known = [error for error in errors if error is not None]
     if len(known) < len(errors):
         return None

@@ -25,6 +25,7 @@ def settings(mix="transformer", size="50k", seed=0, **changes):
         "protocol": read("protocol", "controlled"),
         "data": {"name": "auto", "path": None, "eval_tokens": 2048},
         "train": read("train", "adamw"),
+        "evaluation": {},
         "resources": {"threads": 1, "device": "cpu"},
         "logging": {"log_every": 1, "checkpoint_every": 3},
     }  # fmt: skip

@@ -36,7 +36,12 @@ def ranks(run, n=2):
 
 
 # 50k: 20 steps of 4 sequences; points at 7, 14 and 20.
-BUDGET = {"protocol__chinchilla": [0.0018, 0.0036, 0.00515]}
+BUDGET = {
+    "protocol__chinchilla": [0.0018, 0.0036, 0.00515],
+    # Five examples: some ranks have one, or none, and compute another for nothing.
+    "evaluation__probes": ["copy", "repeat", "positions"], "evaluation__examples": 5,
+    "evaluation__lengths": [64], "evaluation__max_share": 100.0,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +74,12 @@ def test_ranks_give_the_losses_of_one(make_run, alone, how, n):
     for a, b in zip(run.rows("points.jsonl"), alone.rows("points.jsonl"), strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
         assert a["data_hash"] == b["data_hash"]
+    ours, theirs = (list(r.rows("probes.jsonl")) for r in (run, alone))
+    assert len(ours) == len(theirs) == 3 * (2 + 4)
+    for a, b in zip(ours, theirs, strict=True):
+        assert (a["probe"], a.get("digest")) == (b["probe"], b.get("digest"))
+        for name in ("nats", "nats_se", "first_nats") if "nats" in a else ("loss", "bpb"):
+            assert a[name] == pytest.approx(b[name], rel=1e-4)
     assert run.read_manifest()["device"]["count"] == n
     assert run.read_manifest()["parallel"] == how
 

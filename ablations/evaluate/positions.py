@@ -1,0 +1,119 @@
+"""Loss by position in windows longer than the training context, on held-out text.
+
+A model that uses what lies far back predicts late tokens better than early ones; one that cannot
+go beyond its training context shows where it ends. Every position is averaged over windows that
+begin anywhere in the text.
+"""
+
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+
+from ablations.data.prepared import Corpus
+from ablations.data.windows import target_bytes, validation_windows
+from ablations.distributed import World
+from ablations.evaluate.loss import document_bootstrap, of_mean
+from ablations.evaluate.tasks import digest
+from models.documents import Documents
+from models.language_model import LanguageModel
+
+FIRST_BUCKET = 1 / 8
+"""Of the training context; each bucket after it is as long as all before it."""
+
+
+def edges(window: int, context: int) -> list[int]:
+    """Where buckets of positions begin and end: 0, an eighth of the context, and its doubles."""
+    found = [0]
+    edge = max(1, int(context * FIRST_BUCKET))
+    while edge < window:
+        found.append(edge)
+        edge *= 2
+    return [*found, window]
+
+
+@torch.no_grad()
+def by_position(
+    model: LanguageModel,
+    corpus: Corpus,
+    window: int,
+    context: int,
+    count: int,
+    *,
+    device: torch.device,
+    autocast: Callable[[], AbstractContextManager[Any]],
+    separator: int | None,
+    world: World,
+    batch_tokens: int,
+) -> list[dict[str, Any]]:
+    """A row a bucket of positions of `window` predictions: means over domains, unweighted.
+
+    count: windows in all, shared by the domains, at least one each. Returns {"from", "to":
+    predictions before and up to the bucket's end, "predictions", "loss": nats per token, "bpb",
+    "loss_se", "bpb_se": by a bootstrap over windows, None where a domain has one alone; "digest":
+    of the windows}.
+    """
+    limits = edges(window, context)
+    each = max(1, count // len(corpus.validation))
+    measured, asked = [], []
+    for domain in corpus.validation.values():
+        rows, _ = validation_windows(domain, window, each * window)
+        asked.append(rows)
+        nats = _nats(model, rows, limits, device, autocast, separator, world, batch_tokens)
+        sizes = np.add.reduceat(target_bytes(domain, rows), limits[:-1], axis=1)
+        measured.append((nats, sizes))
+    found = []
+    for place, (begin, end) in enumerate(pairwise(limits)):
+        losses, bpbs, loss_errors, bpb_errors = [], [], [], []
+        for nats, sizes in measured:
+            bits, counts = nats[:, place] / math.log(2), np.full(len(nats), end - begin)
+            losses.append(float(nats[:, place].sum() / counts.sum()))
+            bpbs.append(float(bits.sum() / sizes[:, place].sum()))
+            loss_errors.append(document_bootstrap(nats[:, place], counts))
+            bpb_errors.append(document_bootstrap(bits, sizes[:, place]))
+        found.append(
+            {
+                "from": begin,
+                "to": end,
+                "predictions": (end - begin) * sum(len(nats) for nats, _ in measured),
+                "loss": sum(losses) / len(losses),
+                "loss_se": of_mean(loss_errors),
+                "bpb": sum(bpbs) / len(bpbs),
+                "bpb_se": of_mean(bpb_errors),
+                "digest": digest(*asked),
+            }
+        )
+    return found
+
+
+def _nats(
+    model: LanguageModel,
+    rows: np.ndarray,
+    limits: list[int],
+    device: torch.device,
+    autocast: Callable[[], AbstractContextManager[Any]],
+    separator: int | None,
+    world: World,
+    batch_tokens: int,
+) -> np.ndarray:
+    """Sums of nats by window and bucket, [windows, buckets]."""
+    n, T = rows[:, 1:].shape
+    sums = torch.zeros(n, len(limits) - 1, dtype=torch.float64, device=device)
+    at_once = max(1, batch_tokens // T)
+    for start in range(0, n, at_once * world.size):
+        mine = slice(start + world.rank * at_once, start + (world.rank + 1) * at_once)
+        empty = mine.start >= n
+        windows = torch.from_numpy(rows[:1] if empty else rows[mine]).to(device)
+        inputs, targets = windows[:, :-1], windows[:, 1:]
+        documents = None if separator is None else Documents.after(separator, inputs)
+        with autocast():
+            nll, _ = model.losses(inputs, targets, documents)
+        if empty:
+            continue
+        for place, (begin, end) in enumerate(pairwise(limits)):
+            sums[mine, place] = nll[:, begin:end].double().sum(1)
+    return world.sum(sums).cpu().numpy()
