@@ -1,7 +1,7 @@
 """Are the data ever what one waits for? Three measures, each a ratio or a bound, in one run.
 
     python benchmarks/data.py [prepare] [serve] [start] [processes=2] [megabytes=36] [gigabytes=1]
-        [repeats=1]
+        [repeats=1] [tokenizer=byte_level]
 
 prepare: JSON lines to token files with a 32,000-token BPE tokenizer, beside nanoGPT's way (its
 prepare.py: `datasets.map` with one text a call at the same number of processes, then a memmap
@@ -49,16 +49,19 @@ def main(arguments: list[str]) -> None:
     with tempfile.TemporaryDirectory(prefix="archladder-data-") as name:
         folder = Path(name)
         if "prepare" in wanted:
-            measure_prepare(folder, processes, float(settings.get("megabytes", 36)), repeats)
+            train = TRAINERS[settings.get("tokenizer", "byte_level")]
+            megabytes = float(settings.get("megabytes", 36))
+            measure_prepare(folder, processes, megabytes, repeats, train(folder))
         if "serve" in wanted:
             measure_serve(folder, processes, float(settings.get("gigabytes", 1)), repeats)
         if "start" in wanted:
             measure_start(folder)
 
 
-def measure_prepare(folder: Path, processes: int, megabytes: float, repeats: int) -> None:
+def measure_prepare(
+    folder: Path, processes: int, megabytes: float, repeats: int, tokenizer: Path
+) -> None:
     source, size = write_source(folder, megabytes)
-    tokenizer = train_tokenizer(folder)
     ours, theirs = [], []
     for turn in range(repeats):
         out = folder / f"ours-{turn}"
@@ -241,11 +244,14 @@ def write_source(folder: Path, megabytes: float) -> tuple[Path, int]:
     return path, size
 
 
-def train_tokenizer(folder: Path) -> Path:
+def sample() -> list[str]:
+    domains = embedded_manifest()["sources"].values()
+    return [d.decode() for source in domains for d in read_documents(source)[::5]]
+
+
+def train_byte_level(folder: Path) -> Path:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-    domains = embedded_manifest()["sources"].values()
-    documents = [d.decode() for source in domains for d in read_documents(source)[::5]]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -255,10 +261,41 @@ def train_tokenizer(folder: Path) -> Path:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(documents, trainer)
+    tokenizer.train_from_iterator(sample(), trainer)
     path = folder / "tokenizer.json"
     tokenizer.save(str(path))
     return path
+
+
+def train_sentencepiece(folder: Path) -> Path:
+    """As Llama 2's: SentencePiece trains on words and runs of spaces, and encodes whole texts."""
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, trainers
+    from tokenizers import pre_tokenizers as pre
+
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True))
+    words = pre.Split(Regex(" +[^ \\n]*|[^ \\n]+|\\n+"), "isolated")
+    tokenizer.pre_tokenizer = pre.Sequence(
+        [words, pre.Metaspace(prepend_scheme="never", split=False)]
+    )
+    special = ["<unk>", END]
+    fallback = [f"<0x{byte:02X}>" for byte in range(256)]
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY, special_tokens=[*special, *fallback], show_progress=False
+    )
+    tokenizer.train_from_iterator(sample(), trainer)
+    spaces = [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    tokenizer.normalizer = normalizers.Sequence(spaces)
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback()])
+    described = json.loads(tokenizer.to_str())
+    described["pre_tokenizer"] = None
+    described["added_tokens"] = described["added_tokens"][: len(special)]
+    described["model"]["byte_fallback"] = True
+    path = folder / "tokenizer.json"
+    path.write_text(json.dumps(described))
+    return path
+
+
+TRAINERS = {"byte_level": train_byte_level, "sentencepiece": train_sentencepiece}
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """python -m ablations.data: make a corpus to train on, or name token files that are there."""
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -8,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from ablations.data.adopt import adopt, with_separator
+from ablations.data.adopt import adopt
 from ablations.data.documents import SUFFIXES
 from ablations.data.hub import FORM
 from ablations.data.manifest import read_manifest
@@ -92,7 +93,9 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
-        print(f"error: {error.strerror or error}{where}", file=sys.stderr)
+        full = error.errno == errno.ENOSPC or "disk is full" in str(error)
+        then = "; make room, and the same command goes on from here" if full else ""
+        print(f"error: {error.strerror or error}{where}{then}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
@@ -171,7 +174,7 @@ def _prepare(settings: dict[str, str]) -> None:
             vocab_size=_number(settings, "vocab_size", None, 2),
         ),
         out=folder,
-        name=settings.get("name", folder.name),
+        name=settings.get("name", folder.resolve().name),
         validation=_domains(settings),
         text=settings.get("text", "text"),
         validation_fraction=_number(settings, "validation_fraction", 0.005, 0),
@@ -214,16 +217,15 @@ def _adopt(settings: dict[str, str]) -> None:
     folder = Path(out).expanduser()
     size = _number(settings, "vocab_size", None, 2)
     separator = settings.get("separator")
-    if separator is not None and separator.isdigit():
-        loaded = with_separator(load_tokenizer(tokenizer, vocab_size=size), int(separator))
-    else:
-        loaded = load_tokenizer(tokenizer, separator=separator, vocab_size=size)
+    # An id of files that are there need not be a special token.
+    ending = int(separator) if separator and separator.isdecimal() else separator
+    loaded = load_tokenizer(tokenizer, separator=ending, vocab_size=size)
     corpus = adopt(
         train=train,
         validation=_domains(settings),
         tokenizer=loaded,
         out=folder,
-        name=settings.get("name", folder.name),
+        name=settings.get("name", folder.resolve().name),
         dtype=settings.get("dtype"),
         format=settings.get("format", "auto"),
         how=settings.get("checksum", "full"),

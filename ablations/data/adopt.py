@@ -11,7 +11,7 @@ Formats, each told by the file itself:
 import glob
 import struct
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -331,14 +331,3 @@ def _check_documents(stream: str, file: TokenFile, tokenizer: TokenizerFile) -> 
             f"{int(tokens[ends[wrong[0]] - 1])}, not with the separator {tokenizer.separator}; "
             "valid: separator=TOKEN, the one that preprocess_data.py --append-eod wrote."
         )
-
-
-def with_separator(tokenizer: TokenizerFile, separator: int) -> TokenizerFile:
-    """The tokenizer with a separator that need not be one of its special tokens."""
-    if not 0 <= separator < tokenizer.vocab_size:
-        raise SettingError(
-            f"separator={separator} must be a token id, 0 to {tokenizer.vocab_size - 1}."
-        )
-    sizes = tokenizer.token_bytes.copy()
-    sizes[separator] = 0
-    return replace(tokenizer, separator=separator, token_bytes=sizes)

@@ -3,10 +3,12 @@
 No more than a few blocks are in memory, whatever the corpus.
 """
 
+import codecs
 import glob
 import gzip
 import io
 import json
+import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,7 +53,7 @@ def list_files(setting: str, source: str) -> list[Path | HubSplit]:
             )
         found = [
             p
-            for p in path.rglob("*")
+            for p in _below(setting, path)
             if p.is_file() and p.name.endswith(SUFFIXES) and p.name not in BESIDE_ARROW
         ]
     else:
@@ -69,6 +71,19 @@ def list_files(setting: str, source: str) -> list[Path | HubSplit]:
             f"that end in {', '.join(SUFFIXES)}."
         )
     return [*sorted(found, key=lambda p: p.as_posix())]
+
+
+def _below(setting: str, folder: Path) -> Iterator[Path]:
+    """All files below a folder; one that cannot be looked into is not left out in silence."""
+
+    def refuse(error: OSError) -> None:
+        raise SettingError(
+            f"{setting}: {error.filename} cannot be read ({error.strerror}); valid: folders that "
+            "may be, or a pattern that leaves it out."
+        )
+
+    for place, _, names in os.walk(folder, onerror=refuse):
+        yield from (Path(place, name) for name in names)
 
 
 def stamp(file: Path | HubSplit) -> list[Any]:
@@ -112,15 +127,16 @@ def parse_lines(payload: bytes, text: str) -> Iterator[tuple[int, str | None, st
         if not line.strip():
             continue
         try:
-            content = json.loads(line.decode())
+            content = json.loads(line.removeprefix(codecs.BOM_UTF8).decode())
         except UnicodeDecodeError:
             yield number, None, "not UTF-8"
             continue
         except (ValueError, RecursionError):
             yield number, None, "not JSON"
             continue
-        document = content.get(text) if isinstance(content, dict) else None
-        if not isinstance(document, str):
+        if not isinstance(content, dict):
+            yield number, None, "JSON, but not an object with fields"
+        elif not isinstance(document := content.get(text), str):
             yield number, None, f"no text in field {text}"
         else:
             yield number, *_utf8(document)

@@ -1,11 +1,13 @@
 """Text to token ids, several times as fast as the tokenizer alone.
 
 The regular expressions before byte-level BPE never let a token reach over certain places, such as
-from an ASCII letter into a space. Text may be cut there, and each piece looked up where it was seen
-before: the ids are those of the tokenizer on the whole text. The first documents of every block are
-encoded both ways, and a difference stops the preparation.
+from an ASCII letter into a space, nor do SentencePiece's merges (`sentencepiece`). Text may be cut
+there, and each piece looked up where it was seen before: the ids are those of the tokenizer on the
+whole text. The first documents of every block are encoded both ways, and a difference stops the
+preparation.
 """
 
+import json
 import re
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
@@ -13,7 +15,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ablations.data.tokenizer import TokenizerFile, parse_tokenizer
+from ablations.data.sentencepiece import pieces
+from ablations.data.tokenizer import SENTENCEPIECE, TokenizerFile, parse_tokenizer
 
 OTHER, LETTER, DIGIT, MARK, SPACE, NEWLINE = range(6)
 LONGEST_REMEMBERED = 32  # bytes; longer pieces hardly come again
@@ -40,10 +43,15 @@ def build_encoder(tokenizer: TokenizerFile) -> Encoder:
     plain = _Plain(parsed, tokenizer.dtype)
     if tokenizer.family is None:
         return plain
+    if tokenizer.family == SENTENCEPIECE:
+        found = pieces(json.loads(parsed.to_str()))
+        assert found is not None
+        bare = parse_tokenizer(tokenizer.name, json.dumps(found.described).encode())
+        return _Remembering(plain, _Plain(bare, tokenizer.dtype), tokenizer, found, found.whole)
     spelled = _spelled(parsed, tokenizer.family)
     if len(spelled) > MOST_SPELLED:
         return plain
-    return _Remembering(plain, tokenizer, spelled)
+    return _Remembering(plain, plain, tokenizer, _ByteLevel(tokenizer.family), spelled)
 
 
 def cuts(data: bytes, family: str) -> np.ndarray:
@@ -78,6 +86,37 @@ def _kinds(uncut: bytes = b"") -> np.ndarray:
 _KINDS = {"gpt2": _kinds(), "cl100k": _kinds(), "o200k": _kinds(uncut=b"'/")}
 
 
+class _Cutter(Protocol):
+    """Where the texts of a kind of tokenizer may be cut, and which pieces may stand together."""
+
+    def begun(self, text: str) -> bytes:
+        """UTF-8 of a text with what the tokenizer sets before it."""
+
+    def cuts(self, data: bytes) -> np.ndarray:
+        """Places in UTF-8 text that no token reaches over, int64, none before the first byte."""
+
+    def joinable(self, piece: bytes) -> bytes | None:
+        """A piece as it may follow others in one text, None where it may not."""
+
+
+class _ByteLevel:
+    def __init__(self, family: str) -> None:
+        self._family = family
+
+    def begun(self, text: str) -> bytes:
+        return text.encode()
+
+    def cuts(self, data: bytes) -> np.ndarray:
+        return cuts(data, self._family)
+
+    def joinable(self, piece: bytes) -> bytes | None:
+        """After a letter or digit white space and most marks are a safe cut, and so are both sides
+        of a newline before anything else."""
+        if not JOINABLE.fullmatch(piece):
+            return None
+        return b"\n" + piece if GLUED.match(piece) else piece
+
+
 class _Bytes:
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         return [np.frombuffer(text.encode(), dtype=np.uint8) for text in texts]
@@ -97,9 +136,18 @@ class _Plain:
 class _Remembering:
     """Ids of pieces between safe cuts, remembered as bytes."""
 
-    def __init__(self, plain: _Plain, tokenizer: TokenizerFile, spelled: Sequence[str]) -> None:
-        self._plain, self._dtype, self._spelled = plain, tokenizer.dtype, spelled
-        self._token_bytes, self._family = tokenizer.token_bytes, tokenizer.family or ""
+    def __init__(
+        self,
+        plain: _Plain,
+        bare: _Plain,
+        tokenizer: TokenizerFile,
+        cutter: _Cutter,
+        spelled: Sequence[str],
+    ) -> None:
+        """bare: the tokenizer of pieces, which sets nothing before them; spelled: what no text that
+        is cut may hold."""
+        self._plain, self._bare, self._cutter, self._spelled = plain, bare, cutter, spelled
+        self._dtype, self._token_bytes = tokenizer.dtype, tokenizer.token_bytes
         # Two generations, so that what is met often outlasts what was met once.
         self._young: dict[bytes, bytes] = {}
         self._old: dict[bytes, bytes] = {}
@@ -114,14 +162,14 @@ class _Remembering:
         return self._plain.encode([text]) if spells else self._together([text])
 
     def _together(self, texts: Sequence[str]) -> list[np.ndarray]:
-        encoded = [text.encode() for text in texts]
+        encoded = [self._cutter.begun(text) for text in texts]
         data = b"".join(encoded)
         if not data:
             return [np.empty(0, dtype=self._dtype) for _ in texts]
         # The rules hold across the border of two texts too: it is a cut in any case.
         borders = np.cumsum([0, *map(len, encoded)])
         is_cut = np.zeros(len(data) + 1, dtype=bool)
-        is_cut[cuts(data, self._family)] = is_cut[borders] = True
+        is_cut[self._cutter.cuts(data)] = is_cut[borders] = True
         at = np.flatnonzero(is_cut)
         places = at.tolist()
         pieces = [data[a:b] for a, b in pairwise(places)]
@@ -155,27 +203,27 @@ class _Remembering:
         return found  # type: ignore[return-value]
 
     def _tokenize(self, new: list[bytes]) -> Iterator[tuple[bytes, bytes]]:
-        """Ids of pieces not met before; those that end in a letter or digit many at a time.
+        """Ids of pieces not met before, many of them as one text where they can stand together.
 
-        A text costs several times what its few letters do. After such a piece white space and most
-        marks are a safe cut, and so are both sides of a newline before anything else. Tokens add up
-        to their text, so that it is known where each piece's begin.
+        A text costs several times what its few letters do. Tokens add up to their text, so that it
+        is known where each piece's begin.
         """
-        groups: list[list[bytes]] = []
+        groups: list[list[tuple[bytes, bytes]]] = []
         left: list[bytes] = []
         size = JOINED_BYTES
         for piece in new:
-            if not JOINABLE.fullmatch(piece):
+            part = self._cutter.joinable(piece)
+            if part is None:
                 left.append(piece)
                 continue
             if size >= JOINED_BYTES:
                 groups.append([])
                 size = 0
-            groups[-1].append(piece)
-            size += len(piece)
-        glued = [[b"\n" + p if GLUED.match(p) else p for p in group] for group in groups]
-        texts = [b"".join(group).decode() for group in glued]
-        for group, parts, ids in zip(groups, glued, self._plain.encode(texts), strict=True):
+            groups[-1].append((piece, part))
+            size += len(part)
+        texts = [b"".join(part for _, part in group).decode() for group in groups]
+        for joined, ids in zip(groups, self._bare.encode(texts), strict=True):
+            group, parts = zip(*joined, strict=True)
             token_ends = np.cumsum(self._token_bytes[ids], dtype=np.int64)
             ends = np.cumsum([len(part) for part in parts], dtype=np.int64)
             starts = ends - [len(piece) for piece in group]
@@ -194,8 +242,8 @@ class _Remembering:
                 group, (first * item).tolist(), ((last + 1) * item).tolist(), strict=True
             ):
                 yield piece, raw[a:b]
-        plain = self._plain.encode([piece.decode() for piece in left])
-        yield from ((piece, ids.tobytes()) for piece, ids in zip(left, plain, strict=True))
+        alone = self._bare.encode([piece.decode() for piece in left])
+        yield from ((piece, ids.tobytes()) for piece, ids in zip(left, alone, strict=True))
 
     def _check(
         self, texts: Sequence[str], encoded: Sequence[bytes], found: Sequence[np.ndarray]

@@ -16,6 +16,7 @@ from ablations.data.blocks import BLOCK_ROWS, Block, texts_of
 from models.errors import SettingError
 
 PREFIX = "hf:"
+MOST_SAID = 400  # characters of another program's error
 FORM = "hf:OWNER/NAME[@REVISION][:CONFIG[:SPLIT]]"
 
 
@@ -30,21 +31,28 @@ class HubSplit:
     rows: int
     version: str
     """Commit on the hub, or a hash over the files of a folder, their sizes and times."""
-    dataset: Any = field(repr=False, compare=False)
-    """A `datasets.IterableDataset`."""
+    split: str
+    builder: Any = field(repr=False, compare=False)
+    """A `datasets.DatasetBuilder`."""
 
     def __str__(self) -> str:
         return self.name
 
     def blocks(self, file: int, position: Any, record: int, text: str) -> Iterator[Block]:
         """Blocks of the column `text` from the position of one on, 0 at the start."""
-        names = self.dataset.column_names or list(self._next(iter(self.dataset)) or {})
+        opened = self.builder.as_streaming_dataset(split=self.split)
+        names = opened.column_names or list(self._next(iter(opened)) or {})
         if names and text not in names:
             raise SettingError(
                 f"source: {self} has no column {text}; valid: text=NAME with one of "
                 f"{', '.join(names)}."
             )
-        dataset = self.dataset.select_columns([text]).with_format("arrow")
+        config = self.builder.config
+        if hasattr(config, "columns") and hasattr(config, "batch_size"):
+            # Of Parquet: else whole row groups, of all columns, would be in memory.
+            config.columns, config.batch_size = [text], BLOCK_ROWS
+            opened = self.builder.as_streaming_dataset(split=self.split)
+        dataset = opened.select_columns([text]).with_format("arrow")
         # The stream's own state before a table, and how many of the table's rows are done.
         state, done = position or (None, 0)
         if state:
@@ -63,10 +71,10 @@ class HubSplit:
         try:
             return next(tables, None)
         except Exception as error:  # the network's, the files' and the library's own
-            raise SettingError(
-                f"source: {self} cannot be read on ({_first_line(error)}); the same command goes "
-                "on where it was."
-            ) from None
+            why = _known(error) or (
+                f"cannot be read on ({_said(error)}); the same command goes on where it was."
+            )
+            raise SettingError(f"source: {self} {why}") from None
 
 
 def open_hub(setting: str, source: str) -> HubSplit:
@@ -85,36 +93,75 @@ def open_hub(setting: str, source: str) -> HubSplit:
         raise SettingError(f"{setting}={source} is no dataset; valid: {FORM}, or {PREFIX}FOLDER.")
     config, split = (*choices, "", "")[:2]
     split = split or "train"
-    local = place.startswith((".", "/", "~"))
+    place, _, wanted = place.partition("@")
+    revision = None
     try:
-        if local:
-            place, version = _folder(setting, source, place)
-            revision = None
+        if local := place.startswith((".", "/", "~")):
+            place += f"@{wanted}" if wanted else ""
+            folder, version = _folder(setting, source, place)
+            place = folder
         else:
-            place, _, wanted = place.partition("@")
-            version = revision = _commit(place, wanted or None)
-        dataset = datasets.load_dataset(
-            place, config or None, split=split, streaming=True, revision=revision
-        )
+            folder, version = _on_hub(place, wanted or None)
+            revision = None if folder != place else version
+        builder = datasets.load_dataset_builder(folder, config or None, revision=revision)
+        dataset = builder.as_streaming_dataset(split=split)
     except SettingError:
         raise
     except Exception as error:  # the hub's client and the library raise a dozen kinds
-        raise SettingError(
-            f"{setting}={source} cannot be opened ({_first_line(error)}); valid: {FORM}, SPLIT "
-            "being train where none is given."
-        ) from None
+        why = _known(error) or (
+            f"cannot be opened ({_said(error)}); valid: {FORM}, SPLIT being train where none is "
+            "given."
+        )
+        raise SettingError(f"{setting}={source} {why}") from None
     if isinstance(dataset, dict):
         raise SettingError(f"{setting}={source} names no one split; valid: {FORM}.")
-    known = (dataset.info.splits or {}).get(split)
+    known = (builder.info.splits or {}).get(split)
     name = f"{PREFIX}{place}" + ("" if local else f"@{version}") + f":{config}:{split}"
     rows, size = (known.num_examples, known.num_bytes) if known else (0, 0)
-    return HubSplit(name, size or 0, rows or 0, version, dataset)
+    return HubSplit(name, size or 0, rows or 0, version, split, builder)
 
 
-def _commit(name: str, revision: str | None) -> str:
-    from huggingface_hub import HfApi
+def _on_hub(name: str, revision: str | None) -> tuple[str, str]:
+    """The name, and the commit it stands for; without the hub (HF_HUB_OFFLINE=1) the folder of
+    this machine's cache in its place, where all of that commit is in it."""
+    from huggingface_hub import HfApi, constants, snapshot_download
 
-    return str(HfApi().dataset_info(name, revision=revision).sha)
+    if constants.HF_HUB_OFFLINE:
+        folder = snapshot_download(
+            name, repo_type="dataset", revision=revision, local_files_only=True
+        )
+        return folder, Path(folder).name
+    return name, str(HfApi().dataset_info(name, revision=revision).sha)
+
+
+def _known(error: Exception) -> str | None:
+    """What would help, where that does not depend on the dataset."""
+    kinds = {type(cause).__name__ for cause in _causes(error)}
+    if kinds & {"LocalEntryNotFoundError", "IncompleteSnapshotError", "OfflineModeIsEnabled"}:
+        return (
+            "is not whole in this machine's cache, and HF_HUB_OFFLINE is set; valid: unset it, or "
+            "first run `hf download OWNER/NAME --repo-type dataset` where there is a network."
+        )
+    if "GatedRepoError" in kinds or "is a gated dataset" in str(error):
+        return (
+            "is gated; valid: ask for access on its page of the hub, and log in with `hf auth "
+            "login` or the environment variable HF_TOKEN."
+        )
+    if "RevisionNotFoundError" in kinds:
+        return f"has no such revision; valid: a branch, tag or commit in {FORM}."
+    if "RepositoryNotFoundError" in kinds:
+        return (
+            "is not on the hub, or private; valid: the name of a public dataset, or of a private "
+            "one after `hf auth login` or with the environment variable HF_TOKEN."
+        )
+    return None
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__ or cause.__context__
 
 
 def _folder(setting: str, source: str, place: str) -> tuple[str, str]:
@@ -129,6 +176,8 @@ def _folder(setting: str, source: str, place: str) -> tuple[str, str]:
     return str(folder.resolve()), digest.hexdigest()
 
 
-def _first_line(error: Exception) -> str:
-    words = str(error).strip().partition("\n")[0].rstrip(".")
+def _said(error: Exception) -> str:
+    """The first lines of an error, the second often being what would be valid."""
+    lines = [line.strip() for line in str(error).strip().splitlines()]
+    words = " ".join([line for line in lines if line][:2])[:MOST_SAID].rstrip(". ")
     return f"{type(error).__name__}: {words}" if words else type(error).__name__

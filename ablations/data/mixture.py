@@ -7,6 +7,7 @@ mixture/
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
@@ -18,6 +19,8 @@ from ablations.data.shards import written_beside
 from ablations.data.streams import MixedSource, Mixture
 from models.errors import SettingError
 
+# With no large exponent, whose whole number would take minutes to write out.
+WEIGHT = re.compile(r"[0-9.]{1,20}(e-?[0-9]{1,2})?|[0-9]{1,9}/[0-9]{1,9}", re.IGNORECASE)
 LONGEST_PERIOD = 100_000  # instances; a schedule is held in memory
 
 
@@ -42,7 +45,7 @@ def mix(sources: Mapping[str, tuple[str, Path]], out: Path, name: str) -> Corpus
                 "name": source,
                 "path": str(path.expanduser().resolve()),
                 "weight": weight,
-                "fingerprint": open_prepared(path.expanduser(), setting=source).fingerprint,
+                "fingerprint": _open_source(source, path.expanduser()).fingerprint,
             }
             for source, (weight, path) in sources.items()
         ],
@@ -52,6 +55,14 @@ def mix(sources: Mapping[str, tuple[str, Path]], out: Path, name: str) -> Corpus
         write_manifest(beside, manifest)
         beside.rename(out)
     return open_folder(out)
+
+
+def _open_source(name: str, path: Path) -> Corpus:
+    if read_manifest(path, name).get("kind") == "mixture":
+        raise SettingError(
+            f"{name}={path} is a mixture itself; valid: prepared corpora, each with its weight."
+        )
+    return open_prepared(path, setting=name)
 
 
 def open_folder(path: Path, *, verify: bool = False, setting: str = "data.path") -> Corpus:
@@ -67,7 +78,7 @@ def parts(weights: Mapping[str, str]) -> list[int]:
     fractions = []
     for name, weight in weights.items():
         try:
-            fraction = Fraction(weight)
+            fraction = Fraction(weight if WEIGHT.fullmatch(weight) else "0")
         except (ValueError, ZeroDivisionError):
             fraction = Fraction(0)
         if fraction <= 0:

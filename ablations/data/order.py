@@ -19,6 +19,8 @@ _ROUNDS = 8
 # Permuting at least 2^6 numbers gives each half of the network three bits: with fewer, a small
 # corpus would see only a few of its possible orders.
 _SMALLEST_BITS = 6
+# Positions permuted at a time: array operations on one batch's would cost as much as its tokens.
+_STRETCH = 1 << 14
 
 
 def instance_ids(
@@ -87,6 +89,8 @@ class Batches:
         self._before = np.empty(len(self._turns), dtype=np.int64)
         for index, source in enumerate(sources):
             self._before[self._turns == index] = np.arange(source.parts)
+        # The stretch of each source's order that was computed last: its first position, and ids.
+        self._kept = [(0, np.empty(0, dtype=np.int64)) for _ in sources]
 
     def batch(self, step: int) -> np.ndarray:
         """The token ids of one global batch, int64 [batch_instances, context + 1]."""
@@ -94,18 +98,27 @@ class Batches:
         period, turn = np.divmod(step * size + np.arange(size), len(self._turns))
         owner = self._turns[turn]
         out = np.empty((size, length), dtype=np.int64)
-        for index, (source, n) in enumerate(zip(self._sources, self._each, strict=True)):
+        for index, source in enumerate(self._sources):
             (rows,) = np.nonzero(owner == index)
             if not len(rows):
                 continue
             # A source's turns follow one another, so its positions in its own order do too.
             first = period[rows[0]] * source.parts + self._before[turn[rows[0]]]
-            ids = instance_ids(n, source.fingerprint, self._seed, int(first), len(rows))
+            ids = self._ids(index, int(first), len(rows))
             cut = windows(source.tokens, ids * self._context, length)
             if len(rows) == size:
                 return cut
             out[rows] = cut
         return out
+
+    def _ids(self, index: int, first: int, count: int) -> np.ndarray:
+        """Instances of one source at positions first..first+count of its order, int64 [count]."""
+        start, ids = self._kept[index]
+        if not start <= first <= first + count <= start + len(ids):
+            n, key = self._each[index], self._sources[index].fingerprint
+            ids = instance_ids(n, key, self._seed, first, max(count, min(n, _STRETCH)))
+            start, self._kept[index] = first, (first, ids)
+        return ids[first - start : first - start + count]
 
     def repeated_tokens(self, steps: int) -> int:
         """Predictions in the first `steps` batches whose instance had been read before."""

@@ -27,7 +27,7 @@ from ablations.data.blocks import Block
 from ablations.data.documents import list_files, read_blocks, stamp
 from ablations.data.encode import Encoded, pool
 from ablations.data.hub import HubSplit
-from ablations.data.manifest import SHARDED, read_manifest, write_manifest
+from ablations.data.manifest import MANIFEST, SHARDED, read_manifest, write_manifest
 from ablations.data.prepared import Corpus, open_prepared
 from ablations.data.progress import Bar
 from ablations.data.shards import ShardWriter, sync_folder
@@ -78,6 +78,10 @@ def prepare(asked: Preparation, say: Callable[[str], None], progress: bool = Fal
             "validation_fraction=0 leaves nothing to judge by; give a fraction, or validation.NAME="
             "PATH."
         )
+    if not 0 <= asked.malformed <= 1:
+        raise SettingError(
+            f"malformed={asked.malformed:g} must be a share of the records, from 0 to 1."
+        )
     for domain in (asked.name, *asked.validation):
         if not domain.replace("_", "").replace("-", "").replace(".", "").isalnum():
             raise SettingError(
@@ -101,20 +105,31 @@ def prepare(asked: Preparation, say: Callable[[str], None], progress: bool = Fal
     ]
     stages.append(_Stage("train", list_files("source", asked.source), "train"))
     settings = _settings(asked, stages)
-    if asked.out.exists():
+    if asked.out.exists() and not (asked.out.is_dir() and not any(asked.out.iterdir())):
         return _standing(asked, settings)
     if asked.tokenizer.content is not None and asked.tokenizer.family is None:
         say(
             f"tokenizer={asked.tokenizer.name} is of no family that is cut to pieces; its own, "
             "slower way is taken"
         )
-    asked.out.parent.mkdir(parents=True, exist_ok=True)
     folder = asked.out.with_name(f".{asked.out.name}.partial")
-    folder.mkdir(exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingError(
+            f"out={asked.out} cannot be made ({error.strerror}); name a folder where files may be "
+            "written."
+        ) from None
     with _locked(folder):
         work = _Work(asked, stages, folder, settings, say)
         try:
             manifest = work.run(progress)
+        except SettingError:
+            # What is refused from the start must not stand in the way of other settings.
+            if not work.committed:
+                work.let_go()
+                shutil.rmtree(folder)
+            raise
         finally:
             work.let_go()
         write_manifest(folder, manifest)
@@ -153,6 +168,11 @@ def _settings(asked: Preparation, stages: list[_Stage]) -> dict[str, Any]:
 
 def _standing(asked: Preparation, settings: dict[str, Any]) -> Corpus:
     """The corpus that is there already, where it is the one asked for."""
+    if not (asked.out / MANIFEST).is_file():
+        raise SettingError(
+            f"out={asked.out} exists and is no prepared corpus; name a folder that does not exist "
+            "yet."
+        )
     corpus = open_prepared(asked.out, setting="out")
     manifest = read_manifest(asked.out, "out")
     made = manifest.get("prepared", {}).get("settings_sha256")
@@ -211,6 +231,8 @@ class _Work:
         self.malformed: list[str] = []
         self.stage_records = [0, 0]
         """Records, and malformed ones, of this stage."""
+        self.committed = False
+        """Whether there is work that another start would go on with."""
         self._threshold = min(int(asked.validation_fraction * 2**64), 2**64 - 1)
         self.state = State(folder)
         self._restore()
@@ -301,8 +323,7 @@ class _Work:
         if hopeless or (final and malformed > self.asked.malformed * records):
             where = "; ".join(self.malformed[-3:] if hopeless else self.malformed[:3])
             # What is refused is not gone on with: the source or the settings must change.
-            self.state.close()
-            shutil.rmtree(self.folder)
+            self.committed = False
             raise SettingError(
                 f"source: {malformed:,} of {records:,} records are malformed, more than "
                 f"malformed={self.asked.malformed:g} of them ({where}); mend them, give text=NAME "
@@ -321,6 +342,7 @@ class _Work:
                     f"out={self.asked.out} was begun with another {' and '.join(changed)}; give "
                     f"what was given, or remove {self.folder} to begin anew."
                 )
+            self.committed = True
             self.cursor, self.counts = content["cursor"], content["counts"]
             self.malformed, self.stage_records = content["malformed"], content["stage_records"]
             self.say(f"going on after {self.counts['records']:,} records")
@@ -340,6 +362,7 @@ class _Work:
                 "streams": {stem: stream.state() for stem, stream in self.streams.items()},
             }
         )
+        self.committed = True
 
     def _manifest(self) -> dict[str, Any]:
         tokenizer, streams = self.asked.tokenizer, self.streams
@@ -349,8 +372,7 @@ class _Work:
         empty = [d for d in domains if not streams[f"validation-{d}"].shards]
         if not streams["train"].shards or empty:
             what = f"validation domain {empty[0]}" if empty else "training"
-            self.state.close()
-            shutil.rmtree(self.folder)
+            self.committed = False
             raise SettingError(
                 f"source={self.asked.source} leaves no document for {what} (of "
                 f"{self.counts['records']:,} records, {self.counts['blank_documents']:,} blank, "

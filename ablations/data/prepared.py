@@ -57,6 +57,9 @@ class ValidationDomain:
     prefix_bytes: int = 0
     """Bytes that `token_bytes` counts at each document's beginning and its text does not have: the
     space that SentencePiece's tokenizers set before it."""
+    document_bytes: np.ndarray | Shards | None = None
+    """UTF-8 bytes of each document [documents], where there are some to whose bytes tokens do not
+    add up; None where there are none, or nothing says."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,6 +98,14 @@ def open_prepared(path: Path, *, verify: bool = False, setting: str = "data.path
             streams.append(stream)
         return streams[0] if len(streams) == 1 else Shards(streams)
 
+    def document_bytes(part: Mapping[str, Any]) -> np.ndarray | Shards | None:
+        shards = files(part)
+        inexact = manifest.get("prepared", {}).get("inexact_documents")
+        if not inexact or not all("index" in shard for shard in shards):
+            return None
+        indices = [document_index(path, shard, setting)[:, 1] for shard in shards]
+        return indices[0] if len(indices) == 1 else Shards(indices)
+
     token_bytes = _token_bytes(path, manifest, verify, setting)
     prefix_bytes = (manifest.get("token_bytes") or {}).get("prefix_bytes", 0)
     if verify and "file" in manifest["tokenizer"]:
@@ -107,7 +118,13 @@ def open_prepared(path: Path, *, verify: bool = False, setting: str = "data.path
         train=tokens(manifest["train"]),
         validation={
             name: ValidationDomain(
-                name, tokens(part), part["bytes"], separator, token_bytes, prefix_bytes
+                name,
+                tokens(part),
+                part["bytes"],
+                separator,
+                token_bytes,
+                prefix_bytes,
+                document_bytes(part),
             )
             for name, part in manifest["validation"].items()
         },
@@ -211,7 +228,13 @@ def _map(
             f"{setting}={path} has {found:,} bytes in {part['file']} where its {MANIFEST} says "
             f"{expected:,}; copy the folder again or prepare the corpus again."
         )
-    return np.memmap(file, dtype=dtype, mode="r", offset=offset, shape=(count,))
+    try:
+        return np.memmap(file, dtype=dtype, mode="r", offset=offset, shape=(count,))
+    except OSError as error:
+        raise SettingError(
+            f"{setting}={path} has a {part['file']} that cannot be read ({error.strerror}); valid: "
+            "files that may be."
+        ) from None
 
 
 def checksum(tokens: np.ndarray, how: str = "full") -> str:

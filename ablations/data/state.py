@@ -16,9 +16,14 @@ class State:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._database = sqlite3.connect(folder / FILE, isolation_level=None)
-        self._run = self._database.execute
         self._run("CREATE TABLE IF NOT EXISTS state (content TEXT)")
         self._run("CREATE TABLE IF NOT EXISTS seen (digest BLOB PRIMARY KEY) WITHOUT ROWID")
+
+    def _run(self, statement: str, values: tuple[Any, ...] = ()) -> sqlite3.Cursor:
+        try:
+            return self._database.execute(statement, values)
+        except sqlite3.OperationalError as error:  # a full disk, or one that fails
+            raise OSError(None, str(error), str(self._folder / FILE)) from None
 
     def last(self) -> dict[str, Any] | None:
         """What was recorded last, if anything; what follows belongs to the next record."""

@@ -12,9 +12,12 @@ import numpy as np
 
 from ablations.data.manifest import DTYPES, smallest_dtype
 from ablations.data.prepared import write_token_bytes
+from ablations.data.sentencepiece import pieces
 from ablations.data.shards import write_synced
 from models.errors import SettingError
 
+SENTENCEPIECE = "sentencepiece"
+LARGEST_VOCAB = 1 << 24  # ids; published tokenizers have under 2^19
 BYTES_VOCAB = 256
 BYTES_SEPARATOR = 0
 # What tokenizers name the token after a document, most telling first.
@@ -61,7 +64,8 @@ class TokenizerFile:
     """Bytes that `token_bytes` counts at each document's beginning and its text does not have: 1
     where a space is set before it, as SentencePiece does."""
     family: str | None = None
-    """Of its regular expression: gpt2, cl100k, o200k, or None for any other."""
+    """Of its regular expression: gpt2, cl100k, o200k; sentencepiece, whose BPE has none; or None
+    for any other."""
 
     @property
     def sha256(self) -> str | None:
@@ -77,23 +81,31 @@ class TokenizerFile:
 
 
 def load_tokenizer(
-    name: str, *, separator: str | None = None, vocab_size: int | None = None
+    name: str, *, separator: str | int | None = None, vocab_size: int | None = None
 ) -> TokenizerFile:
     """The tokenizer that a setting names.
 
     name: `bytes`, a tokenizer.json, a folder with one, or a name on the Hugging Face hub;
-    separator: the special token after each document, as text or id, None for the tokenizer's own
-    end of text; vocab_size: at least the tokenizer's, for a vocabulary padded to a round number.
+    separator: the special token after each document, as text or id, or an id beyond the
+    tokenizer's; an int for any id at all, of tokens that are there; None for the tokenizer's own
+    end of text. vocab_size: at least the tokenizer's, for a vocabulary padded to a round number.
     Raises SettingError on what cannot be used.
     """
+    if vocab_size is not None and vocab_size > LARGEST_VOCAB:
+        raise SettingError(
+            f"vocab_size={vocab_size} is more than {LARGEST_VOCAB:,}; valid: the tokenizer's, "
+            "padded to a round number."
+        )
     if name == "bytes":
-        if separator not in (None, "0") or vocab_size not in (None, BYTES_VOCAB):
+        given = isinstance(separator, str) and separator != "0"
+        if given or vocab_size not in (None, BYTES_VOCAB):
             raise SettingError(
                 "tokenizer=bytes has vocab_size 256 and separator 0 (the NUL byte); give neither."
             )
         sizes = np.ones(BYTES_VOCAB, dtype=np.uint16)
-        sizes[BYTES_SEPARATOR] = 0
-        return TokenizerFile("bytes", None, BYTES_VOCAB, BYTES_SEPARATOR, sizes)
+        ending = separator if isinstance(separator, int) else BYTES_SEPARATOR
+        sizes[_within(ending, BYTES_VOCAB)] = 0
+        return TokenizerFile("bytes", None, BYTES_VOCAB, ending, sizes)
     content = _content(name)
     tokenizer = parse_tokenizer(name, content)
     known = tokenizer.get_vocab_size(with_added_tokens=True)
@@ -108,11 +120,14 @@ def load_tokenizer(
     described = json.loads(tokenizer.to_str())
     sizes = token_bytes(name, tokenizer, described, size)
     letter = tokenizer.encode("a", add_special_tokens=False).ids
+    if not isinstance(separator, int):
+        separator = _separator(name, tokenizer, separator, range(least, size))
+    sizes[_within(separator, size)] = 0
     return TokenizerFile(
         name=Path(name).name,
         content=content,
         vocab_size=size,
-        separator=_separator(name, tokenizer, separator),
+        separator=separator,
         token_bytes=sizes,
         prefix_bytes=max(0, int(sizes[letter].sum()) - 1),
         family=_family(described),
@@ -152,10 +167,8 @@ def token_bytes(
     for token, index in tokenizer.get_vocab(with_added_tokens=True).items():
         if index in special:
             continue
-        if index in added:
-            sizes[index] = len(added[index].encode())
-        elif byte_level:
-            sizes[index] = len(token)
+        if byte_level:
+            sizes[index] = len(added[index].encode() if index in added else token)
         elif re.fullmatch(r"<0x[0-9A-F]{2}>", token):
             sizes[index] = 1
         else:
@@ -208,7 +221,8 @@ def parse_tokenizer(name: str, content: bytes) -> Any:
     return tokenizer
 
 
-def _separator(name: str, tokenizer: Any, wanted: str | None) -> int:
+def _separator(name: str, tokenizer: Any, wanted: str | None, unused: range) -> int:
+    """The id that ends documents; unused: ids of the vocabulary that are no token."""
     special = {
         token.content: index
         for index, token in tokenizer.get_added_tokens_decoder().items()
@@ -217,12 +231,25 @@ def _separator(name: str, tokenizer: Any, wanted: str | None) -> int:
     for content in (wanted,) if wanted is not None else END_OF_TEXT:
         if content in special:
             return special[content]
-    if wanted is not None and wanted.isdigit() and int(wanted) in special.values():
-        return int(wanted)
-    valid = ", ".join(list(special)[:8]) or "none, as this tokenizer has no special token"
+    number = int(wanted) if wanted is not None and wanted.isdecimal() else -1
+    if number in special.values() or number in unused:
+        return number
+    own = f"an id of its own by vocab_size={unused.start + 1} separator={unused.start}"
+    valid = ", ".join([*list(special)[:8], own])
+    if wanted is None:
+        raise SettingError(
+            f"tokenizer={name} has no end of text of a known name; valid: separator=TOKEN with one "
+            f"of its special tokens ({valid})."
+        )
     raise SettingError(
         f"separator={wanted} is no special token of tokenizer={name}; valid: {valid}."
     )
+
+
+def _within(separator: int, vocab_size: int) -> int:
+    if not 0 <= separator < vocab_size:
+        raise SettingError(f"separator={separator} must be a token id, 0 to {vocab_size - 1}.")
+    return separator
 
 
 def _parts(described: dict[str, Any] | None, key: str) -> Iterable[dict[str, Any]]:
@@ -233,6 +260,8 @@ def _parts(described: dict[str, Any] | None, key: str) -> Iterable[dict[str, Any
 
 def _family(described: dict[str, Any]) -> str | None:
     """The family of a tokenizer's regular expression, where nothing else changes the text."""
+    if pieces(described) is not None:
+        return SENTENCEPIECE
     normalizers = [part["type"] for part in _parts(described.get("normalizer"), "normalizers")]
     model = described["model"]
     if model["type"] != "BPE" or model.get("dropout") or set(normalizers) - {"NFC"}:

@@ -56,20 +56,28 @@ def train_tokenizer(
     return path
 
 
-def train_byte_fallback(path: Path, *, metaspace: bool) -> Path:
-    """A BPE tokenizer as SentencePiece's are converted: as Llama 2's, or with Metaspace."""
-    from tokenizers import Tokenizer, decoders, models, normalizers, trainers
+FALLBACK = ("llama2", "metaspace", "metaspace_whole", "gemma")
+GEMMA_ADDED = ("\n\n", "\n\n\n", "▁▁", "▁▁▁", "<table>", "a b")
+
+
+def train_byte_fallback(path: Path, *, kind: str, added: tuple[str, ...] = ()) -> Path:
+    """A BPE tokenizer as SentencePiece's are converted: as Llama 2's, with Metaspace that splits at
+    spaces or does not, or as Gemma's with its added tokens."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, trainers
     from tokenizers import pre_tokenizers as pre
 
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True))
     ends: list[Any] = [decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    if metaspace:
-        tokenizer.pre_tokenizer = pre.Metaspace(prepend_scheme="first", split=True)
+    spaces = normalizers.Replace(" ", "▁")
+    if kind.startswith("metaspace"):
+        tokenizer.pre_tokenizer = pre.Metaspace(prepend_scheme="first", split=kind == "metaspace")
         tokenizer.decoder = decoders.Sequence([*ends[:2], decoders.Metaspace()])
+    elif kind == "gemma":
+        tokenizer.normalizer = spaces
+        tokenizer.pre_tokenizer = pre.Split(" ", "merged_with_previous")
+        tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), *ends[:2]])
     else:
-        tokenizer.normalizer = normalizers.Sequence(
-            [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
-        )
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), spaces])
         tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), *ends])
     special = ["<unk>", "<s>", "</s>"]
     fallback = [f"<0x{byte:02X}>" for byte in range(256)]
@@ -82,7 +90,10 @@ def train_byte_fallback(path: Path, *, metaspace: bool) -> Path:
     described = json.loads(tokenizer.to_str())
     described["added_tokens"] = described["added_tokens"][: len(special)]
     described["model"]["byte_fallback"] = True
-    path.write_text(json.dumps(described))
+    tokenizer = Tokenizer.from_str(json.dumps(described))
+    tokens = added or (GEMMA_ADDED if kind == "gemma" else ())
+    tokenizer.add_tokens([AddedToken(token, normalized=False) for token in tokens])
+    tokenizer.save(str(path))
     return path
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -103,7 +104,30 @@ def test_a_stream_that_was_cut_goes_on_to_the_same_bytes(
     assert calls == 3 + 3, "the first table of three is not read again"
 
 
+def test_of_parquet_the_one_column_is_read_and_goes_on_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    monkeypatch.setattr(hub, "BLOCK_ROWS", 100)
+    table = pa.table({"id": range(len(TEXTS)), "text": TEXTS, "more": [b"x" * 50] * len(TEXTS)})
+    pq.write_table(table, tmp_path / "train.parquet", row_group_size=10**6)
+    opened = list_files("source", f"hf:{tmp_path}")[0]
+    blocks = list(read_blocks(opened, 0, 0, 0, "text"))
+    (made,) = {
+        tuple(t.column_names)
+        for _, t in opened.builder.as_streaming_dataset("train")._ex_iterable.iter_arrow()
+    }
+    assert made == ("text",)
+    assert {block.records for block in blocks} == {100}
+    assert [row for block in blocks for row in block.payload] == [t.encode() for t in TEXTS]
+    position = json.loads(json.dumps(blocks[12].position))
+    again = list_files("source", f"hf:{tmp_path}")[0]
+    rest = read_blocks(again, 0, position, 1300, "text")
+    assert [row for block in rest for row in block.payload] == [t.encode() for t in TEXTS[1300:]]
+
+
 WRONG = {
+    "hf:SEVERAL": "Please pick one among the available configs: ['a', 'b']",
     "hf:": "source=hf: is no dataset; valid: hf:OWNER/NAME[@REVISION][:CONFIG[:SPLIT]]",
     "hf:a/b:c:d:e": "is no dataset; valid:",
     "hf:./nowhere": "is not a folder; valid:",
@@ -112,13 +136,21 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("source", WRONG)
+@pytest.mark.parametrize(("source", "why"), WRONG.items())
 def test_a_name_that_cannot_be_opened_is_one_sentence(
-    repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], source: str
+    repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], source: str, why: str
 ) -> None:
-    assert prepare(tmp_path / "c", source.replace("REPOSITORY", str(repository))) == 2
+    several = repository.parent / "several"
+    several.mkdir(exist_ok=True)
+    for config in "ab":
+        write_lines(several / f"{config}.jsonl", ["a text"] * 3)
+    parts = "".join(f"- config_name: {c}\n  data_files: {c}.jsonl\n" for c in "ab")
+    (several / "README.md").write_text(f"---\nconfigs:\n{parts}---\n")
+    for name, folder in (("REPOSITORY", repository), ("SEVERAL", several)):
+        source = source.replace(name, str(folder))
+    assert prepare(tmp_path / "c", source) == 2
     error = capsys.readouterr().err
-    assert WRONG[source] in error
+    assert why in error
     assert error.startswith("error: source=hf:")
     assert error.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
@@ -173,8 +205,14 @@ class Hub(BaseHTTPRequestHandler):
             self._answer(inside if deep or tree[1] else [DATA])
         elif file := re.fullmatch(rf"/datasets/owner/words/resolve/{COMMIT}/(.+)", path):
             self._file(self.repository / file[1])
+        elif "/owner/gated" in path and "/api/" in path and "/tree/" not in path:
+            self._answer({"id": "owner/gated", "sha": COMMIT, "siblings": [], "tags": []})
+        elif "/owner/gated" in path:
+            self._answer({"error": "none"}, 403, {"X-Error-Code": "GatedRepo"})
+        elif "/revision/" in path:
+            self._answer({"error": "none"}, 404, {"X-Error-Code": "RevisionNotFound"})
         else:
-            self._answer({"error": "none"}, 404)
+            self._answer({"error": "none"}, 401, {"X-Error-Code": "RepoNotFound"})
 
     do_HEAD = do_GET
 
@@ -231,25 +269,51 @@ def address(repository: Path) -> Iterator[str]:
 
 @pytest.mark.slow
 def test_a_dataset_of_the_hub_by_name(
-    address: str, expected: dict[str, bytes], tmp_path: Path
+    address: str, repository: Path, expected: dict[str, bytes], tmp_path: Path
 ) -> None:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
     environment |= {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "home"), "NO_PROXY": "*"}
-    # One process for both, as the library is slow to import; a new one, as it reads these once.
+    # One process for all, as the library is slow to import; a new one, as it reads these once.
     program = (
         "import sys; from ablations.data.__main__ import main\n"
         "given = ['prepare', 'tokenizer=bytes', 'name=x', 'deduplicate=true', 'processes=1']\n"
         "print([main([*given, *pair.split()]) for pair in sys.argv[1:]])\n"
     )
-    pairs = [f"source=hf:owner/{n} out={tmp_path / o}" for n, o in (("words", "c"), ("none", "d"))]
-    done = subprocess.run(
-        [sys.executable, "-c", program, *pairs],
-        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
-    assert done.stdout.endswith("[0, 2]\n"), done.stderr
-    assert files(tmp_path / "c") == expected
-    prepared = json.loads((tmp_path / "c" / "manifest.json").read_text())["prepared"]
+
+    def run(*names: str, **more: str) -> tuple[str, list[str]]:
+        first = len([*tmp_path.iterdir()])
+        pairs = [
+            f"source=hf:owner/{n} out={tmp_path / f'o{first + i}'}" for i, n in enumerate(names)
+        ]
+        done = subprocess.run(
+            [sys.executable, "-c", program, *pairs],
+            cwd=ROOT, env=environment | more, capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+        return done.stdout.splitlines()[-1], done.stderr.splitlines()
+
+    wrong = {
+        "none": "is not on the hub, or private; valid:",
+        "words@nowhere": "has no such revision; valid: a branch",
+        "gated": "is gated; valid: ask for access",
+    }
+    codes, said = run("words", *wrong)
+    assert codes == "[0, 2, 2, 2]", said
+    for line, (source, why) in zip(said, wrong.items(), strict=True):
+        assert line.startswith(f"error: source=hf:owner/{source} {why}")
+    (online,) = tmp_path.glob("o*")
+    assert files(online) == expected
+    prepared = json.loads((online / "manifest.json").read_text())["prepared"]
     assert prepared["hub"] == [f"hf:owner/words@{COMMIT}::train"]
-    assert "error: source=hf:owner/none cannot be opened" in done.stderr
-    assert done.stderr.count("\n") == 1
-    assert not (tmp_path / "d").exists()
+
+    # Without the hub: what is whole in the cache, by the same name, and else a sentence.
+    cached = tmp_path / "home" / "hub" / "datasets--owner--words"
+    shutil.copytree(repository, cached / "snapshots" / COMMIT)
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text(COMMIT)
+    codes, said = run("none", "words", HF_HUB_OFFLINE="1", HF_ENDPOINT="http://127.0.0.1:1")
+    assert codes == "[2, 0]", said
+    assert len(said) == 1
+    assert "is not whole in this machine's cache, and HF_HUB_OFFLINE is set; valid:" in said[0]
+    (offline,) = set(tmp_path.glob("o*")) - {online}
+    assert files(offline) == expected
+    assert json.loads((offline / "manifest.json").read_text())["prepared"]["hub"] == prepared["hub"]

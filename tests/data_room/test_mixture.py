@@ -115,6 +115,7 @@ def test_what_cannot_be_mixed_is_one_sentence(
         ((f"a=1:{a}", f"b=1:{b}"), "made with different tokenizers (256 and 300 ids)"),
         ((f"a=-1:{a}",), "a=-1 is no weight; valid: a number above 0"),
         ((f"a=x:{a}",), "a=x is no weight"),
+        ((f"a=1e999999999:{a}",), "a=1e999999999 is no weight"),
         ((f"a={a}",), "is no source; write NAME=WEIGHT:FOLDER"),
         ((f"a=0.123457:{a}", f"b=1:{a}"), "come out even after 1,123,457 instances"),
         (("a=1:/nowhere",), "is not a folder"),
@@ -123,6 +124,9 @@ def test_what_cannot_be_mixed_is_one_sentence(
         assert mix(tmp_path, *arguments) == 2
         assert sentence in capsys.readouterr().err
         assert not (tmp_path / "m").exists()
+    assert main(["mix", f"a=1:{a}", f"out={tmp_path / 'one'}"]) == 0
+    assert mix(tmp_path, f"one=1:{tmp_path / 'one'}", f"a=1:{a}") == 2
+    assert "one is a mixture itself; valid: prepared corpora" in capsys.readouterr().err
 
 
 def test_a_source_that_changed_is_found(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from ablations.data import order
 from ablations.data.order import Batches, instance_ids, rolling_hash
 from models.errors import SettingError
 
@@ -136,6 +137,20 @@ def test_batch_is_a_function_of_the_step_alone(batch_instances: int) -> None:
         batch = batches.batch(step)
         assert batch.dtype == np.int64
         assert batch.tolist() == expected[step * batch_instances :]
+
+
+def test_a_batch_across_the_stretches_that_are_permuted_at_a_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(order, "_STRETCH", 10)
+    tokens, computed = np.arange(401, dtype=np.uint16), []
+    real = order.instance_ids
+    monkeypatch.setattr(order, "instance_ids", lambda *a: computed.append(a[3:]) or real(*a))
+    batches = Batches(tokens, FINGERPRINT, context=1, batch_instances=4, seed=1)
+    wanted = real(400, FINGERPRINT, 1, 0, 1200)
+    for step in (*range(12), 3, 99, 100, 299, 0):
+        assert batches.batch(step)[:, 0].tolist() == wanted[4 * step : 4 * step + 4].tolist()
+    assert computed[:3] == [(0, 10), (8, 10), (16, 10)], "two batches a stretch, not one"
 
 
 @given(length=st.integers(2, 150), context=st.integers(1, 40))

@@ -16,8 +16,9 @@ import pytest
 
 from ablations.data import prepare as preparing
 from ablations.data.__main__ import main
-from ablations.data.documents import read_blocks
+from ablations.data.documents import list_files, read_blocks
 from ablations.data.prepared import Corpus, Shards, document_index, open_prepared
+from ablations.data.state import State
 from ablations.data.tokenizer import TokenizerFile, load_tokenizer
 from models.errors import SettingError
 from tests.data_room.conftest import END, write_lines
@@ -305,7 +306,7 @@ MALFORMED = {
     b'{"text": "\xff"}': "not UTF-8",
     b'{"text": "\\ud800"}': "half a surrogate pair",
     b'{"text": 5}': "no text in field text",
-    b"[1]": "no text in field text",
+    b"[1]": "JSON, but not an object with fields",
 }
 
 
@@ -385,6 +386,8 @@ REFUSED = {
     "validation_fraction=1e-9": "leaves no document for validation domain c",
     "shard_tokens=0": "must be a whole number of at least 1",
     "deduplicate=yes": "deduplicate=yes is not known; valid: false, true",
+    "malformed=2": "malformed=2 must be a share of the records, from 0 to 1",
+    "vocab_size=5000000000": "is more than 16,777,216; valid:",
     "name=a/b": "must be letters, digits",
     "colour=blue": "colour is not known; valid: deduplicate,",
     "colour": "is not a setting; write KEY=VALUE",
@@ -406,7 +409,7 @@ def test_a_wrong_setting_is_one_sentence_and_leaves_nothing(
     assert REFUSED[setting] in error
     assert error.startswith("error: ")
     assert error.count("\n") == 1
-    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] in ([], [".c.partial"])
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []
 
 
 def test_a_cut_packed_file_and_a_missing_column_are_one_sentence(
@@ -423,6 +426,91 @@ def test_a_cut_packed_file_and_a_missing_column_are_one_sentence(
         assert run("prepare", f"source={source}", "tokenizer=bytes", f"out={tmp_path / 'c'}") == 2
         assert sentence in capsys.readouterr().err
         assert not (tmp_path / "c").exists()
+
+
+def test_what_is_refused_from_the_start_does_not_stand_in_the_way_of_the_right_setting(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    for name, column in (("a", "text"), ("b", "body")):
+        rows = pa.table({"id": range(200), column: [f"{name} {i}" for i in range(200)]})
+        pq.write_table(rows, tmp_path / f"{name}.parquet")
+    out = tmp_path / "c"
+    source = f"source={tmp_path}/*.parquet"
+    given = ("tokenizer=bytes", f"out={out}", "validation_fraction=0.1", "processes=1")
+    assert run("prepare", source, *given) == 2
+    assert "b.parquet has no column text; valid: text=NAME with one of id, body" in (
+        capsys.readouterr().err
+    )
+    assert run("prepare", f"source={tmp_path}/b.parquet", "text=body", *given) == 0
+
+
+def test_an_empty_folder_may_be_written_to_and_another_may_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write_lines(tmp_path / "a.jsonl", [f"text {i}" for i in range(300)])
+    given = (f"source={source}", "tokenizer=bytes", "validation_fraction=0.1", "processes=1")
+    (tmp_path / "c").mkdir()
+    assert run("prepare", *given, f"out={tmp_path / 'c'}") == 0
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").write_text("dear")
+    for out, why in (
+        ("mine", "exists and is no prepared corpus; name a folder that does not exist yet"),
+        ("a.jsonl", "exists and is no prepared corpus"),
+        ("a.jsonl/c", "cannot be made (Not a directory); name a folder where"),
+    ):
+        assert run("prepare", *given, f"out={tmp_path / out}") == 2
+        assert why in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["letter.txt"]
+
+
+def test_a_full_disk_is_one_sentence_and_the_work_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write_lines(tmp_path / "a.jsonl", [f"text {i}" for i in range(300)])
+    given = (f"source={source}", "tokenizer=bytes", "validation_fraction=0.1", "processes=1")
+    real = State._run
+    limit = "PRAGMA max_page_count = 4"
+
+    def full(self: State, statement: str, *values: Any) -> Any:
+        if statement.startswith("CREATE TABLE IF NOT EXISTS seen"):
+            real(self, limit)
+        return real(self, statement, *values)
+
+    monkeypatch.setattr(State, "_run", full)
+    out = f"out={tmp_path / 'c'}"
+    assert run("prepare", *given, out, "deduplicate=true") == 2
+    error = capsys.readouterr().err
+    assert "database or disk is full" in error
+    assert error.endswith("make room, and the same command goes on from here\n")
+    assert error.count("\n") == 1
+    monkeypatch.undo()
+    assert run("prepare", *given, out, "deduplicate=true") == 0
+
+
+def test_a_folder_that_cannot_be_looked_into_is_not_left_out_in_silence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_lines(tmp_path / "a.jsonl", ["text"])
+    (tmp_path / "closed").mkdir()
+    real = os.scandir
+
+    def scandir(path: Any) -> Any:
+        if Path(path).name == "closed":  # root may look into any
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr("os.scandir", scandir)
+    with pytest.raises(SettingError, match=r"closed cannot be read \(Permission denied\); valid:"):
+        list_files("source", str(tmp_path))
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_line(tmp_path: Path) -> None:
+    source = write_lines(tmp_path / "a.jsonl", [f"text {i}" for i in range(300)])
+    source.write_bytes(b"\xef\xbb\xbf" + source.read_bytes())
+    prepare(tmp_path / "c", source, "bytes", "validation_fraction=0.1")
+    prepared = json.loads((tmp_path / "c" / "manifest.json").read_text())["prepared"]
+    assert (prepared["records"], prepared["malformed"]) == (300, 0)
 
 
 def test_a_changed_shard_and_an_index_that_does_not_fit_are_found(tmp_path: Path) -> None:
@@ -479,3 +567,31 @@ def test_a_separator_must_be_a_special_token(tokenizer_file: Path) -> None:
         load_tokenizer(str(tokenizer_file), vocab_size=3)
     padded: TokenizerFile = load_tokenizer(str(tokenizer_file), vocab_size=512)
     assert padded.token_bytes.shape == (512,)
+
+
+@pytest.mark.parametrize(("vocab_size", "dtype"), [(65_536, np.uint16), (65_537, np.uint32)])
+def test_a_tokenizer_without_special_tokens_ends_documents_with_an_id_of_its_own(
+    tokenizer_file: Path, tmp_path: Path, vocab_size: int, dtype: type
+) -> None:
+    described = json.loads(tokenizer_file.read_text())
+    described["added_tokens"] = []
+    bare = tmp_path / "bare.json"
+    bare.write_text(json.dumps(described))
+    own = r"an id of its own by vocab_size=501 separator=500"
+    with pytest.raises(SettingError, match=rf"has no end of text of a known name; valid: .*{own}"):
+        load_tokenizer(str(bare))
+    with pytest.raises(SettingError, match=rf"separator=7 is no special token .*{own}"):
+        load_tokenizer(str(bare), separator="7", vocab_size=vocab_size)
+    source = write_lines(tmp_path / "a.jsonl", [f"text {i}" for i in range(300)])
+    last = vocab_size - 1
+    more = (f"vocab_size={vocab_size}", f"separator={last}", "validation_fraction=0.1")
+    prepare(tmp_path / "c", source, bare, *more)
+    corpus = open_prepared(tmp_path / "c", verify=True)
+    train = np.asarray(corpus.train)
+    assert train.dtype == dtype
+    assert int((train == last).sum()) == 300 - int((corpus.validation["c"].tokens == last).sum())
+    # The same files adopted, by an id that need not be special.
+    files = (f"train={tmp_path / 'c' / 'train-00000.bin'}", f"tokenizer={bare}", *more[:2])
+    out = tmp_path / "adopted"
+    assert run("adopt", *files, "held_out_tokens=200", f"out={out}") == 0
+    assert open_prepared(out, verify=True).separator == last
