@@ -19,7 +19,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf
 
-from sweeps.experiment import check_experiment
+from sweeps.experiment import check_experiment, check_groups
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 
@@ -32,6 +32,11 @@ def of_the_run(composed: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in composed.items() if key not in DRIVER}
 
 
+def check_lists(overrides: Sequence[str]) -> None:
+    """Raise SettingError where one run is given a list of a group's options."""
+    check_groups(OverridesParser.create().parse_overrides(list(overrides)), CONF)
+
+
 def compose_sweep(overrides: Sequence[str]) -> list[dict[str, Any]]:
     """The settings of every combination of comma-separated values, in Hydra's order.
 
@@ -39,13 +44,15 @@ def compose_sweep(overrides: Sequence[str]) -> list[dict[str, Any]]:
     raises on what it cannot compose, and SettingError on an override that an experiment excludes.
     """
     parser = OverridesParser.create()
-    check_experiment(parser.parse_overrides(list(overrides)), CONF)
+    asked = parser.parse_overrides(list(overrides))
+    check_groups(asked, CONF)
+    check_experiment(asked, CONF)
     with initialize_config_dir(str(CONF), version_base="1.3"):
         # An experiment's file may hold values to sweep over; the command line comes after them.
-        single = [o.input_line or "" for o in parser.parse_overrides(list(overrides)) if
-                  not o.is_sweep_override()]  # fmt: skip
+        single = [o.input_line or "" for o in asked if not o.is_sweep_override()]
         hydra = compose("config", single, return_hydra_config=True).hydra
     own = [f"{key}={value}" for key, value in (hydra.sweeper.params or {}).items()]
+    check_groups(parser.parse_overrides(own), CONF)
     parsed = parser.parse_overrides([*own, *overrides])
     (jobs,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
     swept = {_key(override) for override in parsed if override.is_sweep_override()}

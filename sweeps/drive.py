@@ -8,7 +8,7 @@ from rich.console import Console
 
 from ablations.records import RunDirectory
 from models.errors import SettingError
-from sweeps import state
+from sweeps import state, view
 from sweeps.cluster import Local, Slurm
 from sweeps.follow import follow
 from sweeps.local import run_all
@@ -86,7 +86,7 @@ def on_slurm(
 ) -> None:
     """Submit what is not done or alive, and watch all of it until it ends or Ctrl-C detaches.
 
-    at_once: runs of a shape at a time; code: as in `on_this_machine`.
+    at_once: runs at a time; code: as in `on_this_machine`.
     """
     runs = hand_to_slurm(requests, cluster, at_once, command, console, code)
     watch_slurm(runs, cluster.poll_seconds, console)
@@ -100,8 +100,18 @@ def hand_to_slurm(
     console: Console,
     code: Path | None = None,
 ) -> list[RunDirectory]:
-    """Submit what is not done or alive; returns the runs to watch."""
-    claim = to_slurm(requests, cluster, at_once, command, code)
+    """Submit what is not done or alive; returns the runs to watch. Ctrl-C meanwhile takes all of
+    it back."""
+    asked: list[int] = []
+    try:
+        with view.listening(asked):
+            claim = to_slurm(requests, cluster, at_once, command, code, lambda: bool(asked))
+    except (KeyboardInterrupt, SettingError) as error:
+        if not asked:
+            raise
+        # A terminal's Ctrl-C also ends sbatch, which then looks as if it had refused.
+        console.print("stopped: nothing is submitted")
+        raise KeyboardInterrupt from error
     console.print(
         f"submitted {len(claim.begun)} to Slurm"
         + (f"; {len(claim.alive)} are there already" if claim.alive else "")

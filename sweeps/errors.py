@@ -6,6 +6,7 @@ import re
 
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
+from yaml import MarkedYAMLError
 
 from models.errors import SettingError
 
@@ -14,6 +15,9 @@ def sentence(error: Exception) -> str | None:
     """What to print for `error`, or None where it is no user's mistake."""
     if isinstance(error, SettingError):
         return str(error)
+    if isinstance(error, MarkedYAMLError) and error.problem_mark:
+        mark = error.problem_mark
+        return f"line {mark.line + 1} of {mark.name} is no YAML: {error.problem}."
     if isinstance(error, MissingConfigException) and error.options:
         group, _, option = str(error.missing_cfg_file).rpartition("/")
         return f"{group}={option} is not known; valid: {', '.join(sorted(error.options))}."
@@ -21,6 +25,8 @@ def sentence(error: Exception) -> str | None:
         return f"{error.override} is not a setting; write GROUP=OPTION or KEY=VALUE."
     if isinstance(error, HydraException | OmegaConfBaseException):
         text = f"{error} {error.__cause__ or ''}"
+        if several := re.search(r"Ambiguous value for argument '(.*)'", text):
+            return f"{several.group(1)} names several values; add -m, for a run of each."
         if unknown := re.search(r"Key '[^']*' is not in struct\s+full_key: (\S+)", text):
             return (
                 f"{unknown.group(1)} is not a setting; those that are: "

@@ -2,18 +2,51 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 from hydra.core.override_parser.types import Override
 
-from models.errors import SettingError
+from ablations.settings import flatten
+from models.errors import SettingError, one_of
+
+OF_A_RUN = ("seed", "mix", "size", "protocol", "data", "train")
+"""Settings that are part of a run's identity."""
+
+
+def _read(file: Path) -> dict[str, Any]:
+    text = file.read_text(encoding="utf-8")
+    with file.open(encoding="utf-8") as stream:  # whose name is in the error
+        content = yaml.safe_load(stream)
+    if not isinstance(content, dict) or "@package _global_" not in text:
+        raise SettingError(
+            f"experiment={file.stem} must begin with the line `# @package _global_` and hold "
+            f"settings after it, as conf/experiment/demo.yaml does: {file}."
+        )
+    return content
+
+
+def check_groups(overrides: Sequence[Override], conf: Path) -> None:
+    """Raise SettingError for `mix=[a,b]`, which Hydra would merge into one, and `mix=null`."""
+    for override in overrides:
+        value, group = override.value(), conf / override.key_or_group
+        if not group.is_dir():
+            continue
+        if value is None:
+            raise one_of(group.name, "null", [path.stem for path in group.glob("*.yaml")])
+        if isinstance(value, list):
+            names = ",".join(map(str, value))
+            raise SettingError(
+                f"{override.input_line} is a list; for a run of each write -m {group.name}={names}."
+            )
 
 
 def check_experiment(overrides: Sequence[Override], conf: Path) -> None:
     """Raise SettingError where settings beside `experiment=NAME` would make another sweep of it.
 
     Its axes (what it sweeps over, like mix, size and seed) may be narrowed or widened. A group that
-    it fixes, like its protocol, may be changed in a sweep of the user's own name alone.
+    it fixes, like its protocol, with what is in it, and a value that it sets may be changed in a
+    sweep of the user's own name alone.
     """
     asked = [override for override in overrides if override.key_or_group == "experiment"]
     if not asked:
@@ -25,21 +58,25 @@ def check_experiment(overrides: Sequence[Override], conf: Path) -> None:
     file = conf / "experiment" / f"{name}.yaml"
     if not file.exists():
         return
-    content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    content = _read(file)
     defaults = [d for d in content.get("defaults", []) if isinstance(d, dict)]
-    fixed = {
+    axes = content.get("hydra", {}).get("sweeper", {}).get("params", {})
+    groups = {
         key.removeprefix("override /"): option
         for default in defaults
         for key, option in default.items()
     }
-    axes = content.get("hydra", {}).get("sweeper", {}).get("params", {})
-    named = any(override.key_or_group == "sweep" for override in overrides)
+    fixed = {group: option for group, option in groups.items() if group not in axes}
+    fixed |= flatten({group: content[group] for group in OF_A_RUN if group in content})
+    if any(override.key_or_group == "sweep" for override in overrides):
+        return
     for override in overrides:
-        group = override.key_or_group
-        if named or group in axes or group not in fixed:
+        key = override.key_or_group.lstrip("+~")
+        inside = next((key for key in (key, key.partition(".")[0]) if key in fixed), None)
+        if inside is None or key in axes:
             continue
-        if override.is_sweep_override() or override.value() != fixed[group]:
+        if key != inside or override.is_sweep_override() or override.value() != fixed[inside]:
             raise SettingError(
                 f"{override.input_line} is not experiment={name}, which is defined by "
-                f"{group}={fixed[group]}; leave it out, or name a sweep of your own: sweep=NAME."
+                f"{inside}={fixed[inside]}; leave it out, or name a sweep of your own: sweep=NAME."
             )

@@ -42,14 +42,26 @@ def freeze(into: Path) -> Path:
         code, diff = provenance.code(root)
         (building / provenance.RECORD).write_text(json.dumps(code) + "\n", encoding="utf-8")
         (building / provenance.DIFF).write_text(diff, encoding="utf-8")
-        # Decompressed corpora are shared by all copies of the code.
-        (root / ".cache").mkdir(exist_ok=True)
-        (building / ".cache").symlink_to(root / ".cache")
+        # Decompressed corpora are shared by all copies of the code, where the checkout lets them.
+        with contextlib.suppress(OSError):
+            (root / ".cache").mkdir(exist_ok=True)
+            (building / ".cache").symlink_to(root / ".cache")
         with contextlib.suppress(FileExistsError):
             building.rename(frozen)
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return frozen
+
+
+def keep_cache(code: Path) -> None:
+    """Give a copy of the code a cache of its own where the checkout's, which it shared, is gone."""
+    cache = code / ".cache"
+    if cache.is_symlink() and not cache.exists():
+        # Another worker may be doing the same.
+        with contextlib.suppress(FileNotFoundError):
+            cache.unlink()
+        with contextlib.suppress(FileExistsError):
+            cache.mkdir()
 
 
 def _files(root: Path) -> list[str]:

@@ -1,14 +1,15 @@
 """What a sweep will cost and what its mixes will differ in, before anything is spent. No torch.
 
-Hours on this machine come from the measured tokens per second of a run of that mix and size where
-there is one under runs/, else from FLOPs and a stated rate; hours on a GPU always from the rate.
-Evaluation and the writing of checkpoints are not in them.
+Hours where the sweep runs, on this machine or on a cluster, come from the measured tokens per
+second of a run of that mix and size on such a device where there is one under runs/, else from
+FLOPs and a stated rate; hours on a GPU always from the rate. Evaluation, the writing of checkpoints
+and waiting in a queue are not in them.
 """
 
 import functools
 import os
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,26 +24,31 @@ from ablations.records import RunDirectory
 from ablations.resources import check_ranks, kept_bytes
 from ablations.settings import to_dict
 from ablations.spec import RunSpec
+from sweeps.arrays import Array, arrays, makespan, time_of
+from sweeps.cluster import Slurm
+from sweeps.view import fitted
 
 TINY = 10_000_000
 """N below which one core a run is the best use of a CPU."""
-CORE_FLOPS = {"tiny": 10e9, "large": 40e9}
-"""Training FLOP/s a CPU core reaches in eager float32, below and above TINY; low, round figures."""
+CORE_FLOPS = ((10_000_000, 40e9), (500_000, 25e9), (0, 10e9))
+"""(N, training FLOP/s a CPU core reaches in eager float32 from that N on); low, round figures, for
+1m that of docs/performance.md."""
 QUOTED = "H200"
 """The GPU that a plan quotes where none is named."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """One run's cost. Seconds are of this machine with the plan's parallelism."""
+    """One run's cost."""
 
     spec: RunSpec
     N: int
     state: str
     flops: float
-    seconds_here: float
+    seconds: float
+    """Where it will run: here with the plan's parallelism, or as its cluster shapes it."""
     measured: bool
-    """Whether seconds_here rests on a run that was measured."""
+    """Whether seconds rests on a run that was measured."""
     gpu_hours: float
     """On one GPU of the plan's kind."""
     gpus: int | None
@@ -63,16 +69,30 @@ class Plan:
     """Devices, and so processes, that train one run together."""
     gpu: str = QUOTED
     """The kind of GPU, of ablations.devices.GPUS, that gpu_hours are of."""
+    cluster: Slurm | None = None
+    """Where the runs go; None for this machine."""
 
     @property
     def todo(self) -> list[Estimate]:
         return [e for e in self.estimates if e.state != "done"]
 
     @property
-    def hours_here(self) -> float:
-        """Wall-clock hours on this machine, `parallel` runs at a time."""
-        seconds = [e.seconds_here for e in self.todo]
+    def hours(self) -> float:
+        """Wall-clock hours where the runs go, `parallel` at a time and none waiting for a node."""
+        seconds = [e.seconds for e in self.todo]
+        if self.cluster:
+            return makespan(self.arrays, seconds) / 3600
         return max(sum(seconds) / self.parallel, max(seconds, default=0.0)) / 3600
+
+    @property
+    def arrays(self) -> list[Array]:
+        """What would be asked of Slurm for what is not done; none on this machine."""
+        runs = []
+        for e in self.todo if self.cluster else ():
+            shape = self.cluster.shape(e.spec.size.name)  # type: ignore[union-attr]
+            recipe = e.spec.recipe
+            runs.append((e.spec.sweep, shape, time_of(recipe.N, recipe.tokens, shape)))
+        return arrays(runs, self.parallel)
 
 
 @functools.cache
@@ -115,49 +135,64 @@ def make_plan(
     specs: Sequence[RunSpec],
     runs_root: Path,
     max_parallel: int | None,
-    *,
-    gpus: Mapping[str, int] | None = None,
-    gpu_kind: str | None = None,
+    cluster: Slurm | None = None,
 ) -> Plan:
     """Estimate every run of a sweep and see which are done already.
 
-    gpus: GPUs a run by size name, and gpu_kind, where a cluster decides them. Raises
-    SettingError where a batch has fewer rows than devices.
+    cluster: where the runs go; None for this machine. Raises SettingError where a batch has fewer
+    rows than devices.
     """
-    tiny = all(spec.counts.N < TINY for spec in specs)
-    gpu_here, count = (None, 0) if specs[0].resources.device == "cpu" else gpus_of_this_machine()
-    parallel = max_parallel or (cores() if tiny and gpu_here is None else 1)
+    gpu_here, count = (None, 0)
+    if cluster is None and specs[0].resources.device != "cpu":
+        gpu_here, count = gpus_of_this_machine()
+    if cluster is None:
+        tiny = all(spec.counts.N < TINY for spec in specs)
+        parallel = max_parallel or (cores() if tiny and gpu_here is None else 1)
+    else:
+        parallel = max_parallel or len(specs)
     parallel = max(1, min(parallel, len(specs)))
-    devices = _devices(specs, count, parallel)
+    devices = 1 if cluster else _devices(specs, count, parallel)
     threads = max(1, cores() // (parallel * devices))
-    rates = measured_rates(runs_root, "cpu" if gpu_here is None else "cuda", gpu_here or "")
-    quoted = gpu_kind or (gpu_here if gpu_here in GPUS else QUOTED)
+    quoted = (cluster and cluster.gpu_kind) or (gpu_here if gpu_here in GPUS else QUOTED)
     gpu_flops = GPUS[quoted].peak_flops * GPUS[quoted].mfu
-    here = GPUS.get(gpu_here or "", GPUS["A100"])
+    on_gpus = quoted if cluster else gpu_here
+    rates = {
+        "cpu": measured_rates(runs_root, "cpu"),
+        "cuda": measured_rates(runs_root, "cuda", on_gpus) if on_gpus else {},
+    }
+    here = GPUS.get(on_gpus or "", GPUS["A100"])
     estimates = []
     for spec in specs:
         counts = spec.counts
         flops = counts.flops_per_token * spec.recipe.tokens
-        rate = rates.get((spec.mix.name, counts.N, spec.recipe.context))
-        core_flops = CORE_FLOPS["tiny" if counts.N < TINY else "large"]
-        speed = here.peak_flops * here.mfu if gpu_here else core_flops * threads
+        gpus, ranks, cpus = spec.resources.devices, devices, threads
+        if cluster:
+            shape = cluster.shape(spec.size.name)
+            gpus, ranks, cpus = shape.nodes * shape.gpus, shape.ranks, shape.cpus
+        elif gpu_here:
+            gpus = devices
+        by_gpu = bool(gpus) if cluster else gpu_here is not None
+        rate = rates["cuda" if by_gpu else "cpu"].get(
+            (spec.mix.name, counts.N, spec.recipe.context)
+        )
+        core_flops = next(rate for least, rate in CORE_FLOPS if least <= counts.N)
+        speed = here.peak_flops * here.mfu if by_gpu else core_flops * cpus
         seconds = spec.recipe.tokens / rate if rate else flops / speed
         status = RunDirectory(runs_root / spec.sweep / spec.run_name).read_status()
-        on = (gpus or {}).get(spec.size.name, devices if gpu_here else spec.resources.devices)
         estimates.append(
             Estimate(
                 spec,
                 counts.N,
                 status.get("state", "new") if spec.corpus else "no corpus",
                 flops,
-                seconds / devices,
+                seconds / ranks,
                 rate is not None,
                 flops / gpu_flops / 3600,
-                on,
+                gpus or None,
                 kept_bytes(spec),
             )
         )
-    return Plan(tuple(estimates), parallel, threads, devices, quoted)
+    return Plan(tuple(estimates), parallel, threads, devices, quoted, cluster)
 
 
 def measured_rates(
@@ -197,13 +232,16 @@ def plan_confounds(plan: Plan) -> list[Confound]:
 
 
 COLUMNS = ("mix", "size", "done", "N", "ΔN", "tokens", "epochs", "GPUs")
-TOTALS = ("FLOPs", "kept", "here")
+TOTALS = ("FLOPs", "kept")
+LEAST = ("epochs", "ΔN", "kept", "FLOPs", "GPUs", "done", "tokens", "N")
+"""Columns that a narrow terminal goes without, first to last."""
 
 
 def show(plan: Plan, console: Console) -> None:
     """Print the plan: a row a mix and size, seeds together, totals by mix, then confounds."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), header_style="bold")
-    for name in (*COLUMNS, *TOTALS, f"{plan.gpu} h"):
+    place = "on Slurm" if plan.cluster else "here"
+    for name in (*COLUMNS, *TOTALS, place, f"{plan.gpu} h"):
         left = name in ("mix", "size")
         table.add_column(name, justify="left" if left else "right", no_wrap=True)
     mixes: dict[str, dict[str, list[Estimate]]] = {}
@@ -218,7 +256,7 @@ def show(plan: Plan, console: Console) -> None:
             blank = [""] * (len(COLUMNS) - 3)
             table.add_row(mix, "all", _done(every), *blank, *_totals(every), style="bold")
             table.add_section()
-    console.print(table)
+    console.print(fitted(table, console, LEAST))
     _show_matched(plan, console)
     _show_totals(plan, console)
     if len(mixes) > 1:
@@ -250,7 +288,7 @@ def _totals(group: Sequence[Estimate]) -> list[str]:
     return [
         f"{sum(e.flops for e in group):.2e}",
         _bytes(sum(e.checkpoint_bytes for e in group)),
-        ("" if measured else "~") + duration(sum(e.seconds_here for e in group)),
+        ("" if measured else "~") + duration(sum(e.seconds for e in group)),
         "~" + _hours(sum(e.gpu_hours for e in group)),
     ]
 
@@ -265,17 +303,19 @@ def _show_matched(plan: Plan, console: Console) -> None:
 
 def _show_totals(plan: Plan, console: Console) -> None:
     todo = plan.todo
-    each = f"{_many(plan.threads, 'thread')} each"
+    place = f"here ({plan.parallel} at a time, {_many(plan.threads, 'thread')} each)"
     if plan.devices > 1:
-        each = f"{plan.devices} processes a run, {each}"
+        place = place.replace("time, ", f"time, {plan.devices} processes a run, ")
+    if plan.cluster:
+        place = f"on Slurm ({plan.parallel} at a time, beside waiting in its queue)"
     begun = sum(e.state in ("running", "preempted", "failed") for e in todo)
     words = f", {begun} begun and going on" if begun else ""
     console.print(
         f"{_many(len(plan.estimates), 'run')}, {len(plan.estimates) - len(todo)} done{words}; to "
         f"go: {_short(sum(e.spec.recipe.tokens for e in todo))} tokens, "
         f"{sum(e.flops for e in todo):.2e} FLOPs, {_bytes(sum(e.checkpoint_bytes for e in todo))} "
-        f"of checkpoints, about {duration(plan.hours_here * 3600)} here ({plan.parallel} at a "
-        f"time, {each}), {_hours(sum(e.gpu_hours for e in todo))} h on one {plan.gpu}."
+        f"of checkpoints, about {duration(plan.hours * 3600)} {place}, "
+        f"{_hours(sum(e.gpu_hours for e in todo))} h on one {plan.gpu}."
     )
     note = (
         "Of one run: N, ΔN (against the size's transformer), tokens, epochs, GPUs. Of all: FLOPs, "
@@ -284,13 +324,40 @@ def _show_totals(plan: Plan, console: Console) -> None:
     if any(e.spec.corpus is None for e in plan.estimates):
         note += " No corpus is named yet, so epochs are not known."
     if not all(e.measured for e in plan.estimates):
-        kind = GPUS[plan.gpu]
-        note += (
-            f" ~ by formula: {CORE_FLOPS['tiny'] / 1e9:g} GFLOP/s a core here "
-            f"({CORE_FLOPS['large'] / 1e9:g} from N = {TINY / 1e6:g}M), {kind.mfu:.0%} of "
-            f"{kind.peak_flops / 1e12:g} TFLOP/s on one {plan.gpu}; others as measured."
-        )
+        note += f" ~ by formula: {_by_formula(plan)}; others as measured."
+    if plan.cluster and plan.cluster.gpu_kind is None and any(e.gpus for e in plan.estimates):
+        note += f" GPUs are taken for {plan.gpu}s, as cluster.gpu_kind names no other."
     console.print(note, style="dim")
+
+
+def _by_formula(plan: Plan) -> str:
+    """The rates that stand in for what was not measured."""
+    kind = GPUS[plan.gpu]
+    gpu = f"{kind.mfu:.0%} of {kind.peak_flops / 1e12:g} TFLOP/s on one {plan.gpu}"
+    if plan.cluster and all(e.gpus for e in plan.estimates):
+        return gpu
+    *larger, (_, least) = CORE_FLOPS
+    others = ", ".join(f"{rate / 1e9:g} from N = {_short(N)}" for N, rate in reversed(larger))
+    where = "there" if plan.cluster else "here"
+    return f"{least / 1e9:g} GFLOP/s a core {where} ({others}), {gpu}"
+
+
+def show_arrays(plan: Plan, console: Console) -> None:
+    """Print what would be asked of Slurm for what is not done, a line an array."""
+    todo, planned = plan.todo, plan.arrays
+    names = [
+        ", ".join(dict.fromkeys(todo[i].spec.size.name for i in array.members)) for array in planned
+    ]
+    for array, name in zip(planned, names, strict=True):
+        words = f"{len(array.members)} × ({array.shape}) for {name}, {array.at_once} at a time"
+        if array.after is not None:
+            words += f" once {names[array.after]} has ended"
+        longest = max(todo[i].seconds for i in array.members)
+        if longest > array.shape.minutes * 60:
+            words += f"; up to {duration(longest)} each, queued again at every time limit"
+        console.print(f"Slurm: {words}.", soft_wrap=True)
+    if len(planned) > 1 and plan.parallel < len(todo):
+        console.print(f"Slurm: at most {plan.parallel} runs at a time in all.", soft_wrap=True)
 
 
 def _show_confounds(found: Sequence[Confound], baseline: str, console: Console) -> None:

@@ -10,6 +10,7 @@ and found to fit. No torch is imported here.
 
 from __future__ import annotations
 
+import math
 import os
 import shlex
 import sys
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from ablations.spec import RunSpec
-    from sweeps.cluster import Local, Shape, Slurm
+    from sweeps.cluster import Local, Slurm
     from sweeps.plan import Plan
     from sweeps.submit import Request
 
@@ -66,6 +67,10 @@ def _composed(arguments: list[str]) -> list[dict[str, Any]]:
     import hydra
     from omegaconf import DictConfig, OmegaConf
 
+    from sweeps.compose import check_lists
+
+    if not any(a.startswith("-") for a in plain):
+        check_lists(plain)
     queue: list[dict[str, Any]] = []
 
     def task(config: DictConfig) -> None:
@@ -85,31 +90,27 @@ def _sweep(composed: list[dict[str, Any]]) -> int:
     from sweeps import view
     from sweeps.cluster import Slurm, check_ranks, parse
     from sweeps.compose import of_the_run
-    from sweeps.plan import make_plan, show
+    from sweeps.plan import make_plan, show, show_arrays
 
     console = view.console()
     driver = composed[0]
     _check_driver(composed)
     cluster = parse(driver["cluster"])
-    runs_root = project_root() / str(driver["runs"])
+    runs_root = project_root() / Path(driver["runs"]).expanduser()
     settings = [of_the_run(c) for c in composed]
 
     specs = [resolve(s, plan_only=True) for s in settings]
     _check_unique(specs)
+    _check_paths(specs, runs_root)
     at_once = driver["max_parallel"]
     if not isinstance(cluster, Slurm):
         at_once = _fitting(specs, cluster, at_once)
-    gpus, gpu_kind = None, None
-    if isinstance(cluster, Slurm):
+    else:
         check_ranks(cluster, specs)
-        shapes = {spec.size.name: cluster.shape(spec.size.name) for spec in specs}
-        gpus = {size: shape.nodes * shape.gpus for size, shape in shapes.items()}
-        gpu_kind = cluster.gpu_kind
     _check_control(specs, runs_root, driver["treatments"])
-    plan = make_plan(specs, runs_root, at_once, gpus=gpus, gpu_kind=gpu_kind)
+    plan = make_plan(specs, runs_root, at_once, cluster if isinstance(cluster, Slurm) else None)
     show(plan, console)
-    if isinstance(cluster, Slurm):
-        _show_arrays(plan, cluster, at_once, console)
+    show_arrays(plan, console)
     if driver["plan"]:
         return 0
 
@@ -141,7 +142,7 @@ def _requests(plan: Plan, specs: list[RunSpec], runs_root: Path) -> list[Request
     from ablations.settings import to_dict
     from sweeps.submit import Request
 
-    seconds = {(e.spec.sweep, e.spec.run_name): e.seconds_here for e in plan.todo}
+    seconds = {(e.spec.sweep, e.spec.run_name): e.seconds for e in plan.todo}
     todo = [spec for spec in specs if (spec.sweep, spec.run_name) in seconds]
     todo.sort(key=lambda spec: -seconds[spec.sweep, spec.run_name])
     return [
@@ -162,6 +163,8 @@ def _check_driver(composed: list[dict[str, Any]]) -> None:
         raise SettingError(f"plan={plan_only} must be true or false.")
     if not isinstance(treatments, list):
         raise SettingError(f"treatments={treatments} must be a list, like [mix].")
+    if not isinstance(driver["runs"], str) or not driver["runs"].strip():
+        raise SettingError(f"runs={driver['runs']} must be a folder.")
     for key in ("max_parallel", "max_local_hours"):
         value = driver[key]
         whole = key == "max_parallel" and not isinstance(value, int)
@@ -203,26 +206,13 @@ def _check_machine(
     if not isinstance(cluster, Local):
         check_room(specs, runs_root)
         return
-    if limit is not None and plan.hours_here > limit:
+    if limit is not None and plan.hours > limit:
         raise SettingError(
-            f"this sweep would take about {duration(plan.hours_here * 3600)} on this machine, more "
+            f"this sweep would take about {duration(plan.hours * 3600)} on this machine, more "
             f"than max_local_hours={limit}; take a cluster (cluster=slurm), smaller sizes or fewer "
-            f"tokens (protocol.chinchilla), or set max_local_hours={plan.hours_here * 1.2:.0f}."
+            f"tokens (protocol.chinchilla), or set max_local_hours={math.ceil(plan.hours * 1.1)}."
         )
     check_here(specs, plan.devices, gpus_of_this_machine()[1], runs_root)
-
-
-def _show_arrays(plan: Plan, cluster: Slurm, at_once: int | None, console: Console) -> None:
-    """What would be asked of Slurm, a line a shape."""
-    shapes: dict[Shape, list[str]] = {}
-    for estimate in plan.todo:
-        shapes.setdefault(cluster.shape(estimate.spec.size.name), []).append(
-            estimate.spec.size.name
-        )
-    limit = f", {at_once} at a time" if at_once else ""
-    for shape, sizes in shapes.items():
-        names = ", ".join(dict.fromkeys(sizes))
-        console.print(f"Slurm: {len(sizes)} × ({shape}) for {names}{limit}.", soft_wrap=True)
 
 
 def _check_unique(specs: list[RunSpec]) -> None:
@@ -232,6 +222,17 @@ def _check_unique(specs: list[RunSpec]) -> None:
         if key in seen:
             raise SettingError(f"run {spec.run_name} is asked for twice; name each value once.")
         seen[key] = spec.run_name
+
+
+def _check_paths(specs: list[RunSpec], runs_root: Path) -> None:
+    """The code of a sweep lies in its folder, and Slurm writes its logs there."""
+    for sweep in {spec.sweep for spec in specs}:
+        odd = [c for c in str(runs_root / sweep) if c in ":%\\" or not c.isprintable()]
+        if odd:
+            raise SettingError(
+                f"sweep={sweep!r} in runs={runs_root} has {odd[0]!r} in its path, which Python or "
+                "Slurm would read as something else; give names without it."
+            )
 
 
 def _check_control(specs: list[RunSpec], runs_root: Path, treatments: list[str]) -> None:
@@ -279,6 +280,8 @@ def _finish(specs: list[RunSpec], runs_root: Path, root: str, console: Console) 
     states = [look.state for look in looks]
     view.summary(looks, console)
     console.print(view.counted(states))
+    if set(states) & {"preempted", "cancelled", "lost", "failed"}:
+        console.print("The same command again goes on from their last checkpoints.")
     if "done" in states:
         sweep = runs[0].path.parent.name
         where = "" if root == "runs" else f" runs={root}"

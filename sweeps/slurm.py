@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from models.errors import SettingError
+from sweeps.arrays import MOST_ELEMENTS
 from sweeps.cluster import Shape, Slurm
 
 ENDED = (
@@ -27,8 +28,6 @@ ENDED = (
     *("OUT_OF_MEMORY", "PREEMPTED", "REVOKED", "TIMEOUT"),
 )
 ASK_SECONDS = 60
-ARRAY_ELEMENTS = 1000
-"""Most elements of an array where the site says no other (MaxArraySize less one by default)."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +65,12 @@ def cancel(ids: Sequence[str]) -> None:
     """scancel; a job that has ended meanwhile is no error."""
     if ids:
         _ask("scancel", *ids)
+
+
+def cancel_named(names: Iterable[str]) -> None:
+    """scancel by the names of job arrays, whether or not their numbers ever came back."""
+    for name in names:
+        _ask("scancel", f"--name={name}")
 
 
 def check(cluster: Slurm, sizes: Mapping[str, str]) -> None:
@@ -108,12 +113,13 @@ def submit(
     runs: Sequence[Path],
     code: Path,
     environment: Mapping[str, str],
-    at_once: int | None,
-) -> None:
-    """One job array named `job`, an element a run in the order given.
+    at_once: int,
+    after: str | None = None,
+) -> str:
+    """One job array named `job`, an element a run in the order given. Returns its number.
 
-    folder: for scripts and logs; at_once: elements that may run at a time. Raises SettingError
-    with Slurm's words where it refuses.
+    folder: for scripts and logs; at_once: elements that may run at a time; after: the number of an
+    array that has to end first. Raises SettingError with Slurm's words where it refuses.
     """
     from submitit.core.utils import FailedJobError, FailedSubmissionError
     from submitit.helpers import clean_env
@@ -129,25 +135,29 @@ def submit(
     }  # fmt: skip
     lines = [f"export {name}={shlex.quote(value)}" for name, value in exports.items()]
     executor = _executor(cluster, shape, job, folder, lines)
-    executor.update_parameters(array_parallelism=at_once or len(runs))
+    executor.update_parameters(array_parallelism=at_once)
+    if after:
+        extra = executor.parameters["additional_parameters"]
+        extra["dependency"] = ",".join(filter(None, [extra.get("dependency"), f"afterany:{after}"]))
     try:
         # A driver that itself runs inside a job must not hand its own job's variables on; where
         # Slurm's configuration is, is no such variable. What sbatch says is in the error.
         place = {name: os.environ[name] for name in ("SLURM_CONF",) if name in os.environ}
         with clean_env(), contextlib.redirect_stderr(io.StringIO()):
             os.environ.update(place)
-            executor.map_array(worker.under_slurm, [str(path) for path in runs])
+            submitted = executor.map_array(worker.under_slurm, [str(path) for path in runs])
     except (FailedSubmissionError, FailedJobError, subprocess.SubprocessError) as error:
         raise SettingError(f"Slurm refuses {runs[0].name} ({shape}): {_words(str(error))}.") from (
             error
         )
+    return str(submitted[0].job_id).partition("_")[0]
 
 
 def elements() -> int:
     """Most elements of one array at this site."""
     said = _ask("scontrol", "show", "config") or ""
     found = re.search(r"MaxArraySize\s*=\s*(\d+)", said)
-    return min(ARRAY_ELEMENTS, int(found[1]) - 1) if found else ARRAY_ELEMENTS
+    return min(MOST_ELEMENTS, int(found[1]) - 1) if found else MOST_ELEMENTS
 
 
 def _executor(cluster: Slurm, shape: Shape, job: str, folder: Path, lines: list[str]) -> Any:

@@ -42,7 +42,7 @@ def main(arguments: Sequence[str]) -> int:
     place, rest = anywhere.parse_known_args(arguments)
     action = rest[0] if rest and rest[0] in (ACTIONS.keys() - {"show"}) else "show"
     given = _parser(action).parse_args(rest[action != "show" :], place)
-    runs_root = (project_root() / given.runs).resolve()
+    runs_root = (project_root() / Path(given.runs).expanduser()).resolve()
     try:
         return ACTIONS[action](given, runs_root, view.console())
     except SettingError as error:
@@ -78,6 +78,8 @@ def _parser(action: str) -> argparse.ArgumentParser:
 
 def _show(given: argparse.Namespace, root: Path, out: Console) -> int:
     if given.sweep is None:
+        if given.watch:
+            raise SettingError("--watch is for one sweep: python sweeps/status.py SWEEP --watch.")
         return _show_sweeps(given, root, out)
     runs = read_sweep(root / given.sweep)
     if not given.watch:
@@ -104,7 +106,7 @@ def _print(looks: Sequence[Look], out: Console) -> None:
         view.summary(looks, out)
         out.print(view.counted([look.state for look in looks]))
     else:
-        out.print(view.live_table(looks), soft_wrap=True)
+        out.print(view.live_table(looks, out), soft_wrap=True)
 
 
 def _show_sweeps(given: argparse.Namespace, root: Path, out: Console) -> int:
@@ -166,17 +168,12 @@ def _retry(given: argparse.Namespace, root: Path, out: Console) -> int:
         return 0
     groups: dict[str, list[Look]] = {}
     for look in again:
-        told = [look.submission[name] for name in ("launcher", "how", "code", "command")]
-        groups.setdefault(json.dumps(told), []).append(look)
-        if not Path(look.submission["code"]).is_dir():
-            raise SettingError(
-                f"the code of {look.run.name} is not in {look.submission['code']} any more; give "
-                "the sweep's command again, which goes on with the code as it is now."
-            )
+        told = [look.submission[name] for name in ("launcher", "how", "command")]
+        groups.setdefault(json.dumps([*told, str(_code(look))]), []).append(look)
     submitted: list[RunDirectory] = []
     # Slurm's first: they run while those of this machine do.
     for alike, group in sorted(groups.items(), key=lambda item: json.loads(item[0])[0] != "slurm"):
-        launcher, how, code, command = json.loads(alike)
+        launcher, how, command, code = json.loads(alike)
         requests = [Request(look.run, look.run.read_spec()) for look in group]
         if launcher == "slurm":
             cluster = clusters.restore(how["cluster"])
@@ -195,6 +192,19 @@ def _retry(given: argparse.Namespace, root: Path, out: Console) -> int:
     looks = state.look([look.run for look in again])
     view.summary(looks, out)
     return 0 if all(look.state == "done" for look in looks) else 1
+
+
+def _code(look: Look) -> Path:
+    """The copy of the code that a run was submitted with, also where its sweep was moved since."""
+    told = Path(look.submission["code"])
+    here = state.machinery(look.run.path.parent) / "code" / told.name
+    for code in (here, told):
+        if code.is_dir():
+            return code
+    raise SettingError(
+        f"the code of {look.run.name} is not in {told} any more; give the sweep's command again, "
+        "which goes on with the code as it is now."
+    )
 
 
 def _logs(given: argparse.Namespace, root: Path, _out: Console) -> int:

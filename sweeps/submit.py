@@ -7,7 +7,7 @@ happen under the sweep's lock, so that two drivers submit nothing twice.
 import contextlib
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from ablations.records import RunDirectory
 from models.errors import SettingError
 from sweeps import cluster as clusters
 from sweeps import slurm, state
+from sweeps.arrays import arrays, time_of
 from sweeps.cluster import Shape, Slurm
 from sweeps.freeze import freeze
 
@@ -52,39 +53,44 @@ def to_slurm(
     at_once: int | None,
     command: str,
     code: Path | None = None,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> Claim:
     """Submit every run that is not done or alive, an array a shape, in the order given.
 
-    at_once: runs of a shape at a time; code: of an earlier submission, None for the checkout's as
-    it is now. Raises SettingError, with nothing submitted or left behind, where one is refused.
+    at_once: runs at a time; code: of an earlier submission, None for the checkout's as it is now;
+    stopped: whether somebody wants none of it meanwhile. Raises SettingError where one is refused,
+    KeyboardInterrupt where it was stopped, with nothing submitted or left behind.
     """
     with _claiming(requests) as (todo, alive):
         if not todo:
             return Claim([], alive)
-        submitted: list[str] = []
+        submitted: dict[str, str] = {}
         with _all_or_nothing(todo) as made:
             frozen = {sweep: code or _freeze(sweep, made) for sweep in _sweeps(todo)}
-            arrays = _arrays(todo, cluster)
+            runs = [_as_planned(request, cluster) for request in todo]
+            planned = arrays(runs, at_once, slurm.elements())
+            members = [[todo[number] for number in array.members] for array in planned]
             # Every run is recorded as handed on before the first of them is.
             how = {"cluster": clusters.to_dict(cluster), "at_once": at_once}
-            names = [_record(array, how, frozen, command, made) for _, array in arrays]
+            names = [_record(array, how, frozen, command, made) for array in members]
             try:
-                for (shape, array), name in zip(arrays, names, strict=True):
-                    alike = sum(other == shape for other, _ in arrays)
-                    submitted.append(name)
-                    slurm.submit(
+                for array, own, name in zip(planned, members, names, strict=True):
+                    submitted[name] = ""
+                    submitted[name] = slurm.submit(
                         cluster,
-                        shape,
+                        array.shape,
                         name,
-                        state.job_folder(array[0].sweep, name),
-                        [request.run.path for request in array],
-                        frozen[array[0].sweep],
+                        state.job_folder(own[0].sweep, name),
+                        [request.run.path for request in own],
+                        frozen[own[0].sweep],
                         {"ARCHLADDER_COMMAND": provenance.redact(command)},
-                        None if at_once is None else max(1, at_once // alike),
+                        array.at_once,
+                        None if array.after is None else submitted[names[array.after]],
                     )
+                    if stopped():
+                        raise KeyboardInterrupt
             except BaseException:
-                left = slurm.jobs(submitted) or {}
-                slurm.cancel([job.id for job in left.values() if job.alive])
+                slurm.cancel_named(submitted)
                 raise
         return Claim([request.run for request in todo], alive)
 
@@ -214,17 +220,9 @@ def _job(sweep: Path, made: _Made) -> str:
     return job
 
 
-def _arrays(requests: Sequence[Request], cluster: Slurm) -> list[tuple[Shape, list[Request]]]:
-    """Requests by sweep and shape, cut to the site's longest array."""
-    groups: dict[tuple[Path, Shape], list[Request]] = {}
-    for request in requests:
-        groups.setdefault((request.sweep, cluster.shape(request.size)), []).append(request)
-    most = slurm.elements()
-    return [
-        (shape, group[i : i + most])
-        for (_, shape), group in groups.items()
-        for i in range(0, len(group), most)
-    ]
+def _as_planned(request: Request, cluster: Slurm) -> tuple[Path, Shape, float]:
+    recipe, shape = request.spec["recipe"], cluster.shape(request.size)
+    return request.sweep, shape, time_of(recipe["N"], recipe["tokens"], shape)
 
 
 def _record(

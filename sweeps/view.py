@@ -1,6 +1,7 @@
 """How a sweep looks while it runs and when it has ended: tables in a terminal, lines in a log."""
 
 import contextlib
+import os
 import signal
 import time
 from collections import Counter
@@ -10,6 +11,7 @@ from typing import Any, Self
 
 from rich.console import Console, Group
 from rich.live import Live
+from rich.measure import Measurement
 from rich.table import Table
 
 from ablations.records import RunDirectory
@@ -17,6 +19,9 @@ from sweeps.state import Look, slurm_log
 
 PLAIN_EVERY_SECONDS = 15.0
 COLUMNS = ("step", "tokens/s", "loss", "bpb", "LR", "point in", "done in")
+LEAST = ("LR", "bpb", "point in", "attempts", "hours", "tokens/s", "loss", "done in", "steps",
+         "step")  # fmt: skip
+"""Columns that a narrow terminal goes without, first to last."""
 
 
 def console() -> Console:
@@ -60,7 +65,17 @@ def counted(states: Sequence[str]) -> str:
     return ", ".join(f"{number} {state}" for state, number in Counter(states).items())
 
 
-def live_table(looks: Sequence[Look], *, waiting: bool = True) -> Group:
+def fitted(table: Table, out: Console, least: Sequence[str]) -> Table:
+    """`table` without as many of its columns, those of `least` worth in their order, as it takes to
+    be no wider than the console."""
+    for name in least:
+        if Measurement.get(out, out.options.update(max_width=10_000), table).maximum <= out.width:
+            break
+        table.columns = [column for column in table.columns if column.header != name]
+    return table
+
+
+def live_table(looks: Sequence[Look], out: Console, *, waiting: bool = True) -> Group:
     """Runs that are not done yet; those that only wait their turn as `waiting` says."""
     notes = []
     table = Table(title=counted([look.state for look in looks]), title_justify="left")
@@ -72,9 +87,20 @@ def live_table(looks: Sequence[Look], *, waiting: bool = True) -> Group:
         told = progress(look.status) if look.state == "running" else {}
         cells = [told.get(name, "") for name in COLUMNS]
         table.add_row(look.run.name, look.state, *cells, str(look.attempts or ""))
-        if look.note:
-            notes.append(f"{look.run.name}: {look.note}")
-    return Group(table, *notes)
+        if words := look.note or first_words(look):
+            notes.append(f"{look.run.name}: {words}")
+    return Group(fitted(table, out, LEAST), *notes)
+
+
+def first_words(look: Look) -> str:
+    """What a run that has no numbers yet said last: it may import, compile or unpack for long."""
+    if look.state not in ("starting", "running") or look.status.get("seconds"):
+        return ""
+    with contextlib.suppress(OSError), look.run.log.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - 2000))
+        lines = file.read().decode(errors="replace").splitlines()
+        return lines[-1] if lines else ""
+    return ""
 
 
 def plain(looks: Sequence[Look]) -> str:
@@ -84,6 +110,8 @@ def plain(looks: Sequence[Look]) -> str:
         if look.state == "running":
             told = [f"{name} {value}" for name, value in progress(look.status).items() if value]
             parts.append(" ".join([look.run.name, *told, look.note]).rstrip())
+        if words := first_words(look):
+            parts.append(f"{look.run.name} {words}")
     return " | ".join(parts)
 
 
@@ -105,7 +133,7 @@ def summary(looks: Sequence[Look], out: Console) -> None:
             f"{look.status.get('seconds', 0) / 3600:.2f}",
             str(look.attempts or ""),
         )
-    out.print(table)
+    out.print(fitted(table, out, LEAST))
     for look in looks:
         if look.state in ("failed", "lost", "cancelled", "preempted"):
             out.print(line(look), soft_wrap=True)
@@ -128,6 +156,7 @@ def line(look: Look) -> str:
         result = f", loss {point['loss']:.4f}" if point else ""
         return f"done    {look.run.name}  {look.status.get('seconds', 0):.0f} s{result}"
     reason = look.note or look.status.get("error", "")
+    reason = "" if reason == look.state else reason
     words = {"preempted": "stopped", "failed": "failed "}
     word = words.get(look.state, look.state)
     where = f"  (log: {log(look)})" if log(look).exists() else ""
@@ -169,7 +198,7 @@ class Display:
         """What was found."""
         self.shown = time.monotonic()
         if self.live:
-            self.live.update(live_table(looks, waiting=False))
+            self.live.update(live_table(looks, self.out, waiting=False))
         else:
             self.out.print(plain(looks), soft_wrap=True)
 

@@ -4,6 +4,8 @@ import os
 import shutil
 import signal
 import subprocess
+import time
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ import pytest
 from ablations.records import read_sweep
 from sweeps.state import job_folder, read_submission
 from tests.slurm.conftest import (
+    PATIENCE_SECONDS,
     SMALL,
     assert_undisturbed,
     ended,
@@ -54,25 +57,43 @@ def test_a_job_runs_the_copy_of_the_code_that_it_was_submitted_with(driver, tmp_
     assert run.read_status()["state"] == "done"
 
 
-def test_of_24_runs_4_are_there_at_a_time_and_each_failure_is_named(driver, tmp_path):
-    # Each job writes when it begins and ends, and fails before it trains anything.
-    mark = f"date +%s.%N >> {tmp_path}/marks.$SLURM_JOB_ID"
-    seeds = ",".join(map(str, range(24)))
+def test_of_24_runs_of_two_shapes_4_train_at_a_time_and_all_end_undisturbed(driver, tmp_path):
+    seeds = ",".join(map(str, range(12)))
     process = driver(
-        "-m", "mix=gdn", f"seed={seeds}", *SMALL, "max_parallel=4",
-        f"cluster.setup=['{mark}','sleep 0.5','{mark}','echo no such module >&2','exit 3']",
+        "-m", "mix=transformer", "size=50k,100k", f"seed={seeds}", *SMALL[1:],
+        "protocol.chinchilla=[0.001]", "max_parallel=4", "++cluster.sizes={100k:{cpus:2}}",
     )  # fmt: skip
+    runs = found(tmp_path, 24)
+    seen, deadline = 0, time.monotonic() + 4 * PATIENCE_SECONDS
+    while process.poll() is None and time.monotonic() < deadline:
+        now = len(said("squeue", "-h", "-r", "-t", "R,CG", "-o", "%i").split())
+        assert now <= 4
+        seen = max(seen, now)
+        time.sleep(0.2)
+    text = ended(process)
+    assert "24 done" in text
+    assert seen == 4
+    # By Slurm's own records, too: a job's first and last second.
+    names = ",".join({read_submission(run)["job"] for run in runs})
+    told = said("squeue", "-h", "-r", "-t", "all", "-n", names, "-o", "%S %e").split()
+    times = [datetime.fromisoformat(word) for word in told]
+    spans = list(zip(times[::2], times[1::2], strict=True))
+    assert len(spans) == 24
+    assert max(sum(a <= begin < b for a, b in spans) for begin, _ in spans) <= 4
+    for run in (runs[0], runs[11], runs[12], runs[23]):
+        assert_undisturbed(run, tmp_path)
+
+
+def test_each_run_that_fails_is_named_with_its_log(driver, tmp_path):
+    process = driver(
+        "-m", "mix=gdn", "seed=0,1,2", *SMALL, "cluster.setup=['echo no such module >&2','exit 3']"
+    )
     text = ended(process, 1)
-    assert "24 failed" in text
+    assert "3 failed" in text
     lines = [line for line in text.splitlines() if line.startswith("failed") and "(log: " in line]
-    assert len({line.split()[1] for line in lines}) == 24
+    assert len({line.split()[1] for line in lines}) == 3
     log = lines[0].partition("(log: ")[2].rstrip(")")
     assert "no such module" in Path(log).read_text()
-    marks = [sorted(map(float, p.read_text().split())) for p in tmp_path.glob("marks.*")]
-    assert len(marks) == 24
-    together = [sum(a <= begin < b for a, b in marks) for begin, _ in marks]
-    assert max(together) <= 4
-    assert len(said("squeue", "-h", "-r", "-t", "all").splitlines()) >= 24
 
 
 def test_two_drivers_at_once_submit_each_run_once(driver, tmp_path):

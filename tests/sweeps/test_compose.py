@@ -46,7 +46,7 @@ def test_equal_to_what_hydra_composes(axes):
 
 
 def test_an_experiment_with_its_own_sweep_values_is_composed():
-    runs = compose_sweep(["experiment=demo", "data.eval_tokens=64"])
+    runs = compose_sweep(["experiment=demo", "train.z_loss=0.1"])
     jobs = itertools.product(
         ("transformer", "gdn3_attn1"), ("50k", "100k", "200k"), (0, 1)
     )  # as its file says
@@ -54,7 +54,7 @@ def test_an_experiment_with_its_own_sweep_values_is_composed():
         expected = [
             OmegaConf.to_container(
                 compose("config", ["experiment=demo", f"mix={mix}", f"size={size}", f"seed={seed}",
-                                   "data.eval_tokens=64"]), resolve=True)
+                                   "train.z_loss=0.1"]), resolve=True)
             for mix, size, seed in jobs
         ]  # fmt: skip
     assert runs == expected

@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from rich.console import Console
 
 from ablations.devices import GPUS, gpu_kind, peak_flops
@@ -14,8 +16,12 @@ from ablations.settings import to_dict
 from ablations.spec import resolve
 from models.errors import SettingError
 from sweeps import plan as planning
+from sweeps.cluster import parse
 from sweeps.compose import compose_sweep, of_the_run
-from sweeps.plan import make_plan, measured_rates, show
+from sweeps.errors import sentence
+from sweeps.experiment import check_experiment
+from sweeps.plan import make_plan, measured_rates, show, show_arrays
+from tests.sweeps.test_cluster import slurm as slurm_settings
 
 ROOT = Path(__file__).parents[2]
 PRESETS = {
@@ -85,11 +91,32 @@ def test_every_experiment_is_among_those_tested():
         (("experiment=ratio", "protocol=controlled,olmo_hybrid"), "defined by protocol=controlled"),
         (("experiment=ratio,demo",), "several experiments"),
         (("experiment=ratio", "experiment=demo"), "several experiments"),
+        (("experiment=olmo_hybrid", "protocol.match=params"), "defined by protocol=olmo_hybrid"),
+        (("experiment=demo", "data.eval_tokens=4096"), "defined by data.eval_tokens=16384"),
+        (("mix=[gdn,mamba2]",), "write -m mix=gdn,mamba2"),
     ],
 )
 def test_an_override_that_makes_another_sweep_of_an_experiment_is_refused(overrides, words):
     with pytest.raises(SettingError, match=words):
         compose_sweep(overrides)
+
+
+@pytest.mark.parametrize("content", ["", "- 1\n", "mix: gdn\n"])
+def test_an_experiment_of_ones_own_says_what_its_file_lacks(tmp_path, content):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text(content)
+    asked = OverridesParser.create().parse_overrides(["experiment=mine"])
+    with pytest.raises(SettingError, match=r"must begin with .* @package _global_"):
+        check_experiment(asked, tmp_path)
+
+
+def test_broken_yaml_is_named_by_file_and_line(tmp_path):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\nsweep: [a\nb: 1\n")
+    asked = OverridesParser.create().parse_overrides(["experiment=mine"])
+    with pytest.raises(yaml.YAMLError) as raised:
+        check_experiment(asked, tmp_path)
+    assert f"of {tmp_path}/experiment/mine.yaml is no YAML" in sentence(raised.value)
 
 
 def test_an_experiment_may_be_narrowed_widened_and_changed_under_another_name():
@@ -118,10 +145,61 @@ def test_gpu_hours_are_flops_over_the_stated_share_of_the_peak():
     (one,) = planned("mix=gdn3_attn1", "size=1b").estimates
     flops = one.spec.counts.flops_per_token * one.spec.recipe.tokens
     assert one.gpu_hours == pytest.approx(flops / (0.40 * 989e12) / 3600)
-    (other,) = planned("size=1b", gpu_kind="A100", gpus={"1b": 8}).estimates
+    a100s = parse(slurm_settings(gpu_kind="A100", gpus=8))
+    (other,) = planned("size=1b", cluster=a100s).estimates
     assert other.gpu_hours == pytest.approx(other.flops / (0.40 * 312e12) / 3600)
     assert other.gpus == 8
-    assert "A100 h" in shown(planned("size=1b", gpu_kind="A100"))
+    assert "A100 h" in shown(planned("size=1b", cluster=a100s))
+
+
+def test_a_plan_for_slurm_tells_its_time_there_and_none_here():
+    cluster = parse(slurm_settings(gpu_kind="H100", sizes={"1b": {"gpus": 8}}))
+    runs = specs("mix=transformer", "size=60m,1b", "seed=0,1")
+    plan = make_plan(runs, Path("/nowhere"), None, cluster)
+    for e in plan.estimates:
+        flops = e.spec.counts.flops_per_token * e.spec.recipe.tokens
+        ranks = 8 if e.spec.size.name == "1b" else 1
+        assert e.seconds == pytest.approx(flops / (0.40 * 989e12 * ranks))
+    assert plan.hours == max(e.seconds for e in plan.estimates) / 3600
+    # Three at a time: two of the larger, or the smaller would wait for no reason.
+    three = make_plan(runs, Path("/nowhere"), 3, cluster)
+    assert {(len(a.members), a.shape.gpus, a.at_once) for a in three.arrays} == {
+        (2, 8, 2), (2, 1, 1)
+    }  # fmt: skip
+    text = shown(three)
+    assert "on Slurm (3 at a time" in text
+    assert "here" not in text
+    assert "years" not in text
+    console = Console(width=120, highlight=False, markup=False)
+    with console.capture() as capture:
+        show_arrays(three, console)
+    told = capture.get()
+    assert "2 × (1 node × 8 GPUs, 240 min) for 1b, 2 at a time; up to " in told
+    assert "at most 3 runs at a time in all" in told
+
+
+def test_a_cpu_of_a_cluster_is_as_fast_as_its_cores():
+    cluster = parse(slurm_settings(gpus=0, cpus=4))
+    (e,) = make_plan(specs("size=50k"), Path("/nowhere"), None, cluster).estimates
+    assert e.gpus is None
+    assert e.seconds == pytest.approx(e.flops / 40e9)
+
+
+def test_one_run_of_1m_trains_here_in_the_time_that_was_measured(monkeypatch):
+    monkeypatch.setattr(planning, "cores", lambda: 2)
+    plan = planned("mix=gdn3_attn1", "size=1m")
+    # 7,061 tokens/s on two threads: docs/performance.md.
+    assert plan.hours * 3600 == pytest.approx(plan.estimates[0].spec.recipe.tokens / 7061, rel=0.2)
+    assert plan.hours < 2  # max_local_hours
+
+
+def test_a_narrow_terminal_loses_columns_and_no_figures():
+    plan = planned("mix=transformer,gdn3_attn1_middle", "size=50k,1b")
+    for width in (80, 60):
+        rows = [line for line in shown(plan, width).splitlines() if line.startswith(" gdn3")]
+        assert rows
+        assert not any("…" in row for row in rows)
+        assert "years" in rows[1]  # how long, to the last
 
 
 def test_totals_by_mix_are_sums_of_its_sizes():
@@ -153,7 +231,7 @@ def test_hours_follow_a_measured_run_of_that_mix_and_size(tmp_path):
     again = planned("mix=gdn", "size=50k,100k", "seed=0,1", runs_root=tmp_path)
     assert [e.measured for e in again.estimates] == [e.spec.size.name == "50k" for e in
                                                      plan.estimates]  # fmt: skip
-    assert [e.seconds_here for e in again.estimates if e.measured] == pytest.approx([50.0, 50.0])
+    assert [e.seconds for e in again.estimates if e.measured] == pytest.approx([50.0, 50.0])
     assert "others as measured" in shown(again)
 
 
@@ -183,9 +261,9 @@ def test_what_is_done_is_not_to_do_and_what_has_begun_is_said(tmp_path):
 
 def test_a_sweep_takes_no_less_than_its_longest_run():
     one = planned("size=50k").estimates[0]
-    estimates = tuple(dataclasses.replace(one, seconds_here=s) for s in (3600.0, 60.0, 60.0))
-    assert planning.Plan(estimates, 3, 1).hours_here == 1.0
-    assert planning.Plan(estimates, 1, 1).hours_here == pytest.approx(3720 / 3600)
+    estimates = tuple(dataclasses.replace(one, seconds=s) for s in (3600.0, 60.0, 60.0))
+    assert planning.Plan(estimates, 3, 1).hours == 1.0
+    assert planning.Plan(estimates, 1, 1).hours == pytest.approx(3720 / 3600)
 
 
 @pytest.mark.parametrize(

@@ -99,6 +99,10 @@ def test_days_of_cpu_work_are_refused_with_the_ways_out(tmp_path):
         (["train.grad_clip=-1"], "grad_clip=-1"),
         (["mix.name=a/b"], "mix.name=a/b"),
         (["-m", "seed=0,0"], "asked for twice"),
+        (["mix=gdn,mamba2"], "add -m"),
+        (["sweep=a:b"], "sweep='a:b' in runs="),
+        (["mix=null"], "mix=null is not known; valid: gdn"),
+        (["runs=null"], "runs=None must be a folder"),
         (["-m", "train.weight_decay=0,0.1"], "train.weight_decay differs"),
         (["-m", "cluster.runs_per_gpu=1,2"], "cluster is one for a whole sweep"),
         (["cluster=nope"], "valid: local, slurm"),
@@ -107,7 +111,7 @@ def test_days_of_cpu_work_are_refused_with_the_ways_out(tmp_path):
     ],
 )
 def test_bad_input_is_one_sentence_and_leaves_nothing(tmp_path, arguments, words):
-    done = sweep(*arguments, f"runs={tmp_path}/runs")
+    done = sweep(f"runs={tmp_path}/runs", *arguments)
     assert done.returncode == 2
     assert words in done.stderr
     assert done.stderr.count("\n") == 1

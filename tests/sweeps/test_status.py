@@ -1,14 +1,17 @@
 """What can be read, stopped and retried of a sweep, from its folder alone."""
 
 import json
+import re
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-from ablations.records import RunDirectory
-from sweeps import slurm, state, status
+from ablations.records import RunDirectory, read_sweep
+from sweeps import slurm, state, status, view
 
 
 @pytest.fixture
@@ -46,6 +49,19 @@ def test_every_run_is_shown_and_for_programs_as_json(sweep, capsys):
     assert [row["state"] for row in rows] == ["done", "failed", "lost"]
     assert rows[1]["error"] == "diverged: too bad"
     assert [row["alive"] for row in rows] == [False] * 3
+
+
+def test_json_has_the_fields_that_the_docs_name(sweep, capsys):
+    docs = Path(__file__).parents[2] / "docs"
+    told = (
+        (docs / "cluster.md").read_text().partition("`--json` prints")[2].partition("A number")[0]
+    )
+    always = {"run", "state", "alive", "note", "attempts", "job", "path", "log"}
+    assert always <= set(re.findall(r"`(\w+)`", told))
+    status = (docs / "contracts.md").read_text().partition("## status.json")[2].partition("##")[0]
+    for row in json.loads(command(sweep, capsys, "ladder", "--json")[1]):
+        assert always <= row.keys()
+        assert row.keys() - always <= set(re.findall(r"`(\w+)`", status))
 
 
 def test_json_is_json_whatever_the_loss(sweep, capsys):
@@ -104,6 +120,48 @@ def test_a_run_in_a_queue_says_what_it_waits_for(sweep, capsys, monkeypatch):
     assert (row["state"], row["alive"]) == ("running", None)
 
 
+def test_a_narrow_terminal_still_tells_run_and_state(sweep, capsys):
+    looks = state.look(read_sweep(sweep / "ladder"))
+    for width in (30, 60, 80, 200):
+        out = Console(width=width, highlight=False, markup=False)
+        out.print(view.live_table(looks, out))
+        view.summary(looks, out)
+        said = capsys.readouterr().out
+        assert max(map(len, said.splitlines()[:6])) <= width
+        assert "failed" in said
+        if width > 30:
+            assert "│ gdn-50k-s1-bbbb │ failed" in said
+        assert ("attempts" in said) == (width >= 80)
+
+
+def test_a_run_that_is_starting_shows_its_last_words(sweep, monkeypatch):
+    run = RunDirectory(sweep / "ladder" / "gdn-50k-s3-dddd")
+    run.write_spec({"mix": {"name": "gdn"}})
+    run.write_status("queued")
+    run.log.write_text("12:00:00 unpacking\n12:00:01 compiling\n")
+    state.write_submission(run, {"launcher": "slurm", "job": "ladder-1", "index": 0})
+    job = slurm.Job("77_0", "RUNNING", "None", "node1")
+    monkeypatch.setattr(slurm, "jobs", lambda _names: {("ladder-1", 0): job})
+    (look,) = state.look([run])
+    assert "gdn-50k-s3-dddd 12:00:01 compiling" in view.plain([look])
+
+
+def test_a_sweep_that_was_moved_is_retried_with_its_own_code(sweep, tmp_path, capsys, monkeypatch):
+    run = RunDirectory(sweep / "ladder" / "gdn-50k-s1-bbbb")
+    how = {"runs_per_gpu": 1, "parallel": 1, "threads": 1, "devices": 1}
+    told = {"launcher": "local", "job": "gone", "how": how, "command": "c"}
+    state.write_submission(run, {**told, "code": "/before/ladder/.sweep/code/abc"})
+    code, _, error = command(sweep, capsys, "retry", "ladder", "--failed")
+    assert code == 2
+    assert "is not in /before/ladder/.sweep/code/abc any more; give the sweep's command" in error
+    copy = state.machinery(sweep / "ladder") / "code" / "abc"
+    copy.mkdir(parents=True)
+    used = []
+    monkeypatch.setattr("sweeps.drive.on_this_machine", lambda *a: used.append(a[-1]))
+    command(sweep, capsys, "retry", "ladder", "--failed")
+    assert used == [copy]
+
+
 def test_a_log_is_found_by_the_beginning_of_a_name(sweep, capsys):
     assert command(sweep, capsys, "logs", "gdn-50k-s1")[:2] == (0, "gdn-50k-s1-bbbb speaks\n")
     code, _, error = command(sweep, capsys, "logs", "gdn")
@@ -112,6 +170,7 @@ def test_a_log_is_found_by_the_beginning_of_a_name(sweep, capsys):
 
 
 def test_what_is_not_there_is_one_sentence(sweep, capsys):
+    assert command(sweep, capsys, "--watch")[0] == 2
     for arguments in (("nosuch",), ("logs", "nosuch"), ("cancel", "nosuch"), ("retry", "nosuch")):
         code, out, error = command(sweep, capsys, *arguments)
         assert code == 2

@@ -31,15 +31,18 @@ def requests(sweep, *seeds, **changed):
 
 @pytest.fixture
 def controller(monkeypatch):
-    """A Slurm in a dictionary: {(job, index): state}; `refuse` names partitions."""
+    """A Slurm in a dictionary: {(job, index): state}, and what was asked of each array; `refuse`
+    names partitions."""
 
-    controller = SimpleNamespace(jobs={}, refuse=set(), answers=True)
+    controller = SimpleNamespace(jobs={}, arrays={}, refuse=set(), answers=True)
 
-    def put(cluster, shape, job, folder, runs, code, environment, at_once):
+    def put(cluster, shape, job, folder, runs, code, environment, at_once, after):
         if shape.partition in controller.refuse:
             raise SettingError(f"Slurm refuses {shape.partition}.")
         for index, _ in enumerate(runs):
             controller.jobs[job, index] = slurm.Job(f"{job}_{index}", "PENDING", "None", "")
+        controller.arrays[job] = (shape, len(runs), at_once, after)
+        return job
 
     def ask(names):
         if not controller.answers:
@@ -53,7 +56,12 @@ def controller(monkeypatch):
 
     monkeypatch.setattr(slurm, "submit", put)
     monkeypatch.setattr(slurm, "jobs", ask)
+
+    def end_named(names):
+        end([job.id for (name, _), job in controller.jobs.items() if name in names])
+
     monkeypatch.setattr(slurm, "cancel", end)
+    monkeypatch.setattr(slurm, "cancel_named", end_named)
     monkeypatch.setattr(slurm, "elements", lambda: 1000)
     return controller
 
@@ -250,14 +258,59 @@ def test_where_slurm_does_not_answer_nothing_is_submitted(controller, checkout, 
 def test_arrays_are_cut_to_what_the_site_takes_and_share_the_limit(
     controller, checkout, tmp_path, monkeypatch
 ):
-    limits = []
-    put = slurm.submit
     monkeypatch.setattr(slurm, "elements", lambda: 2)
-    monkeypatch.setattr(slurm, "submit", lambda *a: limits.append(a[-1]) or put(*a))
     asked = requests(tmp_path / "sweep", *range(5))
-    submit.to_slurm(asked, parse(slurm_settings()), 6, "c")
+    submit.to_slurm(asked, parse(slurm_settings()), 4, "c")
     assert sorted(index for _, index in controller.jobs) == [0, 0, 0, 1, 1]
-    assert limits == [2, 2, 2]
+    assert sorted(limit for *_, limit, _ in controller.arrays.values()) == [1, 1, 2]
+
+
+def test_the_limit_holds_for_all_shapes_of_a_submission(controller, checkout, tmp_path):
+    shapes = {"100k": {"cpus": 2}, "200k": {"cpus": 3}}
+    cluster = parse(slurm_settings(sizes=shapes))
+    asked = [
+        request
+        for size in ("50k", "100k", "200k")
+        for request in requests(tmp_path / "sweep", 0, 1, size__name=size)
+    ]
+    submit.to_slurm(asked, cluster, 4, "c")
+    assert sum(limit for *_, limit, _ in controller.arrays.values()) == 4
+    assert {after for *_, after in controller.arrays.values()} == {None}
+    follow.cancel(state.look([request.run for request in asked]))
+    controller.arrays.clear()
+    # Fewer at a time than shapes: the third follows one of the others.
+    submit.to_slurm(asked, cluster, 2, "c")
+    first, second, third = controller.arrays.items()
+    assert [limit for _, (*_, limit, _) in (first, second, third)] == [1, 1, 1]
+    assert (first[1][-1], second[1][-1]) == (None, None)
+    assert third[1][-1] in (first[0], second[0])
+
+
+def test_a_submission_that_is_stopped_midway_is_taken_back(controller, checkout, tmp_path):
+    cluster = parse(slurm_settings(sizes={"100k": {"cpus": 2}}))
+    asked = [
+        *requests(tmp_path / "sweep", 0), *requests(tmp_path / "sweep", 0, size__name="100k")
+    ]  # fmt: skip
+    with pytest.raises(KeyboardInterrupt):
+        submit.to_slurm(asked, cluster, None, "c", stopped=lambda: True)
+    assert len(controller.jobs) == 1
+    assert {job.state for job in controller.jobs.values()} == {"CANCELLED"}
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_a_copy_of_the_code_outlives_the_checkout(checkout, tmp_path):
+    frozen = freeze.freeze(tmp_path / "code")
+    freeze.keep_cache(frozen)
+    assert (frozen / ".cache").is_symlink()  # shared as long as it is there
+    checkout.rename(tmp_path / "elsewhere")
+    freeze.keep_cache(frozen)
+    (frozen / ".cache" / "corpora").mkdir()
+
+
+def test_a_checkout_that_cannot_be_written_is_frozen_without_its_cache(checkout, tmp_path):
+    (checkout / ".cache").write_text("in the way")
+    frozen = freeze.freeze(tmp_path / "code")
+    assert (frozen / "models" / "answer.py").exists()
 
 
 def test_a_local_driver_claims_its_runs_as_long_as_it_lives(checkout, tmp_path):
