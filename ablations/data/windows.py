@@ -28,6 +28,8 @@ class HeldOut:
     """Which document each target is of, from 0, int64 [n, context]."""
     document_bytes: np.ndarray | None = None
     """Text bytes of each document's targets, int64 [documents]."""
+    target_bytes: np.ndarray | None = None
+    """Text bytes of each target, int64 [n, context]."""
 
 
 def held_out_rows(
@@ -44,10 +46,10 @@ def held_out_rows(
     positions = starts[:, None] + 1 + np.arange(context)
     owners = np.searchsorted(_ends(domain), positions, side="right")
     index = np.unique(owners, return_inverse=True)[1].reshape(owners.shape)
-    sizes = target_bytes(domain, rows, owners)
+    sizes = _target_bytes(domain, rows, owners)
     # Sums under 2^53 are exact in float64.
     by_document = np.bincount(index.ravel(), sizes.ravel()).astype(np.int64)
-    return HeldOut(rows, int(sizes.sum()), None, index, by_document)
+    return HeldOut(rows, int(sizes.sum()), None, index, by_document, sizes)
 
 
 def validation_windows(
@@ -67,15 +69,13 @@ def validation_windows(
     return held_out.windows, held_out.text_bytes
 
 
-def target_bytes(
-    domain: ValidationDomain, rows: np.ndarray, documents: np.ndarray | None = None
-) -> np.ndarray:
+def _target_bytes(domain: ValidationDomain, rows: np.ndarray, documents: np.ndarray) -> np.ndarray:
     """UTF-8 bytes of text that each target of rows [n, context + 1] stands for, int64.
 
     documents: of the domain, that each target is of, int64 [n, context]. A document's first token
     is one that follows a separator. What its tokens count that its text does not have is taken off
-    there, so that a whole document has the bytes of its text; without `documents` this is what the
-    tokenizer sets before every text.
+    there, so that a whole document has the bytes of its text: without an index of its documents,
+    what the tokenizer sets before every text.
     """
     if domain.token_bytes is None:
         raise SettingError(
@@ -86,7 +86,7 @@ def target_bytes(
     before, targets = rows[:, :-1], rows[:, 1:]
     sizes = domain.token_bytes[targets].astype(np.int64)
     begins = (before == domain.separator) & (targets != domain.separator)
-    if domain.document_bytes is None or documents is None:
+    if domain.document_bytes is None:
         return sizes - domain.prefix_bytes * begins
     sizes[begins] -= _excess(domain)[documents[begins]]
     return sizes
@@ -155,9 +155,9 @@ def _whole_documents(domain: ValidationDomain, context: int, max_tokens: int | N
     documents = np.repeat(np.array(owners)[order, None], context, axis=1)
     counts = np.array(lengths)[order]
     valid = np.arange(context) < counts[:, None]
-    sizes = target_bytes(domain, windows, numbers[documents])
+    sizes = _target_bytes(domain, windows, numbers[documents])
     text_bytes = np.bincount(documents[valid], sizes[valid], len(ends)).astype(np.int64)
-    return HeldOut(windows, int(text_bytes.sum()), counts, documents, text_bytes)
+    return HeldOut(windows, int(text_bytes.sum()), counts, documents, text_bytes, sizes)
 
 
 def _ends(domain: ValidationDomain) -> np.ndarray:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from ablations.data.prepared import Corpus
-from ablations.data.windows import target_bytes, validation_windows
+from ablations.data.windows import held_out_rows
 from ablations.distributed import World
 from ablations.evaluate.loss import document_bootstrap, of_mean
 from ablations.evaluate.tasks import digest
@@ -61,10 +61,12 @@ def by_position(
     each = max(1, count // len(corpus.validation))
     measured, asked = [], []
     for domain in corpus.validation.values():
-        rows, _ = validation_windows(domain, window, each * window)
+        held_out = held_out_rows(domain, window, each * window)
+        rows = held_out.windows
         asked.append(rows)
         nats = _nats(model, rows, limits, device, autocast, separator, world, batch_tokens)
-        sizes = np.add.reduceat(target_bytes(domain, rows), limits[:-1], axis=1)
+        assert held_out.target_bytes is not None
+        sizes = np.add.reduceat(held_out.target_bytes, limits[:-1], axis=1)
         measured.append((nats, sizes))
     found = []
     for place, (begin, end) in enumerate(pairwise(limits)):
