@@ -28,7 +28,9 @@ TREATMENT: tuple[str, ...] = (
     "model.gdn_allow_neg_eigval",
 )
 # Where and under which name a run ran says nothing about the model.
-IGNORED = ("sweep", "resources", "logging", "paths", "seed", "name", "identity", "hash")
+IGNORED = (
+    "sweep", "evaluation", "resources", "logging", "paths", "seed", "name", "identity", "hash",
+)  # fmt: skip
 EQUAL_N_PERCENT = 100 * EQUAL
 """Difference in N that counts as none, in percent."""
 

@@ -8,9 +8,9 @@ most to least free, in `MODELS`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -147,7 +147,11 @@ Part = tuple[Block, Polished, Array]
 
 @dataclass(frozen=True)
 class Fit:
-    """A joint model fitted to points. `residual` is log L_fit - log L, in the order of `points`."""
+    """A joint model fitted to points. `residual` is log L_fit - log L, in the order of `points`.
+
+    `least`: where this one weighs what runs and batches share, the plain least squares that it was
+    reached from (`analysis.fitting.mixed.generalised`).
+    """
 
     model: Model
     loss: Loss
@@ -158,6 +162,7 @@ class Fit:
     residual: Array
     threshold: Criterion
     fixed: dict[str, float]
+    least: Fit | None = None
 
     @property
     def n(self) -> int:
@@ -179,7 +184,7 @@ class Fit:
     @property
     def words(self) -> str:
         """The model in words, for tables and captions."""
-        loss = f"{self.threshold.words} on log residuals"
+        loss = f"{'generalised ' if self.least else ''}{self.threshold.words} on log residuals"
         if self.fixed:
             held = ", ".join(f"{name} = {value:g}" for name, value in self.fixed.items())
             loss = f"{held} held; {loss}"
@@ -341,32 +346,46 @@ def _mix_fit(
     chosen: Criterion,
     m: int,
 ) -> MixFit:
-    problem, theta = block.problem, block.theta
-    own = problem.mix == m
-    r, weight = residual[block.rows], block.weight
+    problem, own = block.problem, block.problem.mix == m
+    r, N, D = residual[block.rows][own], problem.N[own], problem.D[own]
     best = int(polished.objective.argmin())
     lowest = polished.objective[best]
     agreeing = polished.objective <= lowest + SAME_OBJECTIVE * abs(lowest) + 1e-24
-    jacobian = problem.jacobian(theta[None])[0][:, block.free] * np.sqrt(weight)[:, None]
-    place = {name: int(where[m]) for name, where in problem.place.items()}
-    bound = [name for name in place if name not in problem.pinned and not block.free[place[name]]]
-    N, D = problem.N[own], problem.D[own]
     return MixFit(
         mix=block.mixes[m],
-        law=problem.law(theta, m),
         n=int(own.sum()),
         n_runs=points["run"].iloc[block.rows[own]].nunique(),
-        objective=float((weight * chosen.reported(r))[own].sum()),
-        rms=float(np.sqrt((r[own] ** 2).mean())),
+        objective=float((block.weight[own] * chosen.reported(r)).sum()),
         gradient_norm=float(polished.gradient_norm[best]),
         starts=len(polished.objective),
         starts_agreeing=float(agreeing.mean()),
-        condition=_condition(jacobian),
-        at_bound=tuple(bound),
         N_range=(float(N.min()), float(N.max())),
         D_range=(float(D.min()), float(D.max())),
-        E_error=_error(jacobian, np.sqrt(weight) * r, block.free, place["E"]),
+        **_here(block, residual, m),
     )
+
+
+def moved(one: MixFit, block: Block, residual: Array) -> MixFit:
+    """A mix's part of a least-squares fit at other parameters, those of `block`."""
+    m = block.mixes.index(one.mix)
+    r = residual[block.rows][block.problem.mix == m]
+    return replace(one, objective=float((r**2).sum()), **_here(block, residual, m))
+
+
+def _here(block: Block, residual: Array, m: int) -> dict[str, Any]:
+    """What a mix's fit is at a block's parameters, however they were found."""
+    problem, theta = block.problem, block.theta
+    r, root = residual[block.rows], np.sqrt(block.weight)
+    jacobian = problem.jacobian(theta[None])[0][:, block.free] * root[:, None]
+    place = {name: int(where[m]) for name, where in problem.place.items()}
+    bound = [name for name in place if name not in problem.pinned and not block.free[place[name]]]
+    return {
+        "law": problem.law(theta, m),
+        "rms": float(np.sqrt((r[problem.mix == m] ** 2).mean())),
+        "condition": _condition(jacobian),
+        "at_bound": tuple(bound),
+        "E_error": _error(jacobian, root * r, block.free, place["E"]),
+    }
 
 
 def refit(

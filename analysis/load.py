@@ -96,15 +96,23 @@ def load_sweep(sweep_dir: Path) -> Sweep:
 
 def load_csv(path: Path) -> pd.DataFrame:
     """Read points from a CSV with columns mix, N, D, loss (run, seed, size, C, seconds, weight
-    optional; weight multiplies a point's part in what a fit minimises).
+    optional; weight multiplies a point's part in what a fit minimises). Semicolons, then with
+    either decimal mark, and tabs separate columns as commas do.
 
     Without a `run` column, the rows of one mix, size and seed count as one run. Raises SettingError
     naming the missing columns, or the rows that cannot be used: rows as counted under the header,
     and lines as an editor counts them.
     """
     try:
+        with path.open(encoding="utf-8-sig") as file:
+            head = file.readline()
+        # Spreadsheets write semicolons where the comma is the decimal mark.
+        mark = max(",;\t", key=head.count)
         # Blank lines stay in, so that rows can be told by their lines.
-        table = pd.read_csv(path, skip_blank_lines=False, skipinitialspace=True)
+        table = pd.read_csv(
+            path, sep=mark, decimal="," if mark == ";" else ".", skip_blank_lines=False,
+            skipinitialspace=True, encoding="utf-8-sig",
+        )  # fmt: skip
     except FileNotFoundError:
         raise SettingError(
             f"points={path} is not there; give a CSV with columns {', '.join(REQUIRED)}, "
@@ -133,6 +141,8 @@ def load_csv(path: Path) -> pd.DataFrame:
         _refuse_rows(path, table, name, ~_is_positive(table[name]), given)
     for name in NAMES:
         if name in table:
+            if not pd.api.types.is_numeric_dtype(table[name]):
+                table[name] = table[name].map(str.strip, na_action="ignore")
             _refuse_rows(path, table, name, table[name].isna(), table[name])
     for name in (name for name in NUMBERS if name in table):
         # Empty is not recorded; a word there would be taken for that.

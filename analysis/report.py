@@ -22,6 +22,7 @@ from analysis.reporting.document import markdown
 from analysis.reporting.findings import Findings
 from analysis.reporting.page import page
 from analysis.savings import seconds_per_token
+from analysis.sources import probes
 
 
 def write_report(found: Findings, out: Path) -> tuple[list[str], list[Path]]:
@@ -56,6 +57,7 @@ CAPTIONS = {
     "results_bpb": "Held-out bits per byte by mix and size, at each size's largest common budget.",
     "results_loss": "Held-out loss (nats per token) by mix and size, at the largest common budget.",
     "domains": "Held-out bits per byte by domain.",
+    "probes": "Accuracy of in-context probes by length, with 95 % intervals over examples.",
     "ladder": "Shapes and parameters (without the input embedding) by mix and size.",
     "fits": "Coefficients of L = E + A/N^α + B/D^β with 95 % intervals.",
     "diagnostics": "What certifies each fit, and the scatter of seeds.",
@@ -84,6 +86,8 @@ def cells(found: Findings) -> dict[str, pd.DataFrame]:
         made["results_bpb"] = results.results_table(found, "bpb")
     if domains(found.points):
         made["domains"] = results.domains_table(found)
+    if not probes.is_empty(found.probes, positions=False):
+        made["probes"] = probes.accuracy_cells(probes.accuracies(found.probes))
     if len(result.free):
         made["fit_free"] = tables.fit_free_table(result.free)
     if result.fit is not None:
@@ -118,6 +122,10 @@ def numbers(found: Findings) -> dict[str, pd.DataFrame]:
         )  # fmt: skip
     if len(found.holdout):
         made["holdout"] = found.holdout
+    if not probes.is_empty(found.probes, positions=False):
+        made["probes"] = probes.accuracies(found.probes)
+    if not probes.is_empty(found.probes, positions=True):
+        made["positions"] = probes.by_position(found.probes)
     speeds = seconds_per_token(found.sweep.points)
     if len(speeds):
         made["speed"] = speeds.assign(tokens_per_second=1 / speeds["seconds"])

@@ -31,8 +31,8 @@ class Saving:
 
     `kind` is what is saved, `where` how the two are matched. `N_beyond`, `D_beyond`,
     `D_mix_beyond`: factors by which N, the baseline's D and the mix's D* lie outside what was
-    measured (1 inside). `unreachable`: share of draws in which one of the mixes never reaches the
-    target. Value 0: the mix never reaches it.
+    measured (1 inside); `below` names those that lie under it. `unreachable`: share of draws in
+    which one of the mixes never reaches the target. Value 0: the mix never reaches it.
     """
 
     mix: str
@@ -53,6 +53,7 @@ class Saving:
     kind: str = "tokens"
     where: str = "matched"
     N_mix: float = float("nan")
+    below: tuple[str, ...] = ()
 
     @property
     def in_range(self) -> bool:
@@ -61,15 +62,15 @@ class Saving:
 
     @property
     def range_words(self) -> str:
-        """`in range`, or by what factors it is extrapolated."""
+        """`in range`, or by what factors it is extrapolated: × above, ÷ below what was measured."""
         if self.in_range:
             return "in range"
         parts = [
-            f"{name} ×{beyond:.3g}"
-            for name, beyond in (
-                ("N", self.N_beyond),
-                ("D", self.D_beyond),
-                ("the mix's D", self.D_mix_beyond),
+            f"{words} {'÷' if name in self.below else '×'}{beyond:.3g}"
+            for name, words, beyond in (
+                ("N", "N", self.N_beyond),
+                ("D", "D", self.D_beyond),
+                ("D_mix", "the mix's D", self.D_mix_beyond),
             )
             if beyond > ROUNDING
         ]
@@ -148,6 +149,16 @@ def judged(
     (N, D), (N_mix, D_mix) = places
     low, high, unreachable = interval(factors)
     own, theirs = fit.mixes[baseline].N_range, fit.mixes[mix].N_range
+    ends = [token_range(fit.points, *one) for one in ((baseline, N), (mix, N_mix))]
+    # Of the two N the one that lies further out.
+    beyond, is_below = max(
+        (_beyond(N, *own), own[0] > N), (_beyond(N_mix, *theirs), theirs[0] > N_mix)
+    )
+    below = {
+        "N": is_below,
+        "D": ends[0][0] > D,
+        "D_mix": ends[1][0] > D_mix,
+    }
     return Saving(
         mix=mix,
         baseline=baseline,
@@ -160,13 +171,14 @@ def judged(
         p_above_1=float((factors > 1).mean()),
         unreachable=unreachable,
         tokens_mix=D_mix,
-        N_beyond=max(_beyond(N, *own), _beyond(N_mix, *theirs)),
-        D_beyond=_beyond(D, *map(float, token_range(fit.points, baseline, N))),
-        D_mix_beyond=_beyond(D_mix, *map(float, token_range(fit.points, mix, N_mix))),
+        N_beyond=beyond,
+        D_beyond=_beyond(D, *map(float, ends[0])),
+        D_mix_beyond=_beyond(D_mix, *map(float, ends[1])),
         model=fit.words,
         kind=kind,
         where=where,
         N_mix=N_mix,
+        below=tuple(name for name, lies in below.items() if lies),
     )
 
 

@@ -13,6 +13,7 @@ import pandas as pd
 
 from analysis.fit import Fit
 from analysis.fitting.noise import Noise
+from analysis.fitting.problem import EXPONENT_BOUNDS
 from analysis.laws import PARAMETERS, Chinchilla
 from analysis.savings import Saving
 from analysis.uncertainty import Draws, interval
@@ -172,7 +173,10 @@ def fit_free_table(free: pd.DataFrame) -> pd.DataFrame:
 
 
 def fits_table(fit: Fit, draws: Draws | None) -> pd.DataFrame:
-    """Coefficients of every mix with 95 % intervals, and how well the law fits."""
+    """Coefficients of every mix with 95 % intervals, and how well the law fits.
+
+    An end with `≤` or `≥` is the edge of what is searched: nothing in the points ends there.
+    """
     rows = []
     for mix, one in fit.mixes.items():
         row: dict[str, str | int] = {"mix": mix, "points": one.n, "runs": one.n_runs}
@@ -182,14 +186,30 @@ def fits_table(fit: Fit, draws: Draws | None) -> pd.DataFrame:
                 row[name] = f"{value:.4g}"
             else:
                 low, high, _ = interval(getattr(draws.laws[mix], name))
-                row[name] = with_interval(value, low, high)
+                told = with_interval(value, low, high)
                 if name in one.at_bound:
-                    row[name] = f"at its bound [{low:.2g}, {high:.2g}]"
+                    told = f"at its bound [{low:.2g}, {high:.2g}]"
+                row[name] = _with_edges(told, *at_edge(name, low, high))
         row |= _optimum_exponents(one.law, draws.laws[mix] if draws is not None else None)
         row["rms residual"] = f"{100 * one.rms:.3f} %"
         row["R² of log loss"] = f"{_r_squared(fit, mix):.5f}"
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def at_edge(name: str, low: float, high: float) -> tuple[bool, bool]:
+    """Whether an interval of a coefficient ends where the search does: of exponents, and E at 0."""
+    if name == "E":
+        return low <= 0, False
+    if name not in ("alpha", "beta"):
+        return False, False
+    least, most = EXPONENT_BOUNDS
+    return low <= least * (1 + 1e-6), high >= most * (1 - 1e-6)
+
+
+def _with_edges(told: str, low: bool, high: bool) -> str:
+    told = told.replace("[", "[≤ ") if low else told
+    return ", ≥ ".join(told.rsplit(", ", 1)) if high else told
 
 
 def _optimum_exponents(law: Chinchilla, drawn: Chinchilla | None) -> dict[str, str]:
@@ -225,7 +245,7 @@ def diagnostics_table(fit: Fit, noise: list[Noise]) -> pd.DataFrame:
                 "gradient norm": f"{one.gradient_norm:.0e}",
                 "condition number": f"{one.condition:.3g}",
                 "seed-to-seed sd": (
-                    f"{100 * seeds.seed_sd:.3f} % ({seeds.seed_dof} d.o.f.)"
+                    f"{100 * seeds.seed_sd:.3f} % ({seeds.seed_dof} repeated run(s))"
                     if seeds.seed_dof
                     else "not measured (one seed)"
                 ),

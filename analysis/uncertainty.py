@@ -23,10 +23,9 @@ import numpy as np
 import pandas as pd
 
 from analysis.fit import Fit, refit
-from analysis.fitting.mixed import mixed_model
+from analysis.fitting.mixed import mixed_model, settled
 from analysis.fitting.model_choice import Choice
 from analysis.fitting.noise import cluster_ids, hat_matrix, inflate, noise_components
-from analysis.fitting.solver import polish
 from analysis.laws import PARAMETERS, Array, Chinchilla, Indices
 
 Method = Literal["mixed", "parametric", "wild", "run", "stratified", "case"]
@@ -98,12 +97,11 @@ def bootstrap(
 
 def _laws_of(fit: Fit, samples: Array) -> dict[str, Chinchilla]:
     """Least squares from the optimum on, which a sample (R, n) is near: no search is needed."""
-    laws: dict[str, Chinchilla] = {}
-    for block in fit.blocks:
-        own = samples[:, block.rows]
-        start = np.tile(block.theta, (len(own), 1))
-        theta = polish(block.problem, start, own, np.ones_like(own)).theta
-        laws |= {name: block.problem.law(theta, m) for m, name in enumerate(block.mixes)}
+    laws = {
+        name: block.problem.law(theta, m)
+        for block, theta in zip(fit.blocks, settled(fit, samples), strict=True)
+        for m, name in enumerate(block.mixes)
+    }
     return {name: laws[name] for name in fit.mixes}
 
 

@@ -40,7 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> str:
     from analysis.fit import LOSSES
+    from analysis.fitting.noise import lack_of_fit, scatter_trend
     from analysis.other_savings import KINDS, savings_of
+    from analysis.reporting.answer import noise_doubts
     from analysis.reporting.study import JOINTS, fitted
     from analysis.uncertainty import METHODS
 
@@ -65,6 +67,8 @@ def run(options: argparse.Namespace) -> str:
         options.delta,
     )
     found = [one for each in asked for one in savings_of(fit, draws, options.baseline, each)]
+    least = fit.least or fit
+    notes = list(noise_doubts(points, lack_of_fit(least), scatter_trend(least)))
     rows = [
         vars(one) | {"in_range": one.in_range, "range": one.range_words, "interval": draws.words}
         for one in found
@@ -73,8 +77,10 @@ def run(options: argparse.Namespace) -> str:
         brief = ("mix", "kind", "where", "N", "D", "target_loss", "value", "low", "high",
                  "p_above_1", "unreachable", "range")  # fmt: skip
         told = f"Model: {fit.words}. Interval: 95 %, {draws.words}."
-        return shown("table", {}, [{key: row[key] for key in brief} for row in rows], [told])
-    return shown(options.format, {"savings": rows}, rows)
+        return shown(
+            "table", {}, [{key: row[key] for key in brief} for row in rows], [told, *notes]
+        )
+    return shown(options.format, {"savings": rows, "notes": notes}, rows)
 
 
 def questions(options: argparse.Namespace, points: "pd.DataFrame") -> "list[Question]":

@@ -6,11 +6,13 @@ import math
 from collections.abc import Iterable
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter
+from numpy.typing import NDArray
 
 from analysis.figures.style import SINGLE_COLUMN_INCHES, Look
 
@@ -20,6 +22,14 @@ Drawn = tuple[Figure, pd.DataFrame]
 CURVE_POINTS = 60
 DASHED = (0, (3, 2))
 GREY = "#777777"
+
+
+def edges(part: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Where `part` of a curve is, and one point more at either end: it meets the rest there."""
+    wide = part.copy()
+    wide[1:] |= part[:-1]
+    wide[:-1] |= part[1:]
+    return wide
 
 
 def log_axis(axes: Axes, label: str, vertical: bool = False, flops: bool = False) -> None:

@@ -13,7 +13,8 @@ from analysis.figures.losses import domains
 from analysis.figures.style import DOUBLE_COLUMN_INCHES, save
 from analysis.reporting.answer import lacking_words
 from analysis.reporting.findings import Findings, note
-from analysis.sources import published
+from analysis.sources import probes, published
+from analysis.tables import count
 
 MEND = "three sizes and three budgets a mix would do"
 Draw = Callable[[Findings, str, float], Drawn]
@@ -207,6 +208,51 @@ def _no_contexts(found: Findings) -> str:
     return f"{one}; a sweep over size.context would show how speed changes with it"
 
 
+def _no_probes(found: Findings, positions: bool) -> str:
+    if not probes.is_empty(found.probes, positions):
+        return ""
+    if not found.sweep.runs:
+        return "probes are recorded by runs, and these are points alone"
+    asked = "" if probes.is_empty(found.probes, not positions) else "such "
+    return (
+        f"no {asked}probes are recorded; `python -m ablations.evaluate` with the sweep's folder "
+        "measures them at the checkpoints that its runs kept, evaluation.probes=[…] as runs train"
+    )
+
+
+def _probes_words(found: Findings) -> str:
+    own = probes.largest(probes.accuracies(found.probes))
+    return (
+        f"Size {own['size'].iloc[0]}, {count(own['D'].mean())} tokens, "
+        f"{own['examples'].min():g} examples a length. Bars: 95 % over examples; where there are "
+        f"several seeds, each is a small mark. {_alike_words(found)}"
+    )
+
+
+def _positions_words(found: Findings) -> str:
+    own = probes.largest(probes.by_position(found.probes))
+    return (
+        f"Size {own['size'].iloc[0]}, {count(own['D'].mean())} tokens. Bars: 95 % over windows of "
+        f"held-out text. {_alike_words(found)}"
+    )
+
+
+def _alike_words(found: Findings) -> str:
+    differing = probes.not_alike(found.probes)
+    if not differing:
+        return "Every run was asked the same."
+    return f"Runs were not asked the same: {', '.join(differing)}."
+
+
+def _probe_accuracy(found: Findings, told: str, width: float) -> Drawn:
+    means = probes.largest(probes.accuracies(found.probes))
+    return figures.probe_accuracy(means, probes.largest(found.probes), told, width)
+
+
+def _loss_by_position(found: Findings, told: str, width: float) -> Drawn:
+    return figures.loss_by_position(probes.largest(probes.by_position(found.probes)), told, width)
+
+
 PICTURES = (
     Picture("savings", "Token savings against size", _savings, _no_comparison, _savings_words),
     Picture("savings_loss", "Token savings against target loss, at the largest size",
@@ -219,6 +265,10 @@ PICTURES = (
             _no_flops, _fit_words),
     Picture("bpb", "Bits per byte by domain",
             lambda f, told, w: figures.bpb_by_domain(f.points, told, w), _no_domains),
+    Picture("probes", "Probe accuracy against length", _probe_accuracy,
+            lambda f: _no_probes(f, positions=False), _probes_words),
+    Picture("positions", "Loss by position in a long window", _loss_by_position,
+            lambda f: _no_probes(f, positions=True), _positions_words),
     Picture("fits", "Fits and their residuals", _fits, _no_fit, _fit_words),
     Picture("coefficients", "Coefficients of the laws", _coefficients, _no_fit, _interval_words),
     Picture("iso_loss", "Contours of equal loss", _iso_loss, _no_comparison, _fit_words),

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.markers import CARETLEFTBASE, CARETRIGHTBASE
 
 from analysis.figures.axes import (
     Drawn,
@@ -18,8 +19,11 @@ from analysis.figures.axes import (
 from analysis.figures.style import DOUBLE_COLUMN_INCHES, caption, drawing, looks
 from analysis.fit import Fit
 from analysis.laws import PARAMETERS
+from analysis.tables import at_edge
 from analysis.uncertainty import Draws, interval
 
+# Their bases stand on the end, their tips beyond it.
+ARROWS = (CARETLEFTBASE, CARETRIGHTBASE)
 NAMES = {"E": "E", "A": "A", "alpha": "α", "B": "B", "beta": "β"}
 
 
@@ -89,6 +93,7 @@ def coefficients(
 ) -> Drawn:
     """Each coefficient of each mix with its 95 % interval; published ones hollow beside them.
 
+    A hollow arrowhead marks an end that is the edge of what is searched (E at 0, exponents).
     `published` has columns mix, coefficient, value, low, high.
     """
     style = looks(fit.mixes)
@@ -113,6 +118,14 @@ def coefficients(
                 axes.hlines(
                     height, shown["low"], shown["high"], color=look.colour, lw=1.4 if ours else 0.8
                 )
+                # An end that only the search has set goes on.
+                ends = at_edge(name, shown["low"], shown["high"]) if ours else (False, False)
+                for end, mark, bound in zip(("low", "high"), ARROWS, ends, strict=True):
+                    if bound:
+                        axes.plot(
+                            shown[end], height, marker=mark, ms=8, mfc="white", mec=look.colour,
+                            mew=0.8, clip_on=False, ls="",
+                        )  # fmt: skip
                 axes.plot(
                     shown["value"], height, look.marker, ms=4.5, mec=look.colour, mew=0.8,
                     mfc=look.colour if ours else "white",

@@ -15,6 +15,7 @@ from analysis.figures.axes import (
     GREY,
     Drawn,
     count_words,
+    edges,
     log_axis,
     published_handle,
     ratio_axis,
@@ -160,7 +161,7 @@ def _draw_band(axes: Axes, curve: pd.DataFrame, x: str, inside: pd.Series, look:
         axes.fill_between(some[x], low, high, color=look.colour, alpha=strength, lw=0)
     axes.plot(curve[x], curve["value"].where(inside), color=look.colour, lw=1.7)
     # The dashes begin where the solid line ends.
-    edge = ~inside | ~inside.shift(1, fill_value=False) | ~inside.shift(-1, fill_value=False)
+    edge = edges((~inside).to_numpy())
     beyond = curve["value"].clip(1e-3).where(edge)
     axes.plot(curve[x], beyond, color=look.colour, ls=DASHED, lw=1.2)
 

@@ -12,12 +12,14 @@ from analysis.figures.axes import (
     CURVE_POINTS,
     GREY,
     Drawn,
+    edges,
     hollow,
     log_axis,
     mix_handles,
 )
 from analysis.figures.style import DOUBLE_COLUMN_INCHES, caption, drawing, looks
 from analysis.fit import Fit
+from analysis.fitting.solver import Mask
 from analysis.laws import Array, Chinchilla
 from analysis.other_savings import flops_factor
 from analysis.uncertainty import Draws, interval
@@ -31,7 +33,8 @@ def iso_loss(fit: Fit, baseline: str, note: str = "", width: float = DOUBLE_COLU
     """Contours of equal fitted loss in (N, D), a panel a mix beside the baseline, at equal levels.
 
     Where a mix's contour lies below the baseline's it needs fewer tokens. Points are those
-    measured, the box is their range.
+    measured, the box is their range; contours are thin where N or D lies outside what their own mix
+    measured (`in_range` of the table).
     """
     others = [mix for mix in fit.mixes if mix != baseline]
     columns = min(len(others), 2 if width > 4 else 1)
@@ -43,7 +46,7 @@ def iso_loss(fit: Fit, baseline: str, note: str = "", width: float = DOUBLE_COLU
             shown.append(_contours(axes, fit, baseline, mix))
         for axes in grid[len(others) :]:
             axes.remove()
-        words = "numbers: loss (nats per token); box: measured"
+        words = "numbers: loss (nats per token); box: measured, thin beyond"
         grid[0].set_title(words, loc="left", fontsize=7, color="#444444")
         caption(figure, note)
     return figure, pd.concat(shown, ignore_index=True).replace(np.inf, np.nan)
@@ -63,10 +66,12 @@ def _contours(axes: Axes, fit: Fit, baseline: str, mix: str) -> pd.DataFrame:
         for name, look in both.items():
             tokens = fit.mixes[name].law.tokens(N, target)
             seen = (tokens >= low_d / BEYOND) & (tokens <= high_d * BEYOND)
-            axes.plot(N, np.where(seen, tokens, np.nan), color=look.colour, ls=look.line, lw=1.2)
-            rows.append(
-                pd.DataFrame({"against": mix, "mix": name, "loss": target, "N": N, "D": tokens})
-            )
+            inside = _measured(fit, name, N, tokens)
+            for some, weight in ((inside, 1.6), (edges(~inside), 0.6)):
+                shown = np.where(seen & some, tokens, np.nan)
+                axes.plot(N, shown, color=look.colour, ls=look.line, lw=weight)
+            columns = {"against": mix, "mix": name, "loss": target, "N": N, "D": tokens}
+            rows.append(pd.DataFrame(columns | {"in_range": inside}))
             if name == baseline and seen.any():
                 at = np.flatnonzero(seen)[-1]
                 axes.annotate(
@@ -82,6 +87,12 @@ def _contours(axes: Axes, fit: Fit, baseline: str, mix: str) -> pd.DataFrame:
     log_axis(axes, "D, training tokens", vertical=True)
     axes.legend(handles=mix_handles(both, fitted=True), loc="lower left")
     return pd.concat(rows, ignore_index=True)
+
+
+def _measured(fit: Fit, mix: str, N: Array, D: Array) -> Mask:
+    """Whether (N, D) lie in the box of what a mix measured."""
+    (low_n, high_n), (low_d, high_d) = fit.mixes[mix].N_range, fit.mixes[mix].D_range
+    return (low_n <= N) & (high_n >= N) & (low_d <= D) & (high_d >= D)
 
 
 def _levels(law: Chinchilla, low: tuple[float, float], high: tuple[float, float]) -> Array:
@@ -113,9 +124,7 @@ def frontier(fit: Fit, draws: Draws, note: str = "", width: float = DOUBLE_COLUM
             inside = (curve["C"] <= high) & curve["N"].between(*own.N_range)
             inside &= curve["D"].between(*own.D_range)
             rows.append(curve.assign(mix=mix, flops_per_N_D=per[mix], in_range=inside))
-            edge = (
-                ~inside | ~inside.shift(1, fill_value=False) | ~inside.shift(-1, fill_value=False)
-            )
+            edge = edges((~inside).to_numpy())
             for axes, name in zip(panels, labels, strict=True):
                 band = curve[f"{name}_low"], curve[f"{name}_high"]
                 axes.fill_between(curve["C"], *band, color=look.colour, alpha=0.13, lw=0)

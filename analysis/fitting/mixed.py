@@ -9,12 +9,13 @@ prior, flat in the logs of the variances of a point and of a run's mean, and a u
 correlation of runs that saw the same batches, of either sign.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from analysis.fit import Fit, weights_of
+from analysis.fit import Fit, moved, weights_of
 from analysis.fitting.noise import cluster_ids
+from analysis.fitting.solver import polish
 from analysis.laws import Array, Indices
 
 # Grid of log variance ratios: a run's mean over a point, and batches over the rest.
@@ -58,24 +59,66 @@ class MixedModel:
         total = np.maximum(self.run + self.batch, 1e-300)
         return float(self.share @ np.clip(self.batch / total, -1, 1))
 
-    def draw(self, rng: np.random.Generator, resamples: int) -> Array:
-        """Log losses (resamples, n) whose least-squares fits are draws of the law.
+    @property
+    def weighs(self) -> bool:
+        """Whether the law is moved to the estimate; a robust or weighted fit stays where it is."""
+        return self.fit.loss == "squares" and bool((weights_of(self.fit.points) == 1).all())
 
-        The fitted ones moved along the tangent, with a trace of the residuals orthogonal to it, by
-        whose size a fit can tell that it has arrived.
-        """
+    def draw(self, rng: np.random.Generator, resamples: int) -> Array:
+        """Log losses (resamples, n) whose least-squares fits are draws of the law."""
         cell = rng.choice(len(self.share), size=resamples, p=self.share)
         level = np.sqrt(self.squares[cell] / rng.chisquare(self.dof, resamples))
         normal = rng.normal(size=self.centre[cell].shape)
-        # A robust or weighted fit stays where it is, away from outliers.
-        plain = self.fit.loss == "squares" and (weights_of(self.fit.points) == 1).all()
-        centre = self.centre[cell] if plain else 0.0
-        image = centre + level[:, None] * normal
-        back = np.linalg.solve(self.factor[cell].transpose(0, 2, 1), image[:, :, None])[:, :, 0]
+        centre = self.centre[cell] if self.weighs else 0.0
+        return self._moved(_solved(self.factor[cell], centre + level[:, None] * normal))
+
+    def estimate(self) -> Array:
+        """Log losses (1, n) whose least-squares fit is the posterior mean, which draws surround."""
+        return self._moved(self.share @ _solved(self.factor, self.centre))
+
+    def _moved(self, along: Array) -> Array:
+        """The fitted log losses moved `along` the tangent, (..., p).
+
+        A trace of the residuals orthogonal to it tells a fit, by its size, that it has arrived.
+        """
         residual, basis = self.fit.residual, self.basis
         fitted = np.log(self.fit.points["loss"].to_numpy(float)) + residual
         across = basis @ (basis.T @ residual) - residual
-        return fitted + TRACE * across + back @ basis.T
+        return fitted + TRACE * across + np.atleast_2d(along) @ basis.T
+
+
+def _solved(factor: Array, image: Array) -> Array:
+    """Of each cell the coefficients (G, p) that the transposed factor takes to `image`."""
+    return np.asarray(np.linalg.solve(factor.transpose(0, 2, 1), image[:, :, None])[:, :, 0])
+
+
+def settled(fit: Fit, samples: Array) -> list[Array]:
+    """Parameters (R, p) of each block by least squares on `samples` (R, n), near the optimum."""
+    found = []
+    for block in fit.blocks:
+        own = samples[:, block.rows]
+        start = np.tile(block.theta, (len(own), 1))
+        found.append(polish(block.problem, start, own, np.ones_like(own)).theta)
+    return found
+
+
+def generalised(fit: Fit, model: MixedModel) -> Fit:
+    """The fit at the mixed model's estimate, so that values and intervals are of one model.
+
+    A robust or weighted fit is left as it is, like its draws. What certifies the optimum
+    (`starts`, `gradient_norm`) remains that of the least squares it is reached from.
+    """
+    if not model.weighs:
+        return fit
+    log_loss = np.log(fit.points["loss"].to_numpy(float))
+    residual, blocks, mixes = fit.residual.copy(), [], dict(fit.mixes)
+    for block, theta in zip(fit.blocks, settled(fit, model.estimate()), strict=True):
+        low, high = block.problem.bounds(log_loss[block.rows])
+        free = (theta[0] > low) & (theta[0] < high)
+        blocks.append(replace(block, theta=theta[0], free=free))
+        residual[block.rows] = np.log(block.problem.predict(theta)[0][0]) - log_loss[block.rows]
+        mixes |= {name: moved(fit.mixes[name], blocks[-1], residual) for name in block.mixes}
+    return replace(fit, blocks=tuple(blocks), mixes=mixes, residual=residual, least=fit)
 
 
 def tangent(fit: Fit) -> Array:

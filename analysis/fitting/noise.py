@@ -91,7 +91,8 @@ def inflate(residual: Array, hat: Array, clusters: Indices) -> Array:
 class Noise:
     """Scatter of one mix's loss, relative: between seeds at equal size and D, and about the law.
 
-    `seed_sd` is NaN where no size has two seeds; `lack_of_fit` is the rms residual of seed means.
+    `seed_sd` is NaN where no size has two seeds. `seed_dof` counts repeated runs: points of one run
+    move together, and know its scatter once. `lack_of_fit` is the rms residual of seed means.
     """
 
     mix: str
@@ -105,13 +106,60 @@ def seed_noise(fit: Fit) -> list[Noise]:
     table = fit.points.assign(residual=fit.residual, log_loss=np.log(fit.points["loss"]))
     found = []
     for mix in fit.mixes:
-        cells = table[table["mix"] == mix].groupby(["size", "D"])
+        own = table[table["mix"] == mix]
+        cells = own.groupby(["size", "D"])
         spread, count = cells["log_loss"].var(ddof=1), cells["log_loss"].count()
-        dof = int((count - 1).sum())
-        sd = float(np.sqrt((spread.fillna(0) * (count - 1)).sum() / dof)) if dof else float("nan")
+        pairs = int((count - 1).sum())
+        sd = float(np.sqrt((spread.fillna(0) * (count - 1)).sum() / max(pairs, 1)))
+        dof = int((own.groupby("size")["run"].nunique() - 1).sum()) if pairs else 0
+        sd = sd if dof else float("nan")
         lack = float(np.sqrt((cells["residual"].mean() ** 2).mean()))
         found.append(Noise(mix, sd, dof, lack))
     return found
+
+
+@dataclass(frozen=True)
+class Trend:
+    """How the scatter of runs depends on N: `ratio` of the smaller half of sizes to the larger.
+
+    `p` is that of a rank correlation between N and each run's distance from the law.
+    """
+
+    ratio: float
+    p: float
+
+    @property
+    def found(self) -> bool:
+        """Whether runs scatter unequally (5 % level)."""
+        return self.p < 0.05
+
+
+def scatter_trend(fit: Fit) -> Trend | None:
+    """Whether runs scatter more at small or at large N, which one noise level for all denies.
+
+    Each run's mean residual over what its noise would make it, the law's pull on it included, is
+    ranked against N (Spearman): no shape of the noise is assumed, and heavy tails do no harm. None
+    with fewer than eight runs or three sizes.
+    """
+    from scipy.stats import spearmanr
+
+    runs = cluster_ids(fit.points)
+    count = np.bincount(runs)
+    N = np.bincount(runs, fit.points["N"].to_numpy(float)) / count
+    sizes = fit.points["size"].groupby(runs).first()
+    if len(count) < 8 or sizes.nunique() < 3:
+        return None
+    hat = hat_matrix(fit)
+    point, run, _ = noise_components(fit.residual, hat, runs)
+    mean = (runs == np.arange(len(count))[:, None]) / count[:, None]
+    left = mean @ (np.eye(fit.n) - hat)
+    variance = point * (left**2).sum(1) + run * ((left @ (mean.T > 0)) ** 2).sum(1)
+    if variance.min() <= 0:
+        return None
+    distance = np.abs(mean @ fit.residual) / np.sqrt(variance)
+    small = np.median(np.unique(N)) >= N
+    ratio = np.sqrt((distance[small] ** 2).mean() / (distance[~small] ** 2).mean())
+    return Trend(float(ratio), float(spearmanr(N, distance).pvalue))
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import pandas as pd
+
 from analysis import tables
 from analysis.compare import Comparison
+from analysis.fitting.noise import LackOfFit, Trend
 from analysis.load import Sweep
 from analysis.reporting.study import Study
 from analysis.savings import Saving
@@ -126,25 +129,13 @@ def caveats(result: Study, sweep: Sweep, comparisons: list[Comparison]) -> Itera
         yield f"Left out, as its loss is not a number: {point}."
     if result.fit is None:
         return
-    if result.lack is not None and result.lack.found:
-        yield (
-            f"The law does not describe these points (lack of fit, F = {result.lack.F:.1f}, "
-            f"p = {result.lack.p:.2g}): residuals of seed means would need a seed-to-seed scatter "
-            f"of {100 * result.lack.leftover:.2f} %, and it is {100 * result.lack.scatter:.2f} %. "
-            "Intervals of the fit hold no error of the law itself: extrapolations are not to be "
-            "read, and the savings without a fit are the measurement."
-        )
+    yield from noise_doubts(result.points, result.lack, result.trend)
     for mix, one in result.fit.mixes.items():
         if one.caveats:
             yield (
                 f"{mix}: {'; '.join(one.caveats)}. Its coefficients are not to be read one by one; "
                 "savings inside the measured range rest on fitted losses."
             )
-    if astray := [one for one in result.savings if not one.low <= one.value <= one.high]:
-        yield (
-            f"{len(astray)} of {len(result.savings)} savings lie outside their own interval: the "
-            "value is by least squares, the interval weighs what runs share; read the interval."
-        )
     sizes = result.fit.points["size"].nunique()
     if sizes == 3:
         yield (
@@ -156,3 +147,30 @@ def caveats(result: Study, sweep: Sweep, comparisons: list[Comparison]) -> Itera
     epochs = sweep.points["epochs"].max()
     if epochs > 1:
         yield f"The corpus was repeated, up to {epochs:.1f} epochs: the law has no term for that."
+
+
+def noise_doubts(
+    points: pd.DataFrame, lack: LackOfFit | None, trend: Trend | None
+) -> Iterable[str]:
+    """What keeps intervals of the fit from holding, as far as the points show it."""
+    if lack is not None and lack.found:
+        yield (
+            f"The law does not describe these points (lack of fit, F = {lack.F:.1f}, "
+            f"p = {lack.p:.2g}): residuals of seed means would need a seed-to-seed scatter "
+            f"of {100 * lack.leftover:.2f} %, and it is {100 * lack.scatter:.2f} %. "
+            "Intervals of the fit hold no error of the law itself: extrapolations are not to be "
+            "read, and the savings without a fit are the measurement."
+        )
+    if trend is not None and trend.found:
+        loud, calm = ("small", "large") if trend.ratio > 1 else ("large", "small")
+        yield (
+            f"Runs scatter {max(trend.ratio, 1 / trend.ratio):.1f} times as much at {loud} sizes "
+            f"as at {calm} ones (rank test, p = {trend.p:.2g}), and intervals take one noise level "
+            f"for all: they are too narrow at {loud} sizes and too wide at {calm} ones."
+        )
+    if again := int(points.duplicated(["run", "D"]).sum()):
+        yield (
+            f"{again} point(s) repeat the D of another point of their run: repeated trainings need "
+            "a column seed or run, or their scatter counts as noise of points, and intervals are "
+            "too narrow."
+        )

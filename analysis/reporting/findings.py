@@ -15,6 +15,7 @@ from analysis.fitting.holdout import holdout
 from analysis.load import Run, Sweep
 from analysis.reporting.study import Study, study
 from analysis.reporting.training import read_metrics, speed_by_context
+from analysis.sources.probes import read_probes
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,15 @@ class Findings:
     def metrics(self) -> pd.DataFrame:
         """Logged rows of training, empty for points without runs."""
         return read_metrics(self.sweep)
+
+    @cached_property
+    def probes(self) -> pd.DataFrame:
+        """Recorded probes of points, in their order; empty where there are none."""
+        order = list(dict.fromkeys(self.points["mix"]))
+        return read_probes(self.sweep).sort_values(
+            ["mix", "N", "seed", "step"], kind="stable", ignore_index=True,
+            key=lambda column: column.map(order.index) if column.name == "mix" else column,
+        )  # fmt: skip
 
     @cached_property
     def holdout(self) -> pd.DataFrame:

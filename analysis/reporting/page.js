@@ -28,3 +28,7 @@ for (const button of document.querySelectorAll("th button")) {
     body.append(...rows);
   });
 }
+// On paper nothing can be opened: what a figure rests on is printed with it.
+const notes = document.querySelectorAll("details");
+addEventListener("beforeprint", () => notes.forEach((note) => { note.open = true; }));
+addEventListener("afterprint", () => notes.forEach((note) => { note.open = false; }));

@@ -20,6 +20,7 @@ from analysis.reporting.checklist import checklist
 from analysis.reporting.document import Block, Bullets, Code, Figure, Heading, Table, Text
 from analysis.reporting.findings import Findings
 from analysis.savings import matched_factor, seconds_per_token, time_ratio
+from analysis.sources import probes
 
 
 def report(found: Findings, gallery: Gallery) -> Iterator[Block]:
@@ -35,6 +36,7 @@ def report(found: Findings, gallery: Gallery) -> Iterator[Block]:
     yield from _control(found)
     yield from _fits(found, gallery)
     yield from _losses(found, gallery)
+    yield from _probes(found, gallery)
     yield from _published(found)
     yield from _training(gallery)
     yield from _runs(found)
@@ -250,6 +252,36 @@ def _losses(found: Findings, gallery: Gallery) -> Iterator[Block]:
     yield Table(results.ladder_table(found), _files("ladder"))
     yield Heading("Points")
     yield Table(tables.points_table(found.points), _files("points"))
+
+
+def _probes(found: Findings, gallery: Gallery) -> Iterator[Block]:
+    if found.probes.empty:
+        return
+    yield Heading("Probes")
+    if differing := probes.not_alike(found.probes):
+        yield Text(
+            f"Not the same examples for every run: {', '.join(differing)}; differences between "
+            "mixes there are not of the mix alone. The same command for all of them mends it."
+        )
+    if not probes.is_empty(found.probes, positions=False):
+        means = probes.accuracies(found.probes)
+        beyond = probes.beyond_chance(means)
+        yield Text(
+            "In-context tasks without training on them, by length, at each size's largest budget "
+            "that all its mixes reached. 95 % over examples. Above chance, and above the first "
+            f"reading, by that interval: {beyond or 'nothing'}. Of the {len(means)} intervals one "
+            "in forty would be so by luck."
+        )
+        if missing := probes.left_out(found.probes, means):
+            yield Text(
+                f"Not shown, as probed at other budgets than the other mixes: {', '.join(missing)}."
+            )
+        yield from _figures(gallery, "probes")
+        yield Table(probes.accuracy_cells(means), _files("probes"))
+        if len(gains := probes.gain_cells(means)):
+            yield Text("Nats per token that a second reading saves over the first, 95 %:")
+            yield Table(gains)
+    yield from _figures(gallery, "positions")
 
 
 def _published(found: Findings) -> Iterator[Block]:

@@ -7,9 +7,9 @@ import pandas as pd
 
 from ablations.records import SettingError
 from analysis.fit import DELTA, MODELS, Fit, Loss, Model, fit, lacking
-from analysis.fitting.mixed import MixedModel, mixed_model
+from analysis.fitting.mixed import MixedModel, generalised, mixed_model
 from analysis.fitting.model_choice import Choice, choose
-from analysis.fitting.noise import LackOfFit, Noise, lack_of_fit, seed_noise
+from analysis.fitting.noise import LackOfFit, Noise, Trend, lack_of_fit, scatter_trend, seed_noise
 from analysis.savings import Saving, check_baseline, fit_free, places, token_savings
 from analysis.uncertainty import Draws, Method, averaged_bootstrap, bootstrap
 
@@ -23,8 +23,8 @@ JOINTS: tuple[str, ...] = (*MODELS, "averaged")
 class Study:
     """Fits of every mix that can be fitted. `unfitted` says of the others what they lack.
 
-    `fit` is each mix's own law, `draws` its resamples, `choice` the joint models beside it,
-    `mixed` the noise of points, runs and batches.
+    `fit` is each mix's own law, by the model that `draws` are of; `choice` holds the joint models
+    by plain least squares beside it, `mixed` the noise of points, runs and batches.
     """
 
     points: pd.DataFrame
@@ -38,6 +38,7 @@ class Study:
     noise: tuple[Noise, ...]
     lack: LackOfFit | None
     mixed: MixedModel | None = None
+    trend: Trend | None = None
 
     @property
     def law_fails(self) -> bool:
@@ -64,14 +65,16 @@ def study(
     if ready.empty:
         return Study(points, baseline, None, None, None, unfitted, (), free, (), None)
     choice = choose(ready)
-    best = choice.fits["free"]
-    draws = bootstrap(best, method, resamples, seed, paired)
+    least = choice.fits["free"]
+    mixed = mixed_model(least)
+    draws = bootstrap(least, method, resamples, seed, paired)
+    best = generalised(least, mixed) if method == "mixed" else least
     savings: list[Saving] = []
     if baseline in best.mixes:
         for _, N, D in places(ready, baseline):
             if len(best.mixes) > 1:
                 savings += token_savings(best, draws, baseline, N, D)
-    noise = tuple(seed_noise(best))
+    noise = tuple(seed_noise(least))
     return Study(
         points=points,
         baseline=baseline,
@@ -82,8 +85,9 @@ def study(
         savings=tuple(savings),
         free=free,
         noise=noise,
-        lack=lack_of_fit(best),
-        mixed=mixed_model(best),
+        lack=lack_of_fit(least),
+        mixed=mixed,
+        trend=scatter_trend(least),
     )
 
 
@@ -106,14 +110,17 @@ def fitted(
     points = _baseline_first(points, baseline)
     if model != "averaged":
         one = fit(points, model, loss, delta)
-        return one, bootstrap(one, method, resamples, seed, paired)
+        draws = bootstrap(one, method, resamples, seed, paired)
+        return (generalised(one, mixed_model(one)) if method == "mixed" else one), draws
     if loss != "squares":
         raise SettingError(
             f"loss={loss} needs a model, as AICc compares least squares only; "
             f"give --model {', '.join(MODELS)}."
         )
     choice = choose(points)
-    return choice.best, averaged_bootstrap(choice, method, resamples, seed, paired)
+    draws = averaged_bootstrap(choice, method, resamples, seed, paired)
+    best = choice.best
+    return (generalised(best, mixed_model(best)) if method == "mixed" else best), draws
 
 
 def _baseline_first(points: pd.DataFrame, baseline: str) -> pd.DataFrame:

@@ -8,8 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
-from synthetic_sweeps import DATA, SweepWriter, write_ladder
+from synthetic_sweeps import DATA, TRUTH, SweepWriter, grid_points, write_ladder
 
 from ablations.records import project_root
 from analysis.__main__ import main
@@ -54,6 +55,22 @@ def test_savings_prints_the_contracted_json(capsys: pytest.CaptureFixture[str]) 
     # Runs there begin at 22 tokens per parameter: the place itself is just outside.
     assert one["in_range"] is False
     assert "each mix its own law" in one["model"]
+
+
+def test_savings_tell_below_from_above_and_what_speaks_against_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    points = grid_points(TRUTH, noise=1e-3)
+    path = tmp_path / "points.csv"
+    pd.concat([points, points[:2]]).drop(columns=["run", "seed"]).to_csv(path, index=False)
+    arguments = ["savings", str(path), "--at", "N=4e5,D=8.1e6", "--at", "N=8e5,D=1e8"]
+    assert main([*arguments, "--resamples", "20", "--format", "json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    # At 8.1M tokens the baseline is inside, and 1.3 times fewer are below the smallest budget.
+    ranges = {(one["mix"], one["N"]): one["range"] for one in told["savings"]}
+    assert "the mix's D ÷1." in ranges["gdn3_attn1", 4e5]
+    assert "N ×2" in ranges["gdn3_attn1", 8e5]
+    assert [note[:23] for note in told["notes"]] == ["2 point(s) repeat the D"]
 
 
 def test_infinite_values_are_words_in_json(

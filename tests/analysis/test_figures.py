@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.markers import CARETLEFTBASE, CARETRIGHTBASE
 from scipy.optimize import brentq, minimize_scalar
 from synthetic_sweeps import TRUTH, SweepWriter, write_ladder
 
@@ -140,6 +141,11 @@ def test_contours_are_places_of_equal_loss(found: Findings) -> None:
         assert float(fit.mixes[row.mix].law.loss(row.N, row.D)) == pytest.approx(row.loss)
     shared = table.groupby(["against", "mix"])["loss"].unique().map(tuple)
     assert shared.nunique() == 1
+    low, high = (found.points["D"].min(), found.points["D"].max())
+    strong = [line for axes in figure.axes for line in axes.lines if line.get_linewidth() == 1.6]
+    drawn = np.concatenate([line.get_ydata() for line in strong])
+    assert low <= np.nanmin(drawn) < np.nanmax(drawn) <= high
+    assert table["in_range"].sum() == np.isfinite(drawn).sum()
 
 
 def test_coefficients_stand_inside_their_intervals_beside_published_ones(found: Findings) -> None:
@@ -153,6 +159,20 @@ def test_coefficients_stand_inside_their_intervals_beside_published_ones(found: 
     assert set(table[table["kind"] == "published"]["mix"]) == {"transformer", "gdn3_attn1", "gdn"}
     hollow = [line for line in figure.axes[0].lines if line.get_markerfacecolor() == "white"]
     assert len(hollow) == 3
+
+
+def test_an_end_that_the_search_has_set_is_marked(found: Findings) -> None:
+    fit, draws = found.study.fit, found.study.draws
+    assert fit is not None
+    assert draws is not None
+    wide = np.linspace(0.3, 2.6, draws.resamples).clip(0, 2.0)
+    laws = draws.laws | {"gdn": replace(draws.laws["gdn"], alpha=wide)}
+    figure, _ = figures.coefficients(fit, replace(draws, laws=laws))
+    left, right = (
+        [sum(line.get_marker() == arrow for line in axes.lines) for axes in figure.axes]
+        for arrow in (CARETLEFTBASE, CARETRIGHTBASE)
+    )
+    assert (left, right) == ([0] * 5, [0, 0, 1, 0, 0])
 
 
 def test_bits_per_byte_are_compared_at_the_budget_that_all_mixes_reached(found: Findings) -> None:

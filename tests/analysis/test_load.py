@@ -83,7 +83,7 @@ def test_a_csv_without_runs_takes_mix_size_and_seed_for_one(tmp_path: Path) -> N
         ("mix,N,D,loss\n,1e6,1e7,3\n", "a name for mix in row 1"),
         ("mix,run,N,D,loss\na,,1e6,1e7,3\n", "a name for run in row 1"),
         ("mix,N,D,loss,weight\na,1e6,1e7,3,0\n", "a positive finite number for weight in row 1"),
-        ("mix;N;D;loss\na;1;2;3\n", "has no column mix, N, D, loss; it has mix;N;D;loss"),
+        ("mix|N|D|loss\na|1|2|3\n", r"has no column mix, N, D, loss; it has mix\|N\|D"),
         ("mix,N,D,loss\n" + "a,1,1,-1\n" * 12, "row 1, 2, 3, 4, 5, 6, 7, 8 and 4 more"),
         ("", "is not a CSV"),
         ("mix,N,N ,D,loss\na,1e6,1e6,1e7,3\n", "has more than one column N"),
@@ -109,6 +109,20 @@ def test_spaces_around_names_and_numbers_do_no_harm(tmp_path: Path) -> None:
     path = tmp_path / "points.csv"
     path.write_text("mix, N, D , loss\na, 1e6, 2e7, 3\n\n")
     assert load_csv(path)[["N", "D", "loss"]].to_numpy().tolist() == [[1e6, 2e7, 3.0]]
+
+
+@pytest.mark.parametrize(("mark", "decimal"), [(";", ","), (";", "."), ("\t", "."), (",", ".")])
+def test_columns_may_be_separated_as_spreadsheets_do(
+    tmp_path: Path, mark: str, decimal: str
+) -> None:
+    rows = [("mix", "N", "D", "loss"), ("transformer ", "1e6", "2.5e7", "3.25")]
+    rows.append((" gdn", "1000000", "25000000", "3.125"))
+    path = tmp_path / "points.csv"
+    text = "\r\n".join(mark.join(row).replace(".", decimal) for row in rows)
+    path.write_text(text, encoding="utf-8-sig")
+    points = load_csv(path).set_index("mix")
+    assert points.loc["transformer", ["N", "D", "loss"]].tolist() == [1e6, 2.5e7, 3.25]
+    assert points.loc["gdn", ["N", "D", "loss"]].tolist() == [1e6, 2.5e7, 3.125]
 
 
 def test_points_come_from_a_csv_or_from_the_folder_of_a_sweep(

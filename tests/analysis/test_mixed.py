@@ -1,12 +1,15 @@
 """The mixed model against dense matrices, known noise and a regression; profiles beside it."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
-from test_uncertainty import BASE, ladder
+from scipy.optimize import least_squares
+from test_uncertainty import BASE, MIX, ladder
 
 from analysis.fit import fit
-from analysis.fitting.mixed import mixed_model, tangent
+from analysis.fitting.mixed import generalised, mixed_model, tangent
 from analysis.fitting.noise import cluster_ids
 from analysis.fitting.profile import profile
 from analysis.savings import matched_factor
@@ -80,6 +83,65 @@ def test_noise_that_mixes_share_cancels_in_their_ratio() -> None:
         widths[shared] = np.log(high / low)
     # sqrt(1 - 0.9) of the run effect, and all of the points' own noise.
     assert widths[0.9] < 0.55 * widths[0.0]
+
+
+def test_the_generalised_fit_is_that_of_a_plain_optimiser_under_the_same_covariance(
+    uneven: pd.DataFrame,
+) -> None:
+    fitted = fit(uneven, "free", "squares")
+    model = mixed_model(fitted)
+    cell = int(np.argmax(model.share))
+    known = replace(model, share=np.eye(len(model.share))[cell])
+    runs, batches = cluster_ids(uneven), cluster_ids(uneven, paired=True)
+    covariance = np.eye(fitted.n) + model.run[cell] * (runs[:, None] == runs)
+    covariance += model.batch[cell] * (batches[:, None] == batches)
+    root = np.linalg.cholesky(np.linalg.inv(covariance)).T
+    N, D, loss = (uneven[name].to_numpy() for name in ("N", "D", "loss"))
+    is_base = (uneven["mix"] == "base").to_numpy()
+
+    def predicted(x: np.ndarray) -> np.ndarray:
+        laws = [
+            E + np.exp(a) * (N / 2e8) ** -alpha + np.exp(b) * (D / 1e10) ** -beta
+            for E, a, alpha, b, beta in (x[:5], x[5:])
+        ]
+        return np.log(np.where(is_base, *laws))
+
+    start = [1.6, -0.2, 0.25, -0.5, 0.21] * 2
+    best = least_squares(
+        lambda x: root @ (predicted(x) - np.log(loss)), start, x_scale="jac", xtol=1e-12, ftol=1e-14
+    )
+    ours, plain = generalised(fitted, known), np.log(loss) + fitted.residual
+    theirs = predicted(best.x)
+    # One step along the tangent, against the bent law: a hundredth of the way is left at most.
+    away = np.abs(np.log(loss) + ours.residual - theirs).max()
+    assert away < 0.02 * np.abs(plain - theirs).max()
+    assert ours.words == "each mix its own law; generalised least squares on log residuals"
+    assert ours.least is fitted
+
+
+def test_a_value_and_its_interval_are_of_one_model() -> None:
+    # Runs scatter sixty times as much as points: least squares wastes what points within runs say.
+    misses, errors = 0, []
+    truth = float(np.log(matched_factor(BASE, MIX, 6e8, 4e10)))
+    for seed in range(8):
+        points = ladder(np.random.default_rng([20, seed]), run_sd=0.003, point_sd=5e-5, seeds=3)
+        plain = fit(points, "free", "squares")
+        draws = bootstrap(plain, resamples=200)
+        low, high, _ = interval(matched_factor(draws.laws["base"], draws.laws["mix"], 6e8, 4e10))
+        values = [
+            float(matched_factor(one.mixes["base"].law, one.mixes["mix"].law, 6e8, 4e10))
+            for one in (generalised(plain, mixed_model(plain)), plain)
+        ]
+        misses += not low <= values[0] <= high
+        errors.append(np.abs(np.log(values) - truth))
+    assert misses == 0
+    ours, theirs = np.mean(errors, axis=0)
+    assert ours < 0.9 * theirs
+
+
+def test_a_robust_fit_is_not_moved() -> None:
+    robust = fit(ladder(np.random.default_rng(4)), "free", "huber")
+    assert generalised(robust, mixed_model(robust)) is robust
 
 
 def test_draws_of_a_robust_fit_stay_where_it_is_beside_an_outlier() -> None:

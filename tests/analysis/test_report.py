@@ -17,9 +17,10 @@ from synthetic_sweeps import SweepWriter, write_ladder
 from analysis.__main__ import main
 from analysis.figures import drawing
 from analysis.figures.drawing import Gallery
+from analysis.fitting.noise import LackOfFit, Trend
 from analysis.load import load_sweep
 from analysis.reporting import sections
-from analysis.reporting.answer import answers, caveats
+from analysis.reporting.answer import answers, noise_doubts
 from analysis.reporting.document import markdown
 from analysis.reporting.findings import find
 from analysis.reporting.study import study
@@ -182,14 +183,15 @@ def test_where_the_law_fails_and_no_seeds_measure_the_answer_is_no_verdict(
     assert "not to be read as a measurement. Without a fit, at size 200k" in told
 
 
-def test_a_value_outside_its_own_interval_is_told(sweep: SweepWriter) -> None:
-    write_ladder(sweep)
-    loaded = load_sweep(sweep.path)
-    found = study(loaded.points, "transformer", resamples=60)
-    first, *others = found.savings
-    astray = replace(found, savings=(replace(first, value=2 * first.high), *others))
-    assert "savings lie outside their own interval" not in " ".join(caveats(found, loaded, []))
-    assert "1 of 3 savings lie outside their own interval" in " ".join(caveats(astray, loaded, []))
+def test_what_keeps_intervals_from_holding_is_told() -> None:
+    points = pd.DataFrame({"run": ["a", "a", "b"], "D": [1.0, 1.0, 1.0]})
+    assert list(noise_doubts(points[1:], LackOfFit(1.0, 0.4, 0.1, 0.1), Trend(3.0, 0.2))) == []
+    small, again = noise_doubts(points, None, Trend(3.0, 0.01))
+    assert "3.0 times as much at small sizes" in small
+    assert "too narrow at small sizes" in small
+    assert again.startswith("1 point(s) repeat the D of another point of their run")
+    (large,) = noise_doubts(points[1:], None, Trend(0.25, 0.01))
+    assert "4.0 times as much at large sizes" in large
 
 
 def test_a_sweep_that_still_runs_says_what_is_missing_and_marks_its_points(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from analysis.report import cells, numbers
 from analysis.reporting import results
 from analysis.reporting.checklist import checklist
 from analysis.reporting.findings import Findings, find
-from analysis.tables import latex, markdown, with_interval
+from analysis.tables import fits_table, latex, markdown, with_interval
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +43,19 @@ def test_digits_follow_the_narrower_side_of_the_interval(
     value: float, low: float, high: float, told: str
 ) -> None:
     assert with_interval(value, low, high) == told
+
+
+def test_an_interval_that_ends_where_the_search_does_says_so(found: Findings) -> None:
+    fit, draws = found.study.fit, found.study.draws
+    assert fit is not None
+    assert draws is not None
+    wide = np.linspace(0.3, 2.6, draws.resamples).clip(0, 2.0)
+    law = replace(draws.laws["transformer"], alpha=wide, E=np.maximum(wide - 1, 0))
+    shown = fits_table(fit, replace(draws, laws=draws.laws | {"transformer": law}))
+    first = shown.iloc[0]
+    assert re.search(r"\[0\.\d+, ≥ 2\.0*\]$", first["alpha"])
+    assert re.search(r"\[≤ 0[.0]*, ", first["E"])
+    assert not set("≤≥") & set(" ".join(shown.iloc[1][["A", "alpha", "B", "beta"]]))
 
 
 def test_latex_is_booktabs_with_every_special_letter_escaped() -> None:

@@ -42,7 +42,12 @@ function look(frame) {
   head.querySelector("button").click();
   const up = column(), state = head.getAttribute("aria-sort");
   head.querySelector("button").click();
+  page.defaultView.dispatchEvent(new Event("beforeprint"));
+  const printed = [...page.querySelectorAll("figure details")].map((one) => one.open);
+  page.defaultView.dispatchEvent(new Event("afterprint"));
+  const after = [...page.querySelectorAll("figure details")].map((one) => one.open);
   return {
+    printed, after,
     overflow: root.scrollWidth - root.clientWidth, figures: boxes.length,
     smallest: Math.min(...boxes.map((one) => Math.min(one.width, one.height))),
     before, up, state, down: column(),
@@ -114,3 +119,6 @@ def test_the_report_draws_sorts_and_fits_a_phone(
         assert numbers != sorted(numbers)
         assert view["answer"] < 200
         assert view["ground"] == ground
+        # What a figure rests on stands on paper, where nothing can be opened.
+        assert view["printed"] == [True, True]
+        assert view["after"] == [False, False]
