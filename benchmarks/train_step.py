@@ -2,12 +2,14 @@
 
     python benchmarks/train_step.py [mix=transformer,gdn3_attn1] [size=50k,200k] [context=…]
                                     [tokens=…] [threads=1] [seconds=10] [peer=true] [compile=auto]
+                                    [resources.precision=…] [peer_precision=…]
 
 A step is what a run does: forward, loss with z-loss, backward, clipping, AdamW. The peer is the
 class of transformers that expresses the mix (Olmo3, OlmoHybrid, GraniteMoeHybrid), of the same
 widths and on the same batch, in a plain loop, not compiled: loss from `labels`, clipping, the same
 AdamW. Steps of the two alternate. compile: our blocks only; `auto` compiles on a GPU. tokens: of a
-step, else the ladder's batch on a CPU and 32,768 on a GPU.
+step, else the ladder's batch on a CPU and 32,768 on a GPU. Both compute in resources.precision,
+or the peer in peer_precision (fp32, bf16); the table names both.
 
 Printed: median tokens per second, the peer's and the ratio, MFU where the device's peak is known,
 and on a GPU the peak memory.
@@ -31,7 +33,17 @@ from models import hf_classes
 from models.language_model import LanguageModel
 from sweeps.compose import compose_sweep, of_the_run
 
-OWN = ("context", "tokens", "threads", "seconds", "peer", "compile", "mix", "size")
+OWN = (
+    "mix",
+    "size",
+    "context",
+    "tokens",
+    "threads",
+    "seconds",
+    "compile",
+    "peer",
+    "peer_precision",
+)
 
 
 def specification(mix: str, size: str, settings: dict[str, str]) -> RunSpec:
@@ -116,12 +128,17 @@ def main(arguments: list[str]) -> None:
     device = torch.device("cuda" if cuda else "cpu")
     name = torch.cuda.get_device_name() if cuda else provenance.cpu_name()
     print(f"{name}, torch {torch.__version__}, {torch.get_num_threads()} CPU threads\n")
-    columns = ["size", "mix", "context", "tokens/s", "peer", "peer's tokens/s", "ratio"]
+    columns = ["size", "mix", "context", "precision", "tokens/s"]
+    columns += ["peer", "its precision", "its tokens/s", "ratio"]
     columns += ["MFU", "GiB"] if cuda else []
     print("| " + " | ".join(columns) + " |\n|" + " --- |" * len(columns))
     for size in settings.get("size", "50k,200k").split(","):
         for mix in settings.get("mix", "transformer,gdn,mamba2,gdn3_attn1").split(","):
             spec = specification(mix, size, settings)
+            theirs = spec
+            if "peer_precision" in settings:
+                precision = {"resources.precision": settings["peer_precision"]}
+                theirs = specification(mix, size, settings | precision)
             context = spec.recipe.context
             tokens = int(settings.get("tokens", 32768 if cuda else spec.recipe.batch_tokens))
             shape = (max(1, round(tokens / context)), context + 1)
@@ -132,12 +149,14 @@ def main(arguments: list[str]) -> None:
                 torch.cuda.reset_peak_memory_stats()
                 steps[0]()
                 memory = torch.cuda.max_memory_allocated() / 2**30
-            if settings.get("peer", "true") == "true" and (peer := their_step(spec, batch)):
+            if settings.get("peer", "true") == "true" and (peer := their_step(theirs, batch)):
                 steps.append(peer[1])
             taken = alternate(steps, float(settings.get("seconds", "10")), cuda)
             rates = [shape[0] * context / t for t in taken]
-            row = [size, mix, str(context), f"{rates[0]:,.0f}"]
-            row += [peer[0], f"{rates[1]:,.0f}", f"{rates[0] / rates[1]:.2f}"] if peer else [""] * 3
+            ours, its = (choose_hardware(s, World(), print).precision for s in (spec, theirs))
+            row = [size, mix, str(context), ours, f"{rates[0]:,.0f}"]
+            ratio = f"{rates[0] / rates[1]:.2f}" if peer else ""
+            row += [peer[0], its, f"{rates[1]:,.0f}", ratio] if peer else [""] * 4
             if cuda:
                 peak = peak_flops(name)
                 flops = spec.counts.flops_per_token * rates[0]

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
+from models.causal_attention import causal_attention, suits_blocks
 from models.config import ModelConfig
 from models.decoding import NewTokens
 from models.documents import Documents, causal_mask
@@ -127,6 +128,8 @@ class Attention(nn.Module):
         if isinstance(mask, BlockMask):
             flex = flex_attention if torch.compiler.is_compiling() else _compiled_flex_attention()
             return flex(q, k, v, block_mask=mask, enable_gqa=self.grouped)
+        if causal and suits_blocks(q, k):
+            return causal_attention(q, k, v)
         return F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=self.grouped
         )

@@ -21,8 +21,11 @@ def short_convolution(
     x: [B, T, channels]; weight: [channels, J]; bias: [channels]; offset: [B, T] tokens since the
     document began, where zeros come before every document. Returns x's shape and dtype.
     """
+    dtype = x.dtype
+    if x.device.type == "cpu" and dtype == torch.bfloat16:
+        x = x.float()  # a CPU's bfloat16 arithmetic is float32's and a conversion either way
     y = _Taps.apply(x, weight.to(x.dtype), offset)
-    return F.silu(y if bias is None else y + bias.to(x.dtype))
+    return F.silu(y if bias is None else y + bias.to(x.dtype)).to(dtype)
 
 
 def extend_convolution(

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from models.closed import closed_on_cpu
 from models.ops.chunks import (
     by_chunk,
     chunk_length,
@@ -121,104 +122,126 @@ class _Chunked(torch.autograd.Function):
         scale: float,
         C: int,
     ) -> tuple[Tensor, Tensor]:
-        o = torch.empty_like(v, memory_format=torch.contiguous_format)
-        S = initial_state.to(compute_dtype(v)).flatten(0, 1)  # [P, K, V]
-        unit = torch.eye(C, dtype=S.dtype, device=S.device)
-        spans = stretches(v, C)
-        saved: list[Tensor] = []
-        for t in spans:
-            q_, k_, v_ = (by_chunk(x[:, t], C) for x in (q, k, v))
-            beta_ = by_chunk(beta[:, t].unsqueeze(-1), C)
-            within, from_start, to_end, keep = decays(
-                g[:, t], None if begins is None else begins[:, t], C
-            )
-            scores = (q_ @ k_.mT).mul_(within)
-            overlap = (k_ @ k_.mT).mul_(within)
-            overlap.diagonal(dim1=-2, dim2=-1).zero_()
-            inverse = torch.linalg.solve_triangular(
-                overlap * beta_, unit, upper=False, unitriangular=True
-            )
-            weights = inverse * beta_.mT
-            writes, erases = weights @ v_, (weights * from_start.mT) @ k_
-            k_end = k_ * to_end
-            states = S.new_empty(len(v_) + 1, *S.shape)
-            states[0] = S
-            for i in range(len(v_)):
-                write = writes[i].baddbmm_(erases[i], states[i], alpha=-1)
-                torch.mul(states[i], keep[i], out=states[i + 1])
-                states[i + 1].baddbmm_(k_end[i].mT, write)
-            S = states[-1]
-            y = (q_ * from_start) @ states[:-1]
-            into_time(o[:, t], y.add_(scores @ writes).mul_(scale))
-            saved += [q_, k_, v_, beta_, within, from_start, to_end, keep]
-            saved += [scores, overlap, inverse, states, writes]
+        o, S, *saved = _forward(q, k, v, g, beta, initial_state, begins, scale, C)
         ctx.save_for_backward(q, k, v, g, beta, *saved)
-        ctx.stretches, ctx.scale, ctx.C = spans, scale, C
+        ctx.scale, ctx.C = scale, C
         ctx.state = (initial_state.shape, initial_state.dtype)
-        return o, S.clone().view(initial_state.shape)
+        return o, S.view(initial_state.shape)
 
     @staticmethod
     @in_own_precision
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, g, beta, *saved = ctx.saved_tensors
-        C = ctx.C
-        dq, dk, dv, dg, dbeta = (torch.empty_like(x) for x in (q, k, v, g, beta))
-        dS = grads[1].to(compute_dtype(v)).flatten(0, 1)
-        for t in reversed(ctx.stretches):
-            *saved, scores, overlap, inverse, states, writes = saved
-            *saved, q_, k_, v_, beta_, within, from_start, to_end, keep = saved
-            starts = states[:-1]
-            dy = by_chunk(grads[0][:, t], C).mul_(ctx.scale)
-            q_start, k_end = q_ * from_start, k_ * to_end
-            weights = inverse * beta_.mT
-            weights_start = weights * from_start.mT
-            erases = weights_start @ k_
+        *found, dS = _backward(*grads, ctx.saved_tensors, ctx.scale, ctx.C)
+        shape, dtype = ctx.state
+        return *found, dS.view(shape).to(dtype), None, None, None
 
-            # The state's adjoint runs from the last chunk to the first.
-            dwrites = scores.mT @ dy
-            dstates = torch.empty_like(states)
-            dstates[-1] = dS
-            for i in reversed(range(len(v_))):
-                dwrites[i].baddbmm_(k_end[i], dstates[i + 1])
-                torch.mul(dstates[i + 1], keep[i], out=dstates[i])
-                dstates[i].baddbmm_(q_start[i].mT, dy[i])
-                dstates[i].baddbmm_(erases[i].mT, dwrites[i], alpha=-1)
-            dS, dends = dstates[0], dstates[1:]
 
-            # Between chunks.
-            derases = (dwrites @ starts.mT).neg_()
-            dq_ = dy @ starts.mT
-            dlog = dot(q_start, dq_)
-            dq_.mul_(from_start)
-            dk_ = writes @ dends.mT
-            ended = dot(k_end, dk_)
-            dk_.mul_(to_end)
-            dlog -= ended
-            dkeep = torch.linalg.vecdot(starts.flatten(-2), dends.flatten(-2))
-            dlog[..., -1:, :] += ended.sum(-2, keepdim=True) + dkeep[..., None, None] * keep
+@closed_on_cpu
+def _forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor,
+    beta: Tensor,
+    initial_state: Tensor,
+    begins: Tensor | None,
+    scale: float,
+    C: int,
+) -> list[Tensor]:
+    """The output [B, T, H, V], the final state [P, K, V], and what the backward pass reads."""
+    o = torch.empty_like(v, memory_format=torch.contiguous_format)
+    S = initial_state.to(compute_dtype(v)).flatten(0, 1)  # [P, K, V]
+    unit = torch.eye(C, dtype=S.dtype, device=S.device)
+    saved: list[Tensor] = []
+    for t in stretches(v, C):
+        q_, k_, v_ = (by_chunk(x[:, t], C) for x in (q, k, v))
+        beta_ = by_chunk(beta[:, t].unsqueeze(-1), C)
+        within, from_start, to_end, keep = decays(
+            g[:, t], None if begins is None else begins[:, t], C
+        )
+        scores = (q_ @ k_.mT).mul_(within)
+        overlap = (k_ @ k_.mT).mul_(within)
+        overlap.diagonal(dim1=-2, dim2=-1).zero_()
+        inverse = torch.linalg.solve_triangular(
+            overlap * beta_, unit, upper=False, unitriangular=True
+        )
+        weights = inverse * beta_.mT
+        writes, erases = weights @ v_, (weights * from_start.mT) @ k_
+        k_end = k_ * to_end
+        states = S.new_empty(len(v_) + 1, *S.shape)
+        states[0] = S
+        for i in range(len(v_)):
+            write = writes[i].baddbmm_(erases[i], states[i], alpha=-1)
+            torch.mul(states[i], keep[i], out=states[i + 1])
+            states[i + 1].baddbmm_(k_end[i].mT, write)
+        S = states[-1]
+        y = (q_ * from_start) @ states[:-1]
+        into_time(o[:, t], y.add_(scores @ writes).mul_(scale))
+        saved += [q_, k_, v_, beta_, within, from_start, to_end, keep.clone()]
+        saved += [scores, overlap, inverse, states, writes]
+    return [o, S.clone(), *saved]
 
-            # The triangular system: writes = weights v, erases = weights_start k.
-            into_time(dv[:, t], weights.mT @ dwrites)
-            dk_ += weights_start.mT @ derases
-            dweights_start = derases @ k_.mT
-            dlog += (dweights_start * weights_start).sum(-2).unsqueeze(-1)
-            dweights = (dwrites @ v_.mT).addcmul_(dweights_start, from_start.mT)
-            dbeta_ = (dweights * inverse).sum(-2).unsqueeze(-1)
-            dsystem = (inverse.mT @ dweights.mul_(beta_.mT) @ inverse.mT).neg_()
-            dlog_matrix = dsystem * overlap
-            dbeta_ += dlog_matrix.sum(-1, keepdim=True)
-            into_time(dbeta[:, t].unsqueeze(-1), dbeta_)
-            doverlap = dsystem.mul_(within).mul_(beta_)
-            doverlap.diagonal(dim1=-2, dim2=-1).zero_()
-            dk_ += (doverlap + doverlap.mT) @ k_
 
-            # Inside chunks. A decay's adjoint is that of what it multiplies, times it.
-            dscores = dy @ writes.mT
-            dlog_matrix.mul_(beta_).addcmul_(dscores, scores)
-            dscores.mul_(within)
-            into_time(dq[:, t], dq_.add_(dscores @ k_))
-            into_time(dk[:, t], dk_.add_(dscores.mT @ q_))
-            dlog += row_less_column_sums(dlog_matrix)
-            into_time(dg[:, t].unsqueeze(-1), sum_to_end(dlog))
-        dstate = dS.view(ctx.state[0]).to(ctx.state[1])
-        return dq, dk, dv, dg, dbeta, dstate, None, None, None
+@closed_on_cpu
+def _backward(do: Tensor, dS: Tensor, saved: list[Tensor], scale: float, C: int) -> list[Tensor]:
+    """Gradients of q, k, v, g, beta, and of the initial state as [P, K, V]."""
+    q, k, v, g, beta, *saved = saved
+    dq, dk, dv, dg, dbeta = (torch.empty_like(x) for x in (q, k, v, g, beta))
+    dS = dS.to(compute_dtype(v)).flatten(0, 1)
+    for t in reversed(stretches(v, C)):
+        *saved, scores, overlap, inverse, states, writes = saved
+        *saved, q_, k_, v_, beta_, within, from_start, to_end, keep = saved
+        starts = states[:-1]
+        dy = by_chunk(do[:, t], C).mul_(scale)
+        q_start, k_end = q_ * from_start, k_ * to_end
+        weights = inverse * beta_.mT
+        weights_start = weights * from_start.mT
+        erases = weights_start @ k_
+
+        # The state's adjoint runs from the last chunk to the first.
+        dwrites = scores.mT @ dy
+        dstates = torch.empty_like(states)
+        dstates[-1] = dS
+        for i in reversed(range(len(v_))):
+            dwrites[i].baddbmm_(k_end[i], dstates[i + 1])
+            torch.mul(dstates[i + 1], keep[i], out=dstates[i])
+            dstates[i].baddbmm_(q_start[i].mT, dy[i])
+            dstates[i].baddbmm_(erases[i].mT, dwrites[i], alpha=-1)
+        dS, dends = dstates[0], dstates[1:]
+
+        # Between chunks.
+        derases = (dwrites @ starts.mT).neg_()
+        dq_ = dy @ starts.mT
+        dlog = dot(q_start, dq_)
+        dq_.mul_(from_start)
+        dk_ = writes @ dends.mT
+        ended = dot(k_end, dk_)
+        dk_.mul_(to_end)
+        dlog -= ended
+        dkeep = torch.linalg.vecdot(starts.flatten(-2), dends.flatten(-2))
+        dlog[..., -1:, :] += ended.sum(-2, keepdim=True) + dkeep[..., None, None] * keep
+
+        # The triangular system: writes = weights v, erases = weights_start k.
+        into_time(dv[:, t], weights.mT @ dwrites)
+        dk_ += weights_start.mT @ derases
+        dweights_start = derases @ k_.mT
+        dlog += (dweights_start * weights_start).sum(-2).unsqueeze(-1)
+        dweights = (dwrites @ v_.mT).addcmul_(dweights_start, from_start.mT)
+        dbeta_ = (dweights * inverse).sum(-2).unsqueeze(-1)
+        dsystem = (inverse.mT @ dweights.mul_(beta_.mT) @ inverse.mT).neg_()
+        dlog_matrix = dsystem * overlap
+        dbeta_ += dlog_matrix.sum(-1, keepdim=True)
+        into_time(dbeta[:, t].unsqueeze(-1), dbeta_)
+        doverlap = dsystem.mul_(within).mul_(beta_)
+        doverlap.diagonal(dim1=-2, dim2=-1).zero_()
+        dk_ += (doverlap + doverlap.mT) @ k_
+
+        # Inside chunks. A decay's adjoint is that of what it multiplies, times it.
+        dscores = dy @ writes.mT
+        dlog_matrix.mul_(beta_).addcmul_(dscores, scores)
+        dscores.mul_(within)
+        into_time(dq[:, t], dq_.add_(dscores @ k_))
+        into_time(dk[:, t], dk_.add_(dscores.mT @ q_))
+        dlog += row_less_column_sums(dlog_matrix)
+        into_time(dg[:, t].unsqueeze(-1), sum_to_end(dlog))
+    return [dq, dk, dv, dg, dbeta, dS]

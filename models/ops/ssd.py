@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from models.closed import closed_on_cpu
 from models.ops.chunks import (
     by_chunk,
     chunk_length,
@@ -94,9 +95,6 @@ def chunked(
 
 
 class _Chunked(torch.autograd.Function):
-    """Inside, the R heads of a group stand side by side as columns, [N, B·G, C, R·V]: one product
-    with the group's q or k then serves all of them."""
-
     @staticmethod
     def forward(
         ctx: Any,
@@ -108,79 +106,98 @@ class _Chunked(torch.autograd.Function):
         begins: Tensor | None,
         C: int,
     ) -> tuple[Tensor, Tensor]:
-        G, H = q.shape[2], v.shape[2]
-        R = H // G
-        o = torch.empty_like(v, memory_format=torch.contiguous_format)
-        S = _columns(initial_state.to(compute_dtype(v)).reshape(-1, R, *initial_state.shape[2:]))
-        spans = stretches(v, C)
-        saved: list[Tensor] = []
-        for t in spans:
-            q_, k_ = by_chunk(q[:, t], C), by_chunk(k[:, t], C)
-            v_ = by_chunk(_by_group(v[:, t], G), C)
-            inside = decays(g[:, t], None if begins is None else begins[:, t], C)
-            within, from_start, to_end, keep = (x.unflatten(1, (-1, R)) for x in inside)
-            weights = within * (q_ @ k_.mT).unsqueeze(2)  # [N, B·G, R, C, C]
-            writes = k_.mT @ _columns(_heads(v_, R) * to_end)  # [N, B·G, K, R·V]
-            starts = torch.empty_like(writes)
-            for i in range(len(v_)):
-                starts[i] = S
-                S = writes[i] + _columns(_heads(S, R) * keep[i])
-            y = q_ @ starts
-            _heads(y, R).mul_(from_start).add_(weights @ _heads(v_, R))
-            into_time(_by_group(o[:, t], G), y)
-            saved += [within, from_start, to_end, keep, starts]
+        o, S, *saved = _forward(q, k, v, g, initial_state, begins, C)
         ctx.save_for_backward(q, k, v, g, *saved)
-        ctx.stretches, ctx.C, ctx.dtype = spans, C, initial_state.dtype
-        return o, _heads(S, R).reshape(initial_state.shape)
+        ctx.C, ctx.dtype = C, initial_state.dtype
+        return o, S
 
     @staticmethod
     @in_own_precision
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, g, *saved = ctx.saved_tensors
-        C, G, H = ctx.C, q.shape[2], v.shape[2]
-        R = H // G
-        dq, dk, dv, dg = (
-            torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v, g)
-        )
-        dS = _columns(grads[1].to(compute_dtype(v)).reshape(-1, R, *grads[1].shape[2:]))
-        for t in reversed(ctx.stretches):
-            *saved, within, from_start, to_end, keep, starts = saved
-            q_, k_ = by_chunk(q[:, t], C), by_chunk(k[:, t], C)
-            v_, dy = (by_chunk(_by_group(x[:, t], G), C) for x in (v, grads[0]))
-            v_heads, dy_heads = _heads(v_, R), _heads(dy, R)
-            dy_start = _columns(dy_heads * from_start)
+        *found, dS = _backward(*grads, ctx.saved_tensors, ctx.C)
+        return *found, dS.to(ctx.dtype), None, None
 
-            # The state's adjoint runs from the last chunk to the first.
-            dstarts = q_.mT @ dy_start
-            dends = torch.empty_like(starts)
-            for i in reversed(range(len(v_))):
-                dends[i] = dS
-                dS = dstarts[i] + _columns(_heads(dS, R) * keep[i])
 
-            # Inside chunks. A decay's adjoint is that of what it multiplies, times it.
-            products = (q_ @ k_.mT).unsqueeze(2)
-            dweights = dy_heads @ v_heads.mT
-            dproducts = (dweights * within).sum(2)
-            weights = within * products
-            dlog = row_less_column_sums(dweights.mul_(weights))
+@closed_on_cpu
+def _forward(
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor, initial_state: Tensor, begins: Tensor | None, C: int
+) -> list[Tensor]:
+    """The output [B, T, H, V], the final state [B, H, K, V], and what the backward pass reads.
 
-            # Between chunks.
-            dlog += dot(_heads(dy_start, R), _heads(q_ @ starts, R))
-            dv_ = k_ @ dends
-            dv_heads = _heads(dv_, R).mul_(to_end)
-            ended = dot(v_heads, dv_heads)
-            dlog -= ended
-            dkeep = (_heads(starts, R) * _heads(dends, R)).sum((-1, -2))[..., None, None] * keep
-            dlog[..., -1:, :] += ended.sum(-2, keepdim=True) + dkeep
-            v_end = _columns(v_heads * to_end)
-            dv_heads += weights.mT @ dy_heads
+    The R heads of a group stand side by side as columns, [N, B·G, C, R·V]: one product with the
+    group's q or k then serves all of them.
+    """
+    G, H = q.shape[2], v.shape[2]
+    R = H // G
+    o = torch.empty_like(v, memory_format=torch.contiguous_format)
+    S = _columns(initial_state.to(compute_dtype(v)).reshape(-1, R, *initial_state.shape[2:]))
+    saved: list[Tensor] = []
+    for t in stretches(v, C):
+        q_, k_ = by_chunk(q[:, t], C), by_chunk(k[:, t], C)
+        v_ = by_chunk(_by_group(v[:, t], G), C)
+        inside = decays(g[:, t], None if begins is None else begins[:, t], C)
+        within, from_start, to_end, keep = (x.unflatten(1, (-1, R)) for x in inside)
+        weights = within * (q_ @ k_.mT).unsqueeze(2)  # [N, B·G, R, C, C]
+        writes = k_.mT @ _columns(_heads(v_, R) * to_end)  # [N, B·G, K, R·V]
+        starts = torch.empty_like(writes)
+        for i in range(len(v_)):
+            starts[i] = S
+            S = writes[i] + _columns(_heads(S, R) * keep[i])
+        y = q_ @ starts
+        _heads(y, R).mul_(from_start).add_(weights @ _heads(v_, R))
+        into_time(_by_group(o[:, t], G), y)
+        saved += [within, from_start, to_end, keep.clone(), starts]
+    return [o, _heads(S, R).reshape(initial_state.shape), *saved]
 
-            into_time(dq[:, t], dproducts @ k_ + dy_start @ starts.mT)
-            into_time(dk[:, t], dproducts.mT @ q_ + v_end @ dends.mT)
-            into_time(_by_group(dv[:, t], G), dv_)
-            into_time(dg[:, t].unsqueeze(-1), sum_to_end(dlog).flatten(1, 2))
-        dstate = _heads(dS, R).reshape(-1, H, *dS.shape[1:-1], v.shape[-1])
-        return dq, dk, dv, dg, dstate.to(ctx.dtype), None, None
+
+@closed_on_cpu
+def _backward(do: Tensor, dS: Tensor, saved: list[Tensor], C: int) -> list[Tensor]:
+    """Gradients of q, k, v, g, and of the initial state."""
+    q, k, v, g, *saved = saved
+    G, H = q.shape[2], v.shape[2]
+    R = H // G
+    dq, dk, dv, dg = (
+        torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v, g)
+    )
+    dS = _columns(dS.to(compute_dtype(v)).reshape(-1, R, *dS.shape[2:]))
+    for t in reversed(stretches(v, C)):
+        *saved, within, from_start, to_end, keep, starts = saved
+        q_, k_ = by_chunk(q[:, t], C), by_chunk(k[:, t], C)
+        v_, dy = (by_chunk(_by_group(x[:, t], G), C) for x in (v, do))
+        v_heads, dy_heads = _heads(v_, R), _heads(dy, R)
+        dy_start = _columns(dy_heads * from_start)
+
+        # The state's adjoint runs from the last chunk to the first.
+        dstarts = q_.mT @ dy_start
+        dends = torch.empty_like(starts)
+        for i in reversed(range(len(v_))):
+            dends[i] = dS
+            dS = dstarts[i] + _columns(_heads(dS, R) * keep[i])
+
+        # Inside chunks. A decay's adjoint is that of what it multiplies, times it.
+        products = (q_ @ k_.mT).unsqueeze(2)
+        dweights = dy_heads @ v_heads.mT
+        dproducts = (dweights * within).sum(2)
+        weights = within * products
+        dlog = row_less_column_sums(dweights.mul_(weights))
+
+        # Between chunks.
+        dlog += dot(_heads(dy_start, R), _heads(q_ @ starts, R))
+        dv_ = k_ @ dends
+        dv_heads = _heads(dv_, R).mul_(to_end)
+        ended = dot(v_heads, dv_heads)
+        dlog -= ended
+        dkeep = (_heads(starts, R) * _heads(dends, R)).sum((-1, -2))[..., None, None] * keep
+        dlog[..., -1:, :] += ended.sum(-2, keepdim=True) + dkeep
+        v_end = _columns(v_heads * to_end)
+        dv_heads += weights.mT @ dy_heads
+
+        into_time(dq[:, t], dproducts @ k_ + dy_start @ starts.mT)
+        into_time(dk[:, t], dproducts.mT @ q_ + v_end @ dends.mT)
+        into_time(_by_group(dv[:, t], G), dv_)
+        into_time(dg[:, t].unsqueeze(-1), sum_to_end(dlog).flatten(1, 2))
+    dstate = _heads(dS, R).reshape(-1, H, *dS.shape[1:-1], v.shape[-1])
+    return [dq, dk, dv, dg, dstate]
 
 
 def _by_group(x: Tensor, G: int) -> Tensor:
