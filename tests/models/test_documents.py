@@ -104,7 +104,8 @@ def test_compiled_blocks_in_bfloat16_have_the_gradients_of_eager_ones(recompute)
         block.compile(dynamic=False, fullgraph=True, backend="aot_eager")
     for a, e in zip(gradients(), expected, strict=True):
         assert a.dtype == torch.float32
-        assert (a - e).norm() <= 2e-3 * e.norm()
+        # Sums of bfloat16 gradients in another order.
+        assert (a - e).norm() <= 1e-2 * e.norm()
 
 
 def test_one_document_a_row_changes_nothing():
