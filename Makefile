@@ -6,6 +6,8 @@ PYTHON ?= python3
 TORCH_ARGS ?=
 BIN := .venv/bin
 FLA := triton==3.7.1 flash-linear-attention==0.6.0 fla-core==0.6.0 einops==0.8.2
+# Where this is set, as in many containers, every process would compile torch from source anew: 5 s each.
+export PYTHONDONTWRITEBYTECODE =
 PIP := PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install -qq --no-compile
 
 .PHONY: demo test test-fast lint format clean
