@@ -296,8 +296,8 @@ def resolve(settings: dict[str, Any], *, plan_only: bool = False) -> RunSpec:
         logging=parts["logging"],
     )
     budget.check(spec.evaluation, spec.model, recipe.context, recipe.tokens, len(recipe.milestones))
-    if not plan_only:
-        _check_epochs(spec)
+    if not plan_only and (problem := too_many_epochs(spec)):
+        raise SettingError(problem)
     return spec
 
 
@@ -365,13 +365,15 @@ def _check_ranges(parts: dict[str, Any]) -> None:
             )
 
 
-def _check_epochs(spec: RunSpec) -> None:
+def too_many_epochs(spec: RunSpec) -> str:
+    """Why a run is refused that reads its corpus too often, a sentence; empty where it is not."""
     epochs = spec.epochs
-    if epochs is not None and epochs > spec.protocol.max_epochs:
-        assert spec.corpus is not None
-        raise SettingError(
-            f"size={spec.size.name} reads {spec.recipe.tokens:,} tokens, {epochs:.1f} epochs of "
-            f"the {spec.corpus.name} corpus ({spec.corpus.train_tokens:,}), more than "
-            f"protocol.max_epochs={spec.protocol.max_epochs:g}; raise that, give a smaller last "
-            "protocol.chinchilla, or a larger corpus."
-        )
+    if epochs is None or epochs <= spec.protocol.max_epochs:
+        return ""
+    assert spec.corpus is not None
+    return (
+        f"size={spec.size.name} reads {spec.recipe.tokens:,} tokens, {epochs:.1f} epochs of "
+        f"the {spec.corpus.name} corpus ({spec.corpus.train_tokens:,}), more than "
+        f"protocol.max_epochs={spec.protocol.max_epochs:g}; raise that, give a smaller last "
+        "protocol.chinchilla, or a larger corpus."
+    )

@@ -23,7 +23,7 @@ from ablations.devices import GPUS, gpu_kind
 from ablations.records import RunDirectory
 from ablations.resources import check_ranks, kept_bytes
 from ablations.settings import to_dict
-from ablations.spec import RunSpec
+from ablations.spec import RunSpec, too_many_epochs
 from sweeps.arrays import Array, arrays, makespan, time_of
 from sweeps.cluster import Slurm
 from sweeps.view import fitted
@@ -257,6 +257,9 @@ def show(plan: Plan, console: Console) -> None:
             table.add_row(mix, "all", _done(every), *blank, *_totals(every), style="bold")
             table.add_section()
     console.print(fitted(table, console, LEAST))
+    for problem in dict.fromkeys(too_many_epochs(e.spec) for e in plan.estimates):
+        if problem:
+            console.print(f"would be refused: {problem}", soft_wrap=True)
     _show_matched(plan, console)
     _show_totals(plan, console)
     if len(mixes) > 1:

@@ -95,6 +95,7 @@ def _sweep(composed: list[dict[str, Any]]) -> int:
     console = view.console()
     driver = composed[0]
     _check_driver(composed)
+    _check_data(composed, sys.argv[1:])
     cluster = parse(driver["cluster"])
     runs_root = project_root() / Path(driver["runs"]).expanduser()
     settings = [of_the_run(c) for c in composed]
@@ -171,6 +172,19 @@ def _check_driver(composed: list[dict[str, Any]]) -> None:
         if value is not None and (isinstance(value, str | bool) or value <= 0 or whole):
             kind = "whole number" if key == "max_parallel" else "number"
             raise SettingError(f"{key}={value} must be a {kind} above 0, or null.")
+
+
+def _check_data(composed: list[dict[str, Any]], arguments: list[str]) -> None:
+    """A folder named on the command line is read, or the command is refused. One named for the
+    whole machine, in conf/local.yaml or the environment, waits for the sizes that read it."""
+    given = [a for a in arguments if a.lstrip("+").startswith("data.path=")]
+    for settings in composed:
+        data, size = settings["data"], settings["size"]
+        if given and data["path"] and data["name"] == "auto" and size["corpus"] == "embedded":
+            raise SettingError(
+                f"{given[-1]} would not be read: size={size['name']} trains on the embedded text "
+                "unless data=tokens is given too."
+            )
 
 
 def _fitting(specs: list[RunSpec], cluster: Local, at_once: int | None) -> int | None:

@@ -289,3 +289,10 @@ def test_durations_read_in_their_unit():
     durations = {30: "30 s", 90: "1.5 min", 5400: "1.5 h", 36 * 3600: "36.0 h", 9e7: "2.9 years"}
     assert {s: planning.duration(s) for s in durations} == durations
     assert planning._bytes(6.9e9) == "6.9 GB"
+
+
+def test_a_plan_says_which_runs_would_be_refused_for_their_epochs():
+    text = shown(planned("mix=gdn", "size=50k,1m", "protocol.max_epochs=0.1"))
+    (line,) = [line for line in text.splitlines() if line.startswith("would be refused: ")]
+    assert "size=1m" in line
+    assert "protocol.max_epochs=0.1" in line

@@ -108,6 +108,7 @@ def test_days_of_cpu_work_are_refused_with_the_ways_out(tmp_path):
         (["cluster=nope"], "valid: local, slurm"),
         (["cluster.runs_per_gpu=0"], "cluster.runs_per_gpu=0"),
         (["data=tokens", "data.path=/nowhere/at/all"], "data.path=/nowhere/at/all"),
+        (["data.path=/my/corpus"], "data.path=/my/corpus would not be read"),
     ],
 )
 def test_bad_input_is_one_sentence_and_leaves_nothing(tmp_path, arguments, words):
