@@ -6,6 +6,9 @@ from typing import Any
 
 import pytest
 
+from ablations.data.__main__ import main
+from ablations.data.prepared import Corpus, open_prepared
+
 # As the published tokenizer.json files have them: Llama 3, Qwen 2, GPT-4o and Mistral's Tekken.
 PATTERNS = {
     "llama3": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
@@ -114,3 +117,18 @@ def write_lines(path: Path, texts: list[Any]) -> Path:
     lines = [json.dumps({"text": text, "id": i}) + "\n" for i, text in enumerate(texts)]
     path.write_text("".join(lines), encoding="utf-8")
     return path
+
+
+def run(*arguments: object) -> int:
+    """python -m ablations.data, in this process."""
+    return main([str(argument) for argument in arguments])
+
+
+def prepare(out: Path, source: object, tokenizer: object, *more: str) -> Corpus:
+    given = (f"source={source}", f"tokenizer={tokenizer}", f"out={out}", "processes=1", *more)
+    assert run("prepare", *given) == 0
+    return open_prepared(out, verify=True)
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
