@@ -110,21 +110,10 @@ def chunked(
 
 class _Chunked(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        g: Tensor,
-        beta: Tensor,
-        initial_state: Tensor,
-        begins: Tensor | None,
-        scale: float,
-        C: int,
-    ) -> tuple[Tensor, Tensor]:
-        o, S, *saved = _forward(q, k, v, g, beta, initial_state, begins, scale, C)
-        ctx.save_for_backward(q, k, v, g, beta, *saved)
-        ctx.scale, ctx.C = scale, C
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
+        *read, initial_state, _, ctx.scale, ctx.C = arguments
+        o, S, *saved = _forward(*arguments)
+        ctx.save_for_backward(*read, *saved)
         ctx.state = (initial_state.shape, initial_state.dtype)
         return o, S.view(initial_state.shape)
 

@@ -96,19 +96,11 @@ def chunked(
 
 class _Chunked(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        g: Tensor,
-        initial_state: Tensor,
-        begins: Tensor | None,
-        C: int,
-    ) -> tuple[Tensor, Tensor]:
-        o, S, *saved = _forward(q, k, v, g, initial_state, begins, C)
-        ctx.save_for_backward(q, k, v, g, *saved)
-        ctx.C, ctx.dtype = C, initial_state.dtype
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
+        *read, initial_state, _, ctx.C = arguments
+        o, S, *saved = _forward(*arguments)
+        ctx.save_for_backward(*read, *saved)
+        ctx.dtype = initial_state.dtype
         return o, S
 
     @staticmethod
