@@ -61,6 +61,14 @@ class World:
         """Rows of the rank that has most."""
         return -(-rows // self.size)
 
+    def passes(self, n: int, rows: int) -> Iterator[tuple[slice, bool]]:
+        """Of n rows, `rows` a rank and pass: this rank's, and whether they count.
+
+        A rank with nothing left computes the first row for nothing: sharded weights need all.
+        """
+        for start in range(self.rank * rows, n + self.rank * rows, rows * self.size):
+            yield (slice(start, start + rows), True) if start < n else (slice(0, 1), False)
+
     def sum(self, value: Tensor) -> Tensor:
         """The sum over ranks, in place."""
         if self.size > 1:

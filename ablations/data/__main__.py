@@ -1,6 +1,5 @@
 """python -m ablations.data: make a corpus to train on, or name token files that are there."""
 
-import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -9,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from ablations.command import exit_code
 from ablations.data.adopt import adopt
 from ablations.data.documents import SUFFIXES
 from ablations.data.hub import FORM
@@ -81,26 +81,15 @@ def main(arguments: Sequence[str]) -> int:
     if not arguments or {"-h", "--help", "help"} & set(arguments):
         print(HELP, end="")
         return 0 if arguments else 2
-    try:
-        command, *rest = arguments
-        if command not in COMMANDS:
-            raise one_of("command", command, COMMANDS)
-        {"prepare": _prepare, "adopt": _adopt, "mix": _mix, "check": _check}[command](
-            _settings(command, rest)
-        )
-    except SettingError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        where = f" ({error.filename})" if error.filename else ""
-        full = error.errno == errno.ENOSPC or "disk is full" in str(error)
-        then = "; make room, and the same command goes on from here" if full else ""
-        print(f"error: {error.strerror or error}{where}{then}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        return 130
-    return 0
+    return exit_code(lambda: _command(*arguments))
+
+
+def _command(command: str, *rest: str) -> None:
+    if command not in COMMANDS:
+        raise one_of("command", command, COMMANDS)
+    {"prepare": _prepare, "adopt": _adopt, "mix": _mix, "check": _check}[command](
+        _settings(command, rest)
+    )
 
 
 def _say(text: str) -> None:

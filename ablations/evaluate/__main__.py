@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from ablations.command import exit_code
 from ablations.evaluate import budget
 from ablations.evaluate.budget import PROBES, EvaluationSettings
 from ablations.records import RunDirectory, read_sweep
@@ -45,26 +46,18 @@ def main(arguments: Sequence[str]) -> int:
     if not arguments or {"-h", "--help", "help"} & set(arguments):
         print(HELP, end="")
         return 0 if arguments else 2
-    try:
-        folders = [argument for argument in arguments if "=" not in argument]
-        settings = _settings([argument for argument in arguments if "=" in argument])
-        runs = [run for folder in folders for run in _runs(Path(folder))]
-        if not runs:
-            raise SettingError("give at least one RUN_DIR, or the folder of a sweep.")
-        jobs = [_Job(run, settings) for run in runs]  # all are looked at before any is probed
-        for job in jobs:
-            job.do()
-    except SettingError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        where = f" ({error.filename})" if error.filename else ""
-        print(f"error: {error.strerror or error}{where}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        return 130
-    return 0
+    return exit_code(lambda: _probe(arguments))
+
+
+def _probe(arguments: Sequence[str]) -> None:
+    folders = [argument for argument in arguments if "=" not in argument]
+    settings = _settings([argument for argument in arguments if "=" in argument])
+    runs = [run for folder in folders for run in _runs(Path(folder))]
+    if not runs:
+        raise SettingError("give at least one RUN_DIR, or the folder of a sweep.")
+    jobs = [_Job(run, settings) for run in runs]  # all are looked at before any is probed
+    for job in jobs:
+        job.do()
 
 
 def _settings(arguments: Sequence[str]) -> dict[str, str]:

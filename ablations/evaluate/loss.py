@@ -9,12 +9,13 @@ taken to be.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ablations.data.prepared import Corpus
 from ablations.data.windows import HeldOut, held_out_rows
@@ -22,7 +23,7 @@ from ablations.distributed import World
 from models.documents import Documents
 from models.language_model import LanguageModel
 
-__all__ = ["HeldOut", "document_bootstrap", "evaluate", "held_out", "of_mean"]
+__all__ = ["HeldOut", "document_bootstrap", "evaluate", "held_out", "of_mean", "window_nats"]
 
 ALONE = World()
 RESAMPLES = 400  # a standard error known to 1 part in sqrt(2 * 400), 3.5 %
@@ -69,22 +70,11 @@ def evaluate(
         n_documents = len(domain.document_bytes) if domain.document_bytes is not None else 0
         by_document = np.zeros(n_documents)
         total = torch.zeros((), dtype=torch.float64, device=device)
-        rows = max(1, batch_tokens // context)
-        for start in range(0, n, rows * world.size):
-            longest = int(lengths[start : start + rows * world.size].max())
-            length = min(context, max(SHORTEST_ROW, 1 << (longest - 1).bit_length()))
-            mine = slice(start + world.rank * rows, start + (world.rank + 1) * rows)
-            # A rank with nothing left computes one window for nothing: sharded weights need all.
-            empty = not len(domain.windows[mine])
-            chosen = domain.windows[:1] if empty else domain.windows[mine]
-            windows = torch.from_numpy(chosen[:, : length + 1]).to(device)
-            inputs, targets = windows[:, :-1], windows[:, 1:]
-            documents = None if separator is None else Documents.after(separator, inputs)
-            with autocast():
-                nll, _ = model.losses(inputs, targets, documents)
-            if empty:
-                continue
-            nll = nll.double()
+        for mine, nll in window_nats(
+            model, domain.windows, batch_tokens, lengths=lengths,
+            device=device, autocast=autocast, separator=separator, world=world,
+        ):  # fmt: skip
+            length = nll.shape[1]
             if domain.lengths is not None:
                 counted = torch.arange(length) < torch.from_numpy(lengths[mine])[:, None]
                 nll = nll.where(counted.to(device), 0.0)
@@ -124,6 +114,40 @@ def evaluate(
         "bpb_se": of_mean([r["bpb_se"] for r in results.values()]),
         "domains": results,
     }
+
+
+def window_nats(
+    model: LanguageModel,
+    windows: np.ndarray,
+    batch_tokens: int,
+    *,
+    lengths: np.ndarray | None = None,
+    device: torch.device,
+    autocast: Callable[[], AbstractContextManager[Any]],
+    separator: int | None,
+    world: World,
+) -> Iterator[tuple[slice, Tensor]]:
+    """This rank's share of windows [n, T + 1], at most `batch_tokens` predictions a pass: which
+    rows, and the nats of their targets, float64 [rows, T].
+
+    lengths: [n] predictions that count of each row; a pass is then cut to a power of two that
+    holds the longest of all ranks.
+    """
+    n, T = windows[:, 1:].shape
+    rows = max(1, batch_tokens // T)
+    together = rows * world.size
+    for number, (mine, counts) in enumerate(world.passes(n, rows)):
+        length = T
+        if lengths is not None:
+            longest = int(lengths[number * together : (number + 1) * together].max())
+            length = min(T, max(SHORTEST_ROW, 1 << (longest - 1).bit_length()))
+        tokens = torch.from_numpy(windows[mine, : length + 1]).to(device)
+        inputs, targets = tokens[:, :-1], tokens[:, 1:]
+        documents = None if separator is None else Documents.after(separator, inputs)
+        with autocast():
+            nll, _ = model.losses(inputs, targets, documents)
+        if counts:
+            yield mine, nll.double()
 
 
 def document_bootstrap(numerators: np.ndarray, denominators: np.ndarray) -> float | None:

@@ -17,9 +17,8 @@ import torch
 from ablations.data.prepared import Corpus
 from ablations.data.windows import held_out_rows
 from ablations.distributed import World
-from ablations.evaluate.loss import document_bootstrap, of_mean
+from ablations.evaluate.loss import document_bootstrap, of_mean, window_nats
 from ablations.evaluate.tasks import digest
-from models.documents import Documents
 from models.language_model import LanguageModel
 
 FIRST_BUCKET = 1 / 8
@@ -64,7 +63,14 @@ def by_position(
         held_out = held_out_rows(domain, window, each * window)
         rows = held_out.windows
         asked.append(rows)
-        nats = _nats(model, rows, limits, device, autocast, separator, world, batch_tokens)
+        sums = torch.zeros(len(rows), len(limits) - 1, dtype=torch.float64, device=device)
+        for mine, nll in window_nats(
+            model, rows, batch_tokens,
+            device=device, autocast=autocast, separator=separator, world=world,
+        ):  # fmt: skip
+            for place, (begin, end) in enumerate(pairwise(limits)):
+                sums[mine, place] = nll[:, begin:end].sum(1)
+        nats = world.sum(sums).cpu().numpy()
         assert held_out.target_bytes is not None
         sizes = np.add.reduceat(held_out.target_bytes, limits[:-1], axis=1)
         measured.append((nats, sizes))
@@ -90,32 +96,3 @@ def by_position(
             }
         )
     return found
-
-
-def _nats(
-    model: LanguageModel,
-    rows: np.ndarray,
-    limits: list[int],
-    device: torch.device,
-    autocast: Callable[[], AbstractContextManager[Any]],
-    separator: int | None,
-    world: World,
-    batch_tokens: int,
-) -> np.ndarray:
-    """Sums of nats by window and bucket, [windows, buckets]."""
-    n, T = rows[:, 1:].shape
-    sums = torch.zeros(n, len(limits) - 1, dtype=torch.float64, device=device)
-    at_once = max(1, batch_tokens // T)
-    for start in range(0, n, at_once * world.size):
-        mine = slice(start + world.rank * at_once, start + (world.rank + 1) * at_once)
-        empty = mine.start >= n
-        windows = torch.from_numpy(rows[:1] if empty else rows[mine]).to(device)
-        inputs, targets = windows[:, :-1], windows[:, 1:]
-        documents = None if separator is None else Documents.after(separator, inputs)
-        with autocast():
-            nll, _ = model.losses(inputs, targets, documents)
-        if empty:
-            continue
-        for place, (begin, end) in enumerate(pairwise(limits)):
-            sums[mine, place] = nll[:, begin:end].double().sum(1)
-    return world.sum(sums).cpu().numpy()

@@ -123,16 +123,12 @@ def score(
     # Sums by example and reading: right answers, nats.
     sums = torch.zeros(n, 2, 2, dtype=torch.float64, device=device)
     rows = max(1, BATCH_TOKENS // T)
-    for start in range(0, n, rows * world.size):
-        mine = slice(start + world.rank * rows, start + (world.rank + 1) * rows)
-        # A rank with nothing left computes one example for nothing: sharded weights need all.
-        empty = mine.start >= n
-        chosen = slice(0, 1) if empty else mine
+    for mine, counts in world.passes(n, rows):
         with autocast():
-            nats, best = model.choices(tokens[chosen], at[chosen], candidates)
-        if empty:
+            nats, best = model.choices(tokens[mine], at[mine], candidates)
+        if not counts:
             continue
-        right = best == tokens[chosen].gather(1, at[chosen])
+        right = best == tokens[mine].gather(1, at[mine])
         for reading, span in enumerate((slice(0, Q), slice(Q, None))):
             sums[mine, reading, 0] = right[:, span].double().sum(1)
             sums[mine, reading, 1] = nats[:, span].double().sum(1)
