@@ -4,7 +4,7 @@
     python -m models.hf import FOLDER OUT
 
 docs/export.md says which class each mix becomes, and why. Needs transformers, which the other
-commands do without: pip install 'archladder[hf]'.
+commands do without: pip install -c constraints.txt -e '.[hf]'.
 """
 
 from __future__ import annotations
@@ -326,7 +326,7 @@ def _needs_transformers() -> None:
     for package in ("transformers", "safetensors"):
         if importlib.util.find_spec(package) is None:
             raise SettingError(
-                f"{package} is not installed; pip install 'archladder[hf]' brings it."
+                f"{package} is not installed; pip install -c constraints.txt -e '.[hf]' brings it."
             )
 
 

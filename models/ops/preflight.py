@@ -66,7 +66,7 @@ def cannot_run(backend: str, device: torch.device) -> str:
         importlib.import_module("triton")
         importlib.import_module("fla")
     except ImportError as error:
-        return f"fla does not import here ({error}; pip install 'archladder[gpu]')"
+        return f"fla does not import here ({error}; pip install -c constraints.txt -e '.[gpu]')"
     except Exception as error:  # a driver or version it cannot work with
         return f"fla does not import here ({_first_line(error)})"
     return ""
