@@ -20,7 +20,7 @@ from analysis.fitting.grid import best_cells, starts
 from analysis.fitting.losses import DELTA, LOSSES, Criterion, Loss, Student, criterion
 from analysis.fitting.problem import EXPONENT_BOUNDS, Problem
 from analysis.fitting.solver import Mask, Polished, polish
-from analysis.laws import Array, Chinchilla, Indices
+from analysis.laws import PARAMETERS, Array, Chinchilla, Indices
 
 __all__ = ["DELTA", "LOSSES", "MODELS", "MODEL_WORDS", "Fit", "Loss", "Model", "fit", "refit"]
 
@@ -67,7 +67,9 @@ class MixFit:
     `starts_agreeing` is the share of starts that end within 1e-6 of the lowest objective,
     `gradient_norm` the projected gradient's there, by (E, log A, log B, alpha, beta), `condition`
     the condition number of the column-scaled Jacobian, `E_error` the standard error of E as if
-    points were independent: it tells whether E is there, and is no interval to quote.
+    points were independent: it tells whether E is there, and is no interval to quote. `rms` and
+    `largest_error` are of the law on its own points: the root mean square of log residuals, and the
+    largest of |predicted / measured - 1|.
     """
 
     mix: str
@@ -76,6 +78,7 @@ class MixFit:
     n_runs: int
     objective: float
     rms: float
+    largest_error: float
     gradient_norm: float
     starts: int
     starts_agreeing: float
@@ -116,6 +119,7 @@ class MixFit:
             "n": self.n,
             "runs": self.n_runs,
             "rms": self.rms,
+            "largest_error": self.largest_error,
             "gradient_norm": self.gradient_norm,
             "starts": self.starts,
             "starts_agreeing": self.starts_agreeing,
@@ -149,8 +153,8 @@ Part = tuple[Block, Polished, Array]
 class Fit:
     """A joint model fitted to points. `residual` is log L_fit - log L, in the order of `points`.
 
-    `least`: where this one weighs what runs and batches share, the plain least squares that it was
-    reached from (`analysis.fitting.mixed.generalised`).
+    `least`: where points are weighted by the noise at their size, the plain least squares that this
+    one was reached from (`analysis.fitting.mixed.MixedModel.best`).
     """
 
     model: Model
@@ -184,34 +188,53 @@ class Fit:
     @property
     def words(self) -> str:
         """The model in words, for tables and captions."""
-        loss = f"{'generalised ' if self.least else ''}{self.threshold.words} on log residuals"
+        weighted = " weighted by the noise at each size" if self.least else ""
+        loss = f"{self.threshold.words}{weighted} on log residuals"
         if self.fixed:
             held = ", ".join(f"{name} = {value:g}" for name, value in self.fixed.items())
             loss = f"{held} held; {loss}"
         return loss if len(self.mixes) == 1 else f"{MODEL_WORDS[self.model]}; {loss}"
 
 
-def lacking(points: pd.DataFrame, law: Law = "chinchilla", held: Iterable[str] = ()) -> str:
-    """What one mix's points lack for a fit of the law, as a clause, or an empty string."""
-    count = (6 if law == "gamma" else 5) - len(held := set(held))
+def lacking(
+    points: pd.DataFrame,
+    law: Law = "chinchilla",
+    held: Iterable[str] = (),
+    shared: Iterable[str] = (),
+) -> str:
+    """What one mix's points lack for a fit of the law, as a clause, or an empty string.
+
+    `held` coefficients are given, `shared` ones known from the other mixes: a mix of two sizes has
+    a law of its own where alpha, beta and E are shared.
+    """
+    own = {"E", "A", "alpha", "B", "beta"} - set(held) - set(shared)
+    if law == "gamma":
+        own.add("gamma")
     sizes, budgets = points["N"].nunique(), points["D"].nunique()
     sizes = points["size"].nunique() if "size" in points else sizes
-    words = {2: "two", 3: "three", 4: "four", 5: "five", 6: "six", 7: "seven"}
-    if len(points) <= count:
+    if len(points) < len(own) + (not shared):
+        need = len(own) + (not shared)
         return (
-            f"{len(points)} points, and the law's {words[count]} coefficients need "
-            f"{words[count + 1]} or more"
+            f"{len(points)} points, and the law's {len(own)} coefficients need {need} or more; "
+            "evaluate more checkpoints or train more sizes"
         )
-    need = 2 if "alpha" in held else 3
-    if sizes < need and "A" not in held:
+    by_size, by_budget = own & {"E", "A", "alpha"}, own & {"E", "B", "beta"}
+    if sizes < len(by_size):
         return (
-            f"{sizes} size(s), and A, alpha and E cannot be told apart with fewer than "
-            f"{words[need]}"
+            f"{sizes} size(s), and {_listed(by_size)} cannot be told apart with fewer than "
+            f"{len(by_size)}; train another size"
         )
-    need = 2 if "beta" in held else 3
-    if budgets < need:
-        return f"{budgets} values of D, and B, beta and E need {words[need]} or more"
+    if budgets < len(by_budget):
+        return (
+            f"{budgets} value(s) of D, and {_listed(by_budget)} cannot be told apart with fewer "
+            f"than {len(by_budget)}; evaluate at more token budgets"
+        )
     return ""
+
+
+def _listed(names: Iterable[str]) -> str:
+    *first, last = sorted(names, key=(*PARAMETERS,).index)
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def fit(
@@ -279,8 +302,16 @@ def _check(
         low, high = (0.0, lowest) if name == "E" else EXPONENT_BOUNDS
         if not low <= value <= high or value == lowest:
             raise SettingError(f"fix {name}={value:g} must lie between {low:g} and {high:g}.")
-    for mix, own in points.groupby("mix"):
-        if clause := lacking(own, law, held):
+    shared = SHARED[model]
+    clauses = {str(mix): lacking(own, law, held) for mix, own in points.groupby("mix")}
+    if shared and not all(clauses.values()):
+        # What is shared is known from a mix that could be fitted alone.
+        clauses = {
+            str(mix): lacking(own, law, held, shared) if clauses[str(mix)] else ""
+            for mix, own in points.groupby("mix")
+        }
+    for mix, clause in clauses.items():
+        if clause:
             raise SettingError(f"mix={mix} cannot be fitted: it has {clause}.")
 
 
@@ -382,6 +413,7 @@ def _here(block: Block, residual: Array, m: int) -> dict[str, Any]:
     return {
         "law": problem.law(theta, m),
         "rms": float(np.sqrt((r[problem.mix == m] ** 2).mean())),
+        "largest_error": float(np.abs(np.expm1(r[problem.mix == m])).max()),
         "condition": _condition(jacobian),
         "at_bound": tuple(bound),
         "E_error": _error(jacobian, root * r, block.free, place["E"]),

@@ -16,6 +16,7 @@ import pandas as pd
 import yaml
 
 from ablations.records import RunDirectory, SettingError, read_sweep
+from analysis.laws import FLOPS
 
 REQUIRED = ("mix", "N", "D", "loss")
 NAMES = ("mix", "run", "size", "seed")
@@ -94,14 +95,18 @@ def load_sweep(sweep_dir: Path) -> Sweep:
     return Sweep(sweep_dir.name, sweep_dir, _ordered(table[good]), tuple(runs), dropped)
 
 
-def load_csv(path: Path) -> pd.DataFrame:
+def load_csv(path: Path, by_compute: bool = False) -> pd.DataFrame:
     """Read points from a CSV with columns mix, N, D, loss (run, seed, size, C, seconds, weight
     optional; weight multiplies a point's part in what a fit minimises). Semicolons, then with
     either decimal mark, and tabs separate columns as commas do.
 
-    Without a `run` column, the rows of one mix, size and seed count as one run. Raises SettingError
-    naming the missing columns, or the rows that cannot be used: rows as counted under the header,
-    and lines as an editor counts them.
+    Without a `run` column, the rows of one mix, size and seed count as one run; without `seed` too
+    that is noted in `attrs["runs_assumed"]`. Rows with an empty or infinite loss are left out and
+    named in `attrs["dropped"]`. `by_compute` takes C in place of N and D, for a law in C alone
+    (N is then 1 and D is C / 6, noted in `attrs["compute_only"]`).
+
+    Raises SettingError naming the missing columns, or the rows that cannot be used: rows as counted
+    under the header, and lines as an editor counts them.
     """
     try:
         with path.open(encoding="utf-8-sig") as file:
@@ -127,6 +132,13 @@ def load_csv(path: Path) -> pd.DataFrame:
     if table.columns.has_duplicates:
         twice = table.columns[table.columns.duplicated()].unique()
         raise SettingError(f"points={path} has more than one column {', '.join(twice)}.")
+    # A column with nothing in it was not recorded.
+    for name in ("run", "seed", "size"):
+        if name in table and len(table) and table[name].isna().all():
+            table = table.drop(columns=name)
+    compute_only = by_compute and "C" in table and not {"N", "D"} & set(table)
+    if compute_only:
+        table = table.assign(N=1.0, D=pd.to_numeric(table["C"], errors="coerce") / FLOPS)
     missing = [name for name in REQUIRED if name not in table]
     if missing:
         raise SettingError(
@@ -135,6 +147,9 @@ def load_csv(path: Path) -> pd.DataFrame:
         )
     if table.empty:
         raise SettingError(f"points={path} holds no rows; a law needs at least six points.")
+    table, dropped = _without_loss(table)
+    if table.empty:
+        raise SettingError(f"points={path} has no row with a finite loss; its runs diverged.")
     for name in ("N", "D", "loss", *(["weight"] if "weight" in table else [])):
         given = table[name]
         table[name] = pd.to_numeric(given, errors="coerce")
@@ -156,7 +171,24 @@ def load_csv(path: Path) -> pd.DataFrame:
                 f"points={path} holds rows twice (line {_some(lines)} of the file), and a point "
                 "counted twice narrows every interval; leave one of each."
             )
-    return _ordered(_tidy(table.reset_index(drop=True)))
+    assumed = not {"run", "seed"} & set(table)
+    points = _ordered(_tidy(table.reset_index(drop=True)))
+    points.attrs |= {"runs_assumed": assumed, "dropped": dropped, "compute_only": compute_only}
+    return points
+
+
+def _without_loss(table: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]:
+    """The rows whose loss is not empty, NaN or infinite, and the others in words."""
+    loss = pd.to_numeric(table["loss"], errors="coerce")
+    word = table["loss"].notna() & loss.isna()
+    bad = ~np.isfinite(loss) & ~word
+    dropped = tuple(
+        f"line {int(str(index)) + 2} ({', '.join(f'{name}={row[name]}' for name in named)}): "
+        f"loss {'empty' if pd.isna(row['loss']) else row['loss']}"
+        for index, row in table[bad].iterrows()
+        for named in [[name for name in ("run", "mix", "N", "D") if name in table]]
+    )
+    return table[~bad], dropped
 
 
 def _refuse_rows(
@@ -252,7 +284,9 @@ def _tidy(table: pd.DataFrame) -> pd.DataFrame:
     """Fill what is optional, so that all else can rely on the columns."""
     table = table.copy()
     for name in NUMBERS:
-        table[name] = pd.to_numeric(table[name], errors="coerce") if name in table else np.nan
+        # As floats: products of whole numbers above 9.2e18 would wrap around.
+        given = table[name] if name in table else pd.Series(np.nan, table.index)
+        table[name] = pd.to_numeric(given, errors="coerce").astype(float)
     table["mix"] = table["mix"].astype(str)
     table["seed"] = table.get("seed", 0)
     if "size" not in table:

@@ -116,7 +116,8 @@ def numbers(found: Findings) -> dict[str, pd.DataFrame]:
         made["fits"] = pd.DataFrame(
             [
                 {"mix": mix, "model": result.fit.model, **one.law.as_dict(), "n": one.n,
-                 "runs": one.n_runs, "rms": one.rms, "condition": one.condition}
+                 "runs": one.n_runs, "rms": one.rms,
+                 "largest_error": one.largest_error, "condition": one.condition}
                 for mix, one in result.fit.mixes.items()
             ]
         )  # fmt: skip

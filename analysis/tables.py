@@ -192,6 +192,7 @@ def fits_table(fit: Fit, draws: Draws | None) -> pd.DataFrame:
                 row[name] = _with_edges(told, *at_edge(name, low, high))
         row |= _optimum_exponents(one.law, draws.laws[mix] if draws is not None else None)
         row["rms residual"] = f"{100 * one.rms:.3f} %"
+        row["largest error"] = f"{100 * one.largest_error:.2f} %"
         row["R² of log loss"] = f"{_r_squared(fit, mix):.5f}"
         rows.append(row)
     return pd.DataFrame(rows)

@@ -2,8 +2,9 @@
 
 Points of one run share its luck, so resampling them one by one is far too sure. Offered:
 
-- `mixed` (default): generalised least squares with effects of runs and of the batches that mixes of
-  one size and seed share, their variances drawn too (`analysis.fitting.mixed`)
+- `mixed` (default): other ladders of the same design, drawn from a mixed model with effects of
+  runs, of batches that mixes share and of the law's misfit, their variances drawn too
+  (`analysis.fitting.mixed`)
 - `parametric`: the noise is a run effect plus a point's own, both estimated from the residuals
   with what the fit absorbed given back; its level, known from few runs only, is drawn too
 - `wild`: all residuals of a run flip sign together (Cameron, Gelbach & Miller 2008)
@@ -23,7 +24,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.fit import Fit, refit
-from analysis.fitting.mixed import mixed_model, settled
+from analysis.fitting.mixed import MixedModel, mixed_model
 from analysis.fitting.model_choice import Choice
 from analysis.fitting.noise import cluster_ids, hat_matrix, inflate, noise_components
 from analysis.laws import PARAMETERS, Array, Chinchilla, Indices
@@ -31,7 +32,7 @@ from analysis.laws import PARAMETERS, Array, Chinchilla, Indices
 Method = Literal["mixed", "parametric", "wild", "run", "stratified", "case"]
 METHODS: tuple[Method, ...] = get_args(Method)
 METHOD_WORDS = {
-    "mixed": "mixed model with effects of runs and shared batches",
+    "mixed": "mixed model with effects of runs, shared batches and misfit",
     "parametric": "parametric bootstrap with a run effect",
     "wild": "wild bootstrap by run",
     "run": "bootstrap of whole runs",
@@ -64,11 +65,16 @@ def bootstrap(
     resamples: int = 1000,
     seed: int = 0,
     paired: bool = False,
+    model: MixedModel | None = None,
 ) -> Draws:
-    """Refit `fit` to `resamples` resamples of its points; the same seed gives the same draws."""
+    """Refit `fit` to `resamples` resamples of its points; the same seed gives the same draws.
+
+    `model` is the fit's mixed model where it has been made already; its draws surround its `best`.
+    """
     rng = np.random.default_rng(seed)
     if method == "mixed":
-        drawn = _laws_of(fit, mixed_model(fit).draw(rng, resamples))
+        model = model or mixed_model(fit)
+        drawn = _laws_of(fit, model.refitted(model.draw(rng, resamples)))
         return Draws(drawn, method, False, resamples, seed)
     clusters = cluster_ids(fit.points, paired)
     if method in ("case", "stratified"):
@@ -95,11 +101,11 @@ def bootstrap(
     return Draws({name: laws[name] for name in fit.mixes}, method, paired, resamples, seed)
 
 
-def _laws_of(fit: Fit, samples: Array) -> dict[str, Chinchilla]:
-    """Least squares from the optimum on, which a sample (R, n) is near: no search is needed."""
+def _laws_of(fit: Fit, found: list[Array]) -> dict[str, Chinchilla]:
+    """Laws by mix from the parameters (R, p) of each block."""
     laws = {
         name: block.problem.law(theta, m)
-        for block, theta in zip(fit.blocks, settled(fit, samples), strict=True)
+        for block, theta in zip(fit.blocks, found, strict=True)
         for m, name in enumerate(block.mixes)
     }
     return {name: laws[name] for name in fit.mixes}

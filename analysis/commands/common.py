@@ -26,15 +26,32 @@ def add_points(parser: argparse.ArgumentParser, loss: str, model: str) -> None:
     parser.add_argument("--delta", type=float, default=1e-3, help="Huber's threshold")
     parser.add_argument("--model", default=model, help="joint model over the mixes")
     parser.add_argument("--format", default="table", help=", ".join(FORMATS))
+    parser.add_argument(
+        "--where", default="", metavar="SETTING=VALUE", help="of a sweep, one level"
+    )
 
 
-def read_points(path: Path) -> pd.DataFrame:
+def levels_of(text: str) -> dict[str, str]:
+    """protocol.lr_multiplier=1,train.optim=adamw as a mapping."""
+    found = {}
+    for part in filter(None, text.split(",")):
+        key, equals, value = part.partition("=")
+        if not equals or not value:
+            raise SettingError(f"where={part} is no level; give e.g. protocol.lr_multiplier=1.")
+        found[key.strip()] = value.strip()
+    return found
+
+
+def read_points(path: Path, where: str = "", by_compute: bool = False) -> pd.DataFrame:
     """Points of a CSV or of a sweep's folder; a note on stderr says what a sweep still lacks."""
     from analysis.load import load_csv, load_sweep
+    from analysis.sources.levels import at_level
 
     if not path.is_dir():
-        return load_csv(path)
-    sweep = load_sweep(path)
+        if where:
+            raise SettingError(f"where={where} chooses runs of a sweep, and {path} is a CSV.")
+        return load_csv(path, by_compute)
+    sweep = at_level(load_sweep(path), levels_of(where))
     running = sum(run.state != "done" for run in sweep.runs)
     if running:
         print(f"note: {running} of {len(sweep.runs)} runs have not finished.", file=sys.stderr)

@@ -14,6 +14,7 @@ from analysis.commands.common import (
     shown,
     whole,
 )
+from analysis.sources.checks import doubts
 
 HELP = "fit scaling laws to each mix of a CSV or a sweep"
 LAWS = ("chinchilla", "gamma", "ray", "isoflop")
@@ -23,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--law", default="chinchilla", help=", ".join(LAWS))
     add_points(parser, loss="huber", model="free")
     parser.add_argument(
-        "--fix", default="", metavar="alpha=0.22,beta=0.22", help="hold E, alpha, beta"
+        "--fix", default="", metavar="alpha=0.22,beta=0.22", help="hold E, alpha, beta; of a ray E"
     )
     parser.add_argument("--ratio", default="", metavar="D/N", help="law=ray: tokens per parameter")
     parser.add_argument("--resamples", default="499", help="model=all: ladders simulated for p")
@@ -42,8 +43,10 @@ def run(options: argparse.Namespace) -> str:
         raise SettingError(
             f"model={options.model} needs law=chinchilla; law={options.law} is free."
         )
-    if options.fix and options.law not in ("chinchilla", "gamma"):
-        raise SettingError(f"fix={options.fix} needs law=chinchilla or gamma, not {options.law}.")
+    if options.fix and options.law == "isoflop":
+        raise SettingError(f"fix={options.fix} has nothing to hold in law=isoflop.")
+    if options.fix and options.model == "all":
+        raise SettingError(f"fix={options.fix} needs one model, not model=all.")
     if options.ratio and options.law != "ray":
         raise SettingError(f"ratio={options.ratio} needs law=ray, not {options.law}.")
     if options.model == "all":
@@ -54,10 +57,8 @@ def run(options: argparse.Namespace) -> str:
 def _fit(options: argparse.Namespace) -> str:
     from analysis.fit import fit
 
-    points = read_points(options.points)
-    fitted = fit(
-        points, options.model, options.loss, options.delta, options.law, _held(options.fix)
-    )
+    points = read_points(options.points, options.where)
+    fitted = fit(points, options.model, options.loss, options.delta, options.law, held(options.fix))
     mixes = {mix: one.law.as_dict() | one.certificate for mix, one in fitted.mixes.items()}
     head = _head(options) | {
         "model": fitted.model,
@@ -66,26 +67,31 @@ def _fit(options: argparse.Namespace) -> str:
         "parameters": fitted.n_parameters,
     }
     notes = [f"{mix}: {one}." for mix, fit in fitted.mixes.items() for one in fit.caveats]
-    return _shown(options, head, mixes, [f"{fitted.words}.", *notes])
+    return _shown(options, head, mixes, [f"{fitted.words}.", *notes, *doubts(points)])
 
 
 def _rays(options: argparse.Namespace) -> str:
     from analysis.fitting.rays import fit_rays
 
     ratio = number("ratio", options.ratio) if options.ratio else None
-    found = fit_rays(read_points(options.points), ratio, options.loss, options.delta)
+    fixed = held(options.fix)
+    if fixed.keys() - {"E"}:
+        raise SettingError(f"fix={options.fix} holds more than law=ray may have held: E.")
+    points = read_points(options.points, options.where, by_compute=True)
+    found = fit_rays(points, ratio, options.loss, options.delta, fixed.get("E"))
     mixes = {
         mix: one.law.as_dict() | {"ratio": one.ratio} | one.terms.certificate
         for mix, one in found.items()
     }
     notes = [f"{mix}: {told}." for mix, one in found.items() for told in one.terms.caveats]
-    return _shown(options, _head(options), mixes, notes)
+    return _shown(options, _head(options), mixes, [*notes, *doubts(points)])
 
 
 def _isoflop(options: argparse.Namespace) -> str:
     from analysis.fitting.rays import fit_isoflop
 
-    found = fit_isoflop(read_points(options.points))
+    points = read_points(options.points, options.where)
+    found = fit_isoflop(points, options.loss, options.delta)
     mixes = {
         mix: {name: getattr(one, name) for name in ("a", "a_error", "G_N", "b", "b_error", "G_D")}
         | {"budgets": [vars(parabola) for parabola in one.parabolas]}
@@ -97,19 +103,22 @@ def _isoflop(options: argparse.Namespace) -> str:
         f"standard errors {one.a_error:.2g}, {one.b_error:.2g}."
         for mix, one in found.items()
     ]
-    return shown(options.format, {"law": "isoflop", "mixes": mixes}, rows, notes)
+    notes += doubts(points)
+    return shown(options.format, _head(options) | {"mixes": mixes, "notes": notes}, rows, notes)
 
 
 def _joint(options: argparse.Namespace) -> str:
     from analysis.fitting.joint import ladder
 
     resamples = whole("resamples", options.resamples, 0)
-    rungs = ladder(read_points(options.points), resamples, whole("seed", options.seed, 0))
+    points = read_points(options.points, options.where)
+    rungs = ladder(points, resamples, whole("seed", options.seed, 0))
     rows = [one.as_dict() for one in rungs]
     best = max(rungs, key=lambda one: one.weight)
     notes = [
         f"Lowest AICc: {best.model}. Least squares on log residuals; likelihood ratios against "
-        f"free, p by parametric bootstrap, {resamples} resamples, seed {options.seed}."
+        f"free, p by parametric bootstrap, {resamples} resamples, seed {options.seed}.",
+        *doubts(points),
     ]
     document = {"law": options.law, "loss": "squares", "best": best.model, "models": rows}
     mixes = {mix: one.law.as_dict() | one.certificate for mix, one in best.fit.mixes.items()}
@@ -128,16 +137,16 @@ def _shown(
     options: argparse.Namespace, head: dict[str, Any], mixes: dict[str, Any], notes: list[str]
 ) -> str:
     rows = [{"mix": mix} | one for mix, one in mixes.items()]
-    return shown(options.format, head | {"mixes": mixes}, rows, notes)
+    return shown(options.format, head | {"mixes": mixes, "notes": notes}, rows, notes)
 
 
-def _held(text: str) -> dict[str, float]:
+def held(text: str) -> dict[str, float]:
     """alpha=0.22,beta=0.22 as numbers."""
-    held = {}
+    found = {}
     for part in filter(None, text.split(",")):
         name, _, value = part.partition("=")
         try:
-            held[name.strip()] = float(value)
+            found[name.strip()] = float(value)
         except ValueError:
             raise SettingError(f"fix={part} is not a setting; give one like alpha=0.22.") from None
-    return held
+    return found

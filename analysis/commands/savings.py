@@ -35,12 +35,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", default="0")
     parser.add_argument("--method", default="mixed", help="how the law is resampled")
     parser.add_argument("--paired", action="store_true", help="mixes of one size and seed together")
+    parser.add_argument("--fix", default="", metavar="E=1.7", help="hold E, alpha, beta")
     add_points(parser, loss="squares", model="free")
 
 
 def run(options: argparse.Namespace) -> str:
+    from analysis.commands.fit import held
     from analysis.fit import LOSSES
-    from analysis.fitting.noise import lack_of_fit, scatter_trend
+    from analysis.fitting.noise import lack_of_fit
     from analysis.other_savings import KINDS, savings_of
     from analysis.reporting.answer import noise_doubts
     from analysis.reporting.study import JOINTS, fitted
@@ -53,7 +55,7 @@ def run(options: argparse.Namespace) -> str:
     known("format", options.format, FORMATS)
     positive("delta", options.delta)
     resamples, seed = whole("resamples", options.resamples, 20), whole("seed", options.seed, 0)
-    points = read_points(options.points)
+    points = read_points(options.points, options.where)
     asked = questions(options, points)
     fit, draws = fitted(
         points,
@@ -65,10 +67,11 @@ def run(options: argparse.Namespace) -> str:
         resamples,
         seed,
         options.delta,
+        held(options.fix),
     )
     found = [one for each in asked for one in savings_of(fit, draws, options.baseline, each)]
     least = fit.least or fit
-    notes = list(noise_doubts(points, lack_of_fit(least), scatter_trend(least)))
+    notes = list(noise_doubts(fit, lack_of_fit(least)))
     rows = [
         vars(one) | {"in_range": one.in_range, "range": one.range_words, "interval": draws.words}
         for one in found

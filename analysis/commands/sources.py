@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ablations.records import SettingError, one_of, project_root
-from analysis.commands.common import whole
+from analysis.commands.common import levels_of, whole
 
 if TYPE_CHECKING:
     from analysis.load import Sweep
     from analysis.reporting.findings import Findings
 
-KEYS = ("sweep", "points", "runs", "out", "baseline", "resamples", "seed")
+KEYS = ("sweep", "points", "runs", "out", "baseline", "resamples", "seed", "where")
 
 
 def settings(
@@ -45,6 +45,7 @@ def find(command: str, given: list[str], chosen: dict[str, str]) -> Findings:
 def _source(chosen: dict[str, str]) -> Sweep:
     from analysis.load import Sweep, load_csv, load_sweep
     from analysis.sources.join import join
+    from analysis.sources.levels import at_level
 
     if ("sweep" in chosen) == ("points" in chosen):
         raise SettingError(
@@ -54,13 +55,16 @@ def _source(chosen: dict[str, str]) -> Sweep:
         )
     if "points" in chosen:
         path = Path(chosen["points"])
+        if "where" in chosen:
+            raise SettingError(f"where={chosen['where']} chooses runs of a sweep, not of points=.")
         return Sweep(path.stem, path, load_csv(path), ())
     runs = project_root() / chosen.get("runs", "runs")
     sweeps = names(chosen, "sweep")
     if not sweeps or len(set(sweeps)) < len(sweeps):
         told = "names none" if not sweeps else "names one twice, whose points would count twice"
         raise SettingError(f"sweep={chosen['sweep']} {told}; give sweep=NAME or sweep=A,B.")
-    return join([load_sweep(runs / name) for name in sweeps])
+    joined = join([load_sweep(runs / name) for name in sweeps])
+    return at_level(joined, levels_of(chosen.get("where", "")))
 
 
 def folder(chosen: dict[str, str]) -> Path:

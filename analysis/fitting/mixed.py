@@ -1,124 +1,242 @@
-"""The law as a mixed model: noise of points, of runs, and of batches that several mixes saw.
+"""The noise of a fit as a mixed model: points, runs, shared batches, and the law's misfit.
 
-    log loss = log law(N, D) + batch effect (size, seed) + run effect + point noise
+    log loss = log law(N, D) + run effect + tilt (log D - mean log D of the run) + point noise
 
-Generalised least squares, linear in the law's tangent at its least-squares optimum, with variances
-by restricted likelihood (REML; Patterson & Thompson 1971). Few runs know them badly, so they are
-drawn, not fixed: from the restricted likelihood on a grid, under Box & Tiao's (1973, 5.2) reference
-prior, flat in the logs of the variances of a point and of a run's mean, and a uniform prior on the
-correlation of runs that saw the same batches, of either sign.
+- The run effect is a run's luck. Runs of two mixes with one size and seed saw the same batches, and
+  their effects are correlated.
+- The tilt is the law's misfit within a size: the slope in log D by which a mix's curve leaves it,
+  the same for all seeds, correlated between the mixes of a size.
+- The variances of both go with N as N^slope; a point's does not.
+
+The law itself stays where least squares puts it, whatever the variances: generalised least squares
+trades the distance to the points against the correlations it believes in, and leaves the data where
+the law is only close. The working weights are diagonal (Liang & Zeger 1986, "working
+independence"): one over a point's variance at its N.
+
+Variances are drawn and not fixed, as few runs know them badly: from the restricted likelihood
+(REML; Patterson & Thompson 1971) on a grid. Priors: flat in the logs of the variances of a point
+and of a run's mean (Box & Tiao 1973, 5.2), falling off where a run's standard deviation passes
+RUN_TO_POINT times a point's; uniform in the correlation of runs; for tilts, which mixes tend to
+share, flat in the log ratio that the correlation follows from, above zero; normal for the slope,
+around none.
 """
 
+from __future__ import annotations
+
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
+import pandas as pd
 
 from analysis.fit import Fit, moved, weights_of
 from analysis.fitting.noise import cluster_ids
 from analysis.fitting.solver import polish
 from analysis.laws import Array, Indices
 
-# Grid of log variance ratios: a run's mean over a point, and batches over the rest.
-STEP = 0.2
-RUN_REACH, BATCH_REACH = 12.0, 8.0
+# Ends of the grid: log of 1 + variance ratio (runs, tilts), log of shared over own variance of the
+# mean of mixes (their correlation), slope of log variance in log N.
+RUN_REACH, SHARED_REACH = 12.0, 6.0
+TILT_REACH, TILT_SHARED_REACH = 12.0, 9.0
+SLOPE_REACH = 3.0
+# Grid lines of (run, run shared, tilt, tilt shared, slope): over all of it, then where mass is.
+COARSE, FINE = (7, 6, 6, 5, 5), (9, 7, 7, 5, 7)
+KEPT = 1e-3
+# Three sizes of one seed cannot tell a run effect from the law, so the prior decides how large one
+# may be beside a point's noise. Chosen on simulated ladders (docs/intervals.md).
+RUN_TO_POINT = 5.0
+# Fewer sizes cannot tell noise that depends on N from the law.
+LEAST_SIZES = 4
+SLOPE_SD = 1.25
+# With one point a run its noise is the run's: a point's own is then this part of the variance.
+ALONE = 1e4
 # Directions that the law's coefficients hardly move, relative to the one they move most.
 NEGLIGIBLE = 1e-9
-TRACE = 0.1
+
+
+@dataclass(frozen=True)
+class Effect:
+    """A random effect with g levels over n points.
+
+    `level` (n,) is each point's level and `value` (n,) what one unit adds to its log loss. Levels
+    of one `family` (g,) may be correlated; `log_N` (g,) is centred.
+    """
+
+    level: Indices
+    value: Array
+    family: Indices
+    log_N: Array
+
+    def sums(self, columns: Array) -> Array:
+        """Sums over each level's points of value times `columns` (n, q): (g, q)."""
+        found = np.zeros((len(self.family), columns.shape[1]))
+        np.add.at(found, self.level, self.value[:, None] * columns)
+        return found
+
+    @cached_property
+    def size(self) -> Array:
+        """Sum of squared values of each level, (g,)."""
+        return np.asarray(np.bincount(self.level, self.value**2), float)
+
+    @cached_property
+    def members(self) -> Array:
+        """1 where a level is of a family, (g, families)."""
+        return (self.family[:, None] == np.arange(self.family.max() + 1)).astype(float)
+
+    @property
+    def largest_family(self) -> int:
+        return int(np.bincount(self.family).max())
+
+    def subtracted(self, sums: Array, variance: Array, shared: Array) -> tuple[Array, Array]:
+        """What the effect takes from sums of squares (G, q, q), and its log determinant (G,).
+
+        With Z the values by level and S the covariance of levels, variance (G, g) with correlation
+        `shared` (G,) inside a family, X'(I + Z S Z')^-1 X = X'X - this, by Woodbury's identity.
+        """
+        q = sums.shape[1]
+        own = variance * (1 - shared[:, None])
+        inside = 1 + own * self.size
+        outer = (sums[:, :, None] * sums[:, None, :]).reshape(len(sums), -1)
+        taken = (own / inside @ outer).reshape(-1, q, q)
+        # Levels of a family have one N, so one variance.
+        first = np.argmax(self.members, axis=0)
+        common = (variance * shared[:, None])[:, first]
+        left = np.matmul((self.members.T / inside[:, None, :]), sums)
+        spread = 1 + common * (self.size / inside @ self.members)
+        taken += np.matmul(((common / spread)[:, :, None] * left).transpose(0, 2, 1), left)
+        return taken, np.log(inside).sum(1) + np.log(spread).sum(1)
+
+    def drawn(self, rng: np.random.Generator, variance: Array, shared: Array) -> Array:
+        """Draws (R, n) with variance (R, g) and the correlation `shared` (R,) inside a family."""
+        normal = rng.normal(size=variance.shape)
+        count = self.members.sum(0)
+        mean = normal @ (self.members / count)
+        own = np.sqrt(1 - shared)[:, None]
+        together = np.maximum(1 - shared[:, None] + shared[:, None] * count, 0)
+        effect = own * normal + ((np.sqrt(together) - own) * mean)[:, self.family]
+        return (np.sqrt(variance) * effect)[:, self.level] * self.value
 
 
 @dataclass(frozen=True)
 class MixedModel:
-    """The posterior of the noise of one fit, on a grid of G cells with p directions of the law.
+    """The posterior of the noise of one fit, on a grid of G cells.
 
-    `share` (G,) is each cell's probability; `run` and `batch` (G,) are variances over a point's.
-    `factor` (G, p, p) is the Cholesky factor of the information, `centre` (G, p) its solution's
-    image, `squares` (G,) the generalised residual sum, `basis` (n, p) the tangent's orthonormal
-    basis, `dof` what is left of n.
+    `share` (G,) is each cell's probability; `run` and `tilt` (G,) are variances at the mean of
+    log N over a point's, `run_shared` and `tilt_shared` their correlations between mixes, `slope`
+    of both variances in log N; `squares` (G,) the generalised residual sum of squares, on `dof`
+    degrees of freedom.
     """
 
     fit: Fit
-    basis: Array
+    runs: Effect
+    tilts: Effect
     share: Array
     run: Array
-    batch: Array
-    factor: Array
-    centre: Array
+    run_shared: Array
+    tilt: Array
+    tilt_shared: Array
+    slope: Array
     squares: Array
     dof: int
 
     @property
+    def alone(self) -> bool:
+        """Whether each run has one point, so that the noise of points and of runs are one."""
+        return len(self.runs.family) == self.fit.n
+
+    @property
+    def has_batches(self) -> bool:
+        """Whether runs of two mixes are known to have seen the same batches."""
+        return self.runs.largest_family > 1
+
+    @property
     def sds(self) -> tuple[float, float, float]:
-        """Posterior means of the sds of a point, a run and a batch effect, of log loss."""
+        """Posterior mean sds of a point, a run at the mean log N, and the misfit, of log loss.
+
+        The misfit is that of the law's slope: the rms over points of what tilts add.
+        """
         level = self.squares / self.dof
-        parts = (level, level * self.run, level * np.maximum(self.batch, 0))
-        return tuple(float(self.share @ np.sqrt(part)) for part in parts)  # type: ignore[return-value]
+        point, run = (1 + self.run, 0 * self.run) if self.alone else (1 + 0 * self.run, self.run)
+        misfit = self.tilt * float((self.tilts.value**2).mean())
+        sds = self.share @ np.sqrt(level[:, None] * np.column_stack([point, run, misfit]))
+        return float(sds[0]), float(sds[1]), float(sds[2])
 
     @property
     def correlation(self) -> float:
         """Posterior mean correlation between runs of two mixes that saw the same batches."""
-        total = np.maximum(self.run + self.batch, 1e-300)
-        return float(self.share @ np.clip(self.batch / total, -1, 1))
+        return float(self.share @ self.run_shared)
 
-    @property
-    def weighs(self) -> bool:
-        """Whether the law is moved to the estimate; a robust or weighted fit stays where it is."""
-        return self.fit.loss == "squares" and bool((weights_of(self.fit.points) == 1).all())
+    def slope_interval(self, level: float = 0.95) -> tuple[float, float, float]:
+        """Posterior mean of the slope of log variance in log N, and its central interval."""
+        order = np.argsort(self.slope)
+        below = np.cumsum(self.share[order])
+        tails = (1 - level) / 2, (1 + level) / 2
+        low, high = (float(self.slope[order][np.searchsorted(below, q)]) for q in tails)
+        return float(self.share @ self.slope), low, high
+
+    def _variances(self, effect: Effect, variance: Array, cells: Indices | slice) -> Array:
+        return variance[cells, None] * np.exp(self.slope[cells, None] * effect.log_N)
 
     def draw(self, rng: np.random.Generator, resamples: int) -> Array:
-        """Log losses (resamples, n) whose least-squares fits are draws of the law."""
+        """Noise of log loss (resamples, n): that of another ladder of the same design."""
         cell = rng.choice(len(self.share), size=resamples, p=self.share)
         level = np.sqrt(self.squares[cell] / rng.chisquare(self.dof, resamples))
-        normal = rng.normal(size=self.centre[cell].shape)
-        centre = self.centre[cell] if self.weighs else 0.0
-        return self._moved(_solved(self.factor[cell], centre + level[:, None] * normal))
+        noise = rng.normal(size=(resamples, self.fit.n))
+        for effect, variance, shared in (
+            (self.runs, self.run, self.run_shared),
+            (self.tilts, self.tilt, self.tilt_shared),
+        ):
+            if variance.any():
+                known = self._variances(effect, variance, cell)
+                noise += effect.drawn(rng, known, shared[cell])
+        return level[:, None] * noise
 
-    def estimate(self) -> Array:
-        """Log losses (1, n) whose least-squares fit is the posterior mean, which draws surround."""
-        return self._moved(self.share @ _solved(self.factor, self.centre))
+    @cached_property
+    def weights(self) -> Array:
+        """One over each point's posterior mean variance (n,), their geometric mean 1."""
+        level = self.share * self.squares
+        variance = np.full(self.fit.n, level.sum())
+        for effect, own in ((self.runs, self.run), (self.tilts, self.tilt)):
+            if own.any():
+                variance += (level @ self._variances(effect, own, slice(None)))[effect.level] * (
+                    effect.value**2 if effect is self.tilts else 1.0
+                )
+        return np.exp(np.log(variance).mean()) / variance
 
-    def _moved(self, along: Array) -> Array:
-        """The fitted log losses moved `along` the tangent, (..., p).
+    @cached_property
+    def best(self) -> Fit:
+        """The fit that values are read off: least squares weighted by `weights`.
 
-        A trace of the residuals orthogonal to it tells a fit, by its size, that it has arrived.
+        A robust fit, or one whose points have weights of their own, stays as it is. What certifies
+        the optimum (`starts`, `gradient_norm`) remains that of the unweighted one, in `least`.
         """
-        residual, basis = self.fit.residual, self.basis
-        fitted = np.log(self.fit.points["loss"].to_numpy(float)) + residual
-        across = basis @ (basis.T @ residual) - residual
-        return fitted + TRACE * across + np.atleast_2d(along) @ basis.T
+        fit = self.fit
+        if fit.loss != "squares" or (weights_of(fit.points) != 1).any():
+            return fit
+        log_loss = np.log(fit.points["loss"].to_numpy(float))
+        residual, blocks, mixes = fit.residual.copy(), [], dict(fit.mixes)
+        for block in fit.blocks:
+            own, weight = log_loss[block.rows], self.weights[block.rows]
+            theta = polish(block.problem, block.theta[None].copy(), own[None], weight[None]).theta[
+                0
+            ]
+            low, high = block.problem.bounds(own)
+            free = (theta > low) & (theta < high)
+            blocks.append(replace(block, theta=theta, free=free, weight=weight))
+            residual[block.rows] = np.log(block.problem.predict(theta[None])[0][0]) - own
+            mixes |= {name: moved(fit.mixes[name], blocks[-1], residual) for name in block.mixes}
+        return replace(fit, blocks=tuple(blocks), mixes=mixes, residual=residual, least=fit)
 
-
-def _solved(factor: Array, image: Array) -> Array:
-    """Of each cell the coefficients (G, p) that the transposed factor takes to `image`."""
-    return np.asarray(np.linalg.solve(factor.transpose(0, 2, 1), image[:, :, None])[:, :, 0])
-
-
-def settled(fit: Fit, samples: Array) -> list[Array]:
-    """Parameters (R, p) of each block by least squares on `samples` (R, n), near the optimum."""
-    found = []
-    for block in fit.blocks:
-        own = samples[:, block.rows]
-        start = np.tile(block.theta, (len(own), 1))
-        found.append(polish(block.problem, start, own, np.ones_like(own)).theta)
-    return found
-
-
-def generalised(fit: Fit, model: MixedModel) -> Fit:
-    """The fit at the mixed model's estimate, so that values and intervals are of one model.
-
-    A robust or weighted fit is left as it is, like its draws. What certifies the optimum
-    (`starts`, `gradient_norm`) remains that of the least squares it is reached from.
-    """
-    if not model.weighs:
-        return fit
-    log_loss = np.log(fit.points["loss"].to_numpy(float))
-    residual, blocks, mixes = fit.residual.copy(), [], dict(fit.mixes)
-    for block, theta in zip(fit.blocks, settled(fit, model.estimate()), strict=True):
-        low, high = block.problem.bounds(log_loss[block.rows])
-        free = (theta[0] > low) & (theta[0] < high)
-        blocks.append(replace(block, theta=theta[0], free=free))
-        residual[block.rows] = np.log(block.problem.predict(theta)[0][0]) - log_loss[block.rows]
-        mixes |= {name: moved(fit.mixes[name], blocks[-1], residual) for name in block.mixes}
-    return replace(fit, blocks=tuple(blocks), mixes=mixes, residual=residual, least=fit)
+    def refitted(self, noise: Array) -> list[Array]:
+        """Parameters (R, p) of each block, fitted to `best` with `noise` (R, n) added."""
+        found = []
+        for block in self.best.blocks:
+            samples = np.log(block.problem.predict(block.theta[None])[0]) + noise[:, block.rows]
+            start = np.tile(block.theta, (len(noise), 1))
+            weight = np.tile(block.weight, (len(noise), 1))
+            found.append(polish(block.problem, start, samples, weight).theta)
+        return found
 
 
 def tangent(fit: Fit) -> Array:
@@ -135,57 +253,140 @@ def tangent(fit: Fit) -> Array:
     return np.hstack(parts)
 
 
-def mixed_model(fit: Fit) -> MixedModel:
-    """Estimate the noise of a fit; batches are shared by runs of one size and seed."""
+def effects_of(points: pd.DataFrame) -> tuple[Effect, Effect]:
+    """The effects of runs and of tilts, a tilt for each mix at each size."""
+    runs, batches = cluster_ids(points), cluster_ids(points, paired=True)
+    curves = pd.factorize(points["mix"].astype(str) + "/" + points["size"].astype(str))[0]
+    sizes = pd.factorize(points["size"].astype(str))[0]
+    log_D = np.log(points["D"].to_numpy(float))
+    within = log_D - (np.bincount(runs, log_D) / np.bincount(runs))[runs]
+    log_N = np.log(points["N"].to_numpy(float))
+    centre = np.unique(np.column_stack([runs, log_N]), axis=0)[:, 1].mean()
+
+    def effect(level: Indices, value: Array, family: Indices) -> Effect:
+        count = np.bincount(level)
+        owner = np.zeros(len(count), np.intp)
+        owner[level] = family
+        # One N for a family, so that its levels have one variance.
+        mean = np.bincount(family, log_N) / np.bincount(family)
+        return Effect(level, value, owner, mean[owner] - centre)
+
+    return effect(runs, np.ones(len(points)), batches), effect(curves, within, sizes)
+
+
+def mixed_model(fit: Fit, slope_mean: float = 0.0) -> MixedModel:
+    """Estimate the noise of a fit. `slope_mean` displaces the prior of the slope in N."""
+    runs, tilts = effects_of(fit.points)
     basis = tangent(fit)
-    runs, batches = cluster_ids(fit.points), cluster_ids(fit.points, paired=True)
-    return _posterior(fit, basis, runs, batches)
-
-
-def _grid(points: int, mixes: int) -> tuple[Array, Array, Array]:
-    """Variances of run and batch effects over a point's, and the log prior, each (G,).
-
-    `points` a run and `mixes` a batch, the most there are. With one point a run its effect is the
-    point's own noise; with one mix a batch its effect is the run's.
-    """
-    run_log = np.arange(0, RUN_REACH, STEP) if points > 1 else np.zeros(1)
-    batch_log = np.arange(-BATCH_REACH, BATCH_REACH, STEP) + STEP / 2 if mixes > 1 else np.zeros(1)
-    u, w = (axis.ravel() for axis in np.meshgrid(run_log, batch_log, indexing="ij"))
-    run, ratio = np.expm1(u) / points, np.exp(w)
-    batch = np.exp(u) * np.expm1(w) / (points * mixes)
-    # Uniform in the correlation (ratio - 1) / (ratio + mixes - 1) of run means, by its Jacobian.
-    return run, batch, np.log(ratio) - 2 * np.log(ratio + mixes - 1)
-
-
-def _posterior(fit: Fit, basis: Array, runs: Indices, batches: Indices) -> MixedModel:
-    """Within a run, contrasts of points have a point's variance; only run means need a matrix.
-
-    There the covariance is diagonal plus one direction a batch, so that every grid cell's
-    information comes from sums over runs and batches.
-    """
-    (n, p), count = basis.shape, np.bincount(runs)
-    owner = np.zeros(len(count), np.intp)
-    owner[runs] = batches
-    run, batch, prior = _grid(int(count.max()), int(np.bincount(owner).max()))
     columns = np.column_stack([basis, -fit.residual])
-    means = np.zeros((len(count), p + 1))
-    np.add.at(means, runs, columns)
-    means /= np.sqrt(count)[:, None]
-    scale = 1 / (1 + run[:, None] * count)
-    belongs = np.sqrt(count)[:, None] * (owner[:, None] == np.arange(owner.max() + 1))
-    spread = 1 + batch[:, None] * (scale @ belongs**2)
-    outer = (means[:, :, None] * means[:, None, :]).reshape(len(count), -1)
-    sums = columns.T @ columns - means.T @ means + (scale @ outer).reshape(-1, p + 1, p + 1)
-    shared = np.matmul(scale[:, None, :] * belongs.T, means)
-    weight = (batch[:, None] / spread)[:, :, None]
-    sums -= np.matmul((weight * shared).transpose(0, 2, 1), shared)
-    factor = np.linalg.cholesky(sums[:, :p, :p])
-    centre = np.linalg.solve(factor, sums[:, :p, p:])[:, :, 0]
-    squares = np.maximum(sums[:, p, p] - (centre**2).sum(1), 1e-30)
-    log_det = np.log(spread).sum(1) - np.log(scale).sum(1)
-    log_det += 2 * np.log(np.einsum("gii->gi", factor)).sum(1)
-    dof = max(n - p, 1)
-    log_share = prior - log_det / 2 - dof / 2 * np.log(squares)
-    share = np.exp(log_share - log_share.max())
-    share /= share.sum()
-    return MixedModel(fit, basis, share, run, batch, factor, centre, squares, dof)
+    dof = max(fit.n - basis.shape[1], 1)
+    most = int(np.bincount(runs.level).max())
+    has_tilts = most > 2 and bool(tilts.size.max() > 1e-9)
+    # The axes of the grid: their ends, equal where there is nothing to vary.
+    ends = np.array(
+        [
+            (0.0, RUN_REACH) if most > 1 else (np.log1p(ALONE), np.log1p(ALONE)),
+            (-SHARED_REACH, SHARED_REACH) if runs.largest_family > 1 else (0.0, 0.0),
+            (0.0, TILT_REACH) if has_tilts else (0.0, 0.0),
+            (0.0, TILT_SHARED_REACH) if has_tilts and tilts.largest_family > 1 else (0.0, 0.0),
+            (-SLOPE_REACH, SLOPE_REACH)
+            if fit.points["size"].nunique() >= LEAST_SIZES
+            else (0.0, 0.0),
+        ]
+    )
+    for lines in (COARSE, FINE):
+        axes = [
+            np.linspace(low, high, count) if high > low else np.array([low])
+            for (low, high), count in zip(ends, lines, strict=True)
+        ]
+        cells, squares, log_share = _posterior(columns, runs, tilts, axes, dof, most, slope_mean)
+        share = np.exp(log_share - log_share.max())
+        share /= share.sum()
+        ends = _where_mass_is(share.reshape([len(axis) for axis in axes]), axes)
+    run, run_shared, tilt, tilt_shared, slope = cells
+    return MixedModel(
+        fit, runs, tilts, share, run, run_shared, tilt, tilt_shared, slope, squares, dof
+    )
+
+
+def _where_mass_is(share: Array, axes: list[Array]) -> Array:
+    """Ends of each axis's part with mass, a grid line beyond it on either side: (axes, 2)."""
+    ends = []
+    for place, axis in enumerate(axes):
+        others = tuple(i for i in range(len(axes)) if i != place)
+        kept = np.flatnonzero(share.sum(others) > KEPT)
+        ends.append((axis[max(kept[0] - 1, 0)], axis[min(kept[-1] + 1, len(axis) - 1)]))
+    return np.array(ends)
+
+
+def _correlation(log_ratio: Array, mixes: int) -> Array:
+    """Correlation of the effects of `mixes` from the log of e^x = (1 + (m - 1) r) / (1 - r)."""
+    return np.expm1(log_ratio) / (np.exp(log_ratio) + mixes - 1)
+
+
+def _posterior(
+    columns: Array,
+    runs: Effect,
+    tilts: Effect,
+    axes: list[Array],
+    dof: int,
+    most: int,
+    slope_mean: float,
+) -> tuple[tuple[Array, ...], Array, Array]:
+    """Cells of the grid (run, run shared, tilt, tilt shared, slope), each (G,), their generalised
+    residual sums of squares (G,) and log posterior (G,).
+
+    Runs and tilts are orthogonal within a run, so what each takes from the sums of squares adds.
+    """
+    p = columns.shape[1] - 1
+    run_axis, run_ratio, tilt_axis, tilt_ratio, slopes = axes
+    mixes = runs.largest_family
+    u, w = (one.ravel() for one in np.meshgrid(run_axis, run_ratio, indexing="ij"))
+    t, v = (one.ravel() for one in np.meshgrid(tilt_axis, tilt_ratio, indexing="ij"))
+    run, tilt = np.expm1(u) / most, np.expm1(t) / max(tilts.size.max(), 1e-300)
+    run_shared, tilt_shared = _correlation(w, mixes), _correlation(v, tilts.largest_family)
+    prior_run = np.zeros_like(u)
+    if mixes > 1:
+        # Uniform in the correlation, by its Jacobian.
+        prior_run += w - 2 * np.log(np.exp(w) + mixes - 1)
+    if len(run_axis) > 1:
+        prior_run -= np.log1p(run / RUN_TO_POINT**2)
+    total = columns.T @ columns
+    by_run, by_tilt = runs.sums(columns), tilts.sums(columns)
+
+    def along(slope: float) -> tuple[Array, Array]:
+        taken, log_det = runs.subtracted(
+            by_run, run[:, None] * np.exp(slope * runs.log_N), run_shared
+        )
+        sums = (total - taken)[:, None]
+        log_det = log_det[:, None]
+        if tilt.any():
+            taken, extra = tilts.subtracted(
+                by_tilt, tilt[:, None] * np.exp(slope * tilts.log_N), tilt_shared
+            )
+            sums, log_det = sums - taken, log_det + extra
+        sums = sums.reshape(-1, p + 1, p + 1)
+        factor = np.linalg.cholesky(sums[:, :p, :p])
+        image = np.linalg.solve(factor, sums[:, :p, p:])[:, :, 0]
+        squares = np.maximum(sums[:, p, p] - (image**2).sum(1), 1e-30)
+        log_det = log_det.ravel() + 2 * np.log(np.einsum("gii->gi", factor)).sum(1)
+        prior = np.repeat(prior_run, len(t)) - ((slope - slope_mean) / SLOPE_SD) ** 2 / 2
+        return squares, prior - log_det / 2 - dof / 2 * np.log(squares)
+
+    found = [along(float(slope)) for slope in slopes]
+    # The slope varies slowest in `found` and fastest in the axes' order.
+    squares, log_share = (
+        np.stack([one[part] for one in found], axis=-1).ravel() for part in (0, 1)
+    )
+    return tuple(_cells(run, run_shared, tilt, tilt_shared, slopes)), squares, log_share
+
+
+def _cells(
+    run: Array, run_shared: Array, tilt: Array, tilt_shared: Array, slopes: Array
+) -> Iterator[Array]:
+    """The cells' values in the order of the axes, each (G,)."""
+    shape = (len(run), len(tilt), len(slopes))
+    for values, place in ((run, 0), (run_shared, 0), (tilt, 1), (tilt_shared, 1), (slopes, 2)):
+        index = [None, None, None]
+        index[place] = slice(None)  # type: ignore[call-overload]
+        yield np.broadcast_to(values[tuple(index)], shape).ravel()

@@ -119,50 +119,6 @@ def seed_noise(fit: Fit) -> list[Noise]:
 
 
 @dataclass(frozen=True)
-class Trend:
-    """How the scatter of runs depends on N: `ratio` of the smaller half of sizes to the larger.
-
-    `p` is that of a rank correlation between N and each run's distance from the law.
-    """
-
-    ratio: float
-    p: float
-
-    @property
-    def found(self) -> bool:
-        """Whether runs scatter unequally (5 % level)."""
-        return self.p < 0.05
-
-
-def scatter_trend(fit: Fit) -> Trend | None:
-    """Whether runs scatter more at small or at large N, which one noise level for all denies.
-
-    Each run's mean residual over what its noise would make it, the law's pull on it included, is
-    ranked against N (Spearman): no shape of the noise is assumed, and heavy tails do no harm. None
-    with fewer than eight runs or three sizes.
-    """
-    from scipy.stats import spearmanr
-
-    runs = cluster_ids(fit.points)
-    count = np.bincount(runs)
-    N = np.bincount(runs, fit.points["N"].to_numpy(float)) / count
-    sizes = fit.points["size"].groupby(runs).first()
-    if len(count) < 8 or sizes.nunique() < 3:
-        return None
-    hat = hat_matrix(fit)
-    point, run, _ = noise_components(fit.residual, hat, runs)
-    mean = (runs == np.arange(len(count))[:, None]) / count[:, None]
-    left = mean @ (np.eye(fit.n) - hat)
-    variance = point * (left**2).sum(1) + run * ((left @ (mean.T > 0)) ** 2).sum(1)
-    if variance.min() <= 0:
-        return None
-    distance = np.abs(mean @ fit.residual) / np.sqrt(variance)
-    small = np.median(np.unique(N)) >= N
-    ratio = np.sqrt((distance[small] ** 2).mean() / (distance[~small] ** 2).mean())
-    return Trend(float(ratio), float(spearmanr(N, distance).pvalue))
-
-
-@dataclass(frozen=True)
 class LackOfFit:
     """F test of the law against seeds: what seed means leave over, beside the scatter of seeds.
 

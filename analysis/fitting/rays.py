@@ -9,24 +9,28 @@ factor that depends on the mix alone, so b is fitted to the points' own D and no
 """
 
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 import pandas as pd
 
 from ablations.records import SettingError
 from analysis.fit import MixFit, fit
-from analysis.fitting.losses import DELTA, Loss
+from analysis.fitting.losses import DELTA, Criterion, Huber, Loss, Student, criterion
 from analysis.laws import FLOPS, Array, Ray
 
 # Points within this factor of one another in D / N, or in C, count as equal.
 SAME = 1.1
+# A robust parabola starts from one through three points; of more triples every k-th is tried.
+MOST_TRIPLES, MAX_TURNS = 5000, 200
 
 
 def flops(points: pd.DataFrame) -> Array:
     """Training FLOPs of each point."""
-    product = FLOPS * points["N"] * points["D"]
+    # As floats: whole numbers would wrap around above 9.2e18.
+    product = FLOPS * points["N"].astype(float) * points["D"].astype(float)
     own = points.get("C", product)
-    return own.where(own > 0).fillna(product).to_numpy(float)
+    return np.asarray(own.where(own > 0).fillna(product), float)
 
 
 @dataclass(frozen=True)
@@ -40,17 +44,25 @@ class RayFit:
 
 
 def fit_rays(
-    points: pd.DataFrame, ratio: float | None = None, loss: Loss = "huber", delta: float = DELTA
+    points: pd.DataFrame,
+    ratio: float | None = None,
+    loss: Loss = "huber",
+    delta: float = DELTA,
+    E: float | None = None,
 ) -> dict[str, RayFit]:
-    """L = E + K/C^kappa for each mix, along D / N = `ratio` within 10 %.
+    """L = E + K/C^kappa for each mix, along D / N = `ratio` within 10 %; E held where given.
 
-    Without a ratio all points must lie on one ray. Raises SettingError where they do not, or where
-    a mix has fewer than four points at three values of C.
+    Without a ratio all points must lie on one ray; points of C and loss alone are taken to. Raises
+    SettingError where they do not, or where a mix has too few points.
     """
     found = {}
+    known = not points.attrs.get("compute_only")
+    if ratio is not None and not known:
+        raise SettingError(f"ratio={ratio:g} chooses points by D / N, and these have C alone.")
+    need = 4 if E is None else 3
     for mix, own in points.groupby("mix", sort=False):
         per_parameter = (own["D"] / own["N"]).to_numpy(float)
-        if ratio is None:
+        if ratio is None and known:
             low, high = per_parameter.min(), per_parameter.max()
             if high > SAME**2 * low:
                 told = ", ".join(f"{one:.3g}" for one in _levels(per_parameter)[:8])
@@ -58,33 +70,35 @@ def fit_rays(
                     f"law=ray needs points of one D / N, and those of mix={mix} have {told}; "
                     "give one of them, --ratio."
                 )
-        else:
+        elif ratio is not None:
             own = own[np.abs(np.log(per_parameter / ratio)) < np.log(SAME)]
         C = flops(own)
-        if len(own) < 4 or len(_levels(C, 1.001)) < 3:
+        if len(own) < need or len(_levels(C, 1.001)) < need - 1:
+            words = (
+                ("E, K and kappa", "four at three")
+                if E is None
+                else ("K and kappa", "three at two")
+            )
             raise SettingError(
                 f"mix={mix} cannot be fitted by law=ray: it has {len(own)} points at "
-                f"{len(_levels(C, 1.001))} values of C, and E, K and kappa need four at three."
+                f"{len(_levels(C, 1.001))} values of C, and {words[0]} need {words[1]}."
             )
-        found[str(mix)] = _fit_ray(own.assign(N=1.0, D=C), C, per_parameter, ratio, loss, delta)
+        ray = own.assign(N=1.0, D=C)
+        held = {"A": 0.0, "alpha": 1.0} | ({} if E is None else {"E": E})
+        # The law with C for D and no N term.
+        terms = next(iter(fit(ray, "free", loss, delta, held=held).mixes.values()))
+        law = Ray(float(terms.law.E), float(terms.law.B), float(terms.law.beta))
+        shown = float(np.exp(np.log(per_parameter).mean())) if ratio is None else ratio
+        shown = shown if known else float("nan")
+        found[str(mix)] = RayFit(law, shown, (float(C.min()), float(C.max())), terms)
     return found
-
-
-def _fit_ray(
-    own: pd.DataFrame, C: Array, per_parameter: Array, ratio: float | None, loss: Loss, delta: float
-) -> RayFit:
-    # The law with C for D and no N term.
-    one = next(iter(fit(own, "free", loss, delta, held={"A": 0.0, "alpha": 1.0}).mixes.values()))
-    law = Ray(float(one.law.E), float(one.law.B), float(one.law.beta))
-    shown = float(np.exp(np.log(per_parameter).mean())) if ratio is None else ratio
-    return RayFit(law, shown, (float(C.min()), float(C.max())), one)
 
 
 @dataclass(frozen=True)
 class Parabola:
     """The best size at one C, NaN where the curve has no minimum.
 
-    `inside`: whether it lies between the sizes measured.
+    `inside`: whether it lies between the sizes measured. `rms`: of the relative residuals.
     """
 
     C: float
@@ -93,6 +107,7 @@ class Parabola:
     D: float
     loss: float
     inside: bool
+    rms: float
 
 
 @dataclass(frozen=True)
@@ -115,12 +130,16 @@ class IsoFlop:
         return np.asarray(self.G_N * C**self.a), np.asarray(self.G_D * C**self.b)
 
 
-def fit_isoflop(points: pd.DataFrame) -> dict[str, IsoFlop]:
+def fit_isoflop(
+    points: pd.DataFrame, loss: Loss = "squares", delta: float = DELTA
+) -> dict[str, IsoFlop]:
     """Parabolas at each training budget of each mix, and the exponents through their minima.
 
-    Points whose C differ by less than 10 % are one budget. Raises SettingError where a mix has
-    fewer than two budgets of three or more sizes with their minimum between those sizes.
+    Points whose C differ by less than 10 % are one budget; a robust `loss` keeps one that diverged
+    from moving its parabola. Raises SettingError where a mix has fewer than two budgets of three or
+    more sizes with their minimum between those sizes.
     """
+    chosen = criterion(loss, delta)
     found = {}
     for mix, own in points.groupby("mix", sort=False):
         C = flops(own)
@@ -128,7 +147,7 @@ def fit_isoflop(points: pd.DataFrame) -> dict[str, IsoFlop]:
         for level in _levels(C):
             at = np.abs(np.log(C / level)) < np.log(SAME)
             if own["N"][at].nunique() >= 3:
-                parabolas.append(_parabola(own[at], C[at]))
+                parabolas.append(_parabola(own[at], C[at], chosen))
         good = [one for one in parabolas if one.inside]
         if len(good) < 2:
             raise SettingError(
@@ -143,18 +162,53 @@ def fit_isoflop(points: pd.DataFrame) -> dict[str, IsoFlop]:
     return found
 
 
-def _parabola(own: pd.DataFrame, C: Array) -> Parabola:
+def _parabola(own: pd.DataFrame, C: Array, chosen: Criterion) -> Parabola:
     log_N, budget = np.log(own["N"].to_numpy(float)), float(np.exp(np.log(C).mean()))
     centre = log_N.mean()
-    c2, c1, c0 = np.polyfit(log_N - centre, own["loss"].to_numpy(float), 2)
+    c2, c1, c0, rms = _quadratic(log_N - centre, own["loss"].to_numpy(float), chosen)
     if c2 <= 0:
-        return Parabola(budget, len(own), np.nan, np.nan, np.nan, False)
+        return Parabola(budget, len(own), np.nan, np.nan, np.nan, False, rms)
     best = -c1 / (2 * c2)
     N = float(np.exp(centre + best))
     # D by N at this budget: C / (6 N), times what the mix's FLOPs per token are beside 6 N.
     D = float(np.exp(np.log(own["N"] * own["D"]).mean())) / N
     inside = bool(log_N.min() <= centre + best <= log_N.max())
-    return Parabola(budget, len(own), N, D, float(c0 - c1**2 / (4 * c2)), inside)
+    return Parabola(budget, len(own), N, D, float(c0 - c1**2 / (4 * c2)), inside, rms)
+
+
+def _quadratic(x: Array, loss: Array, chosen: Criterion) -> tuple[float, float, float, float]:
+    """c2, c1, c0 of the parabola of least `chosen` loss of its relative residuals, and their rms.
+
+    A robust loss starts from the parabola through three of the points that leaves the least
+    absolute residuals, which no single point can pull away, and is reached by reweighting.
+    """
+    powers = np.vander(x, 3)
+
+    def relative(c: Array) -> Array:
+        return np.asarray(powers @ c / loss - 1)
+
+    coefficients = _solved(powers, loss)
+    if not (isinstance(chosen, Huber) and np.isinf(chosen.delta)):
+        triples = [
+            list(one) for one in combinations(range(len(x)), 3) if len(set(x[list(one)])) == 3
+        ]
+        step = -(-len(triples) // MOST_TRIPLES)
+        through = [_solved(powers[one], loss[one]) for one in triples[::step]]
+        coefficients = min(through, key=lambda c: float(np.abs(relative(c)).sum()))
+        for _ in range(MAX_TURNS):
+            if isinstance(chosen, Student):
+                chosen = chosen.rescaled(relative(coefficients), np.ones_like(loss))
+            weight = np.sqrt(chosen.majoriser(relative(coefficients))) / loss
+            before = coefficients
+            coefficients = _solved(powers * weight[:, None], loss * weight)
+            if np.abs(coefficients - before).max() <= 1e-10 * np.abs(before).max():
+                break
+    c2, c1, c0 = map(float, coefficients)
+    return c2, c1, c0, float(np.sqrt((relative(coefficients) ** 2).mean()))
+
+
+def _solved(columns: Array, values: Array) -> Array:
+    return np.asarray(np.linalg.lstsq(columns, values, rcond=None)[0], float)
 
 
 def _line(x: Array, y: Array) -> tuple[float, float, float]:

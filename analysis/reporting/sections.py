@@ -197,25 +197,25 @@ def _fits(found: Findings, gallery: Gallery) -> Iterator[Block]:
     yield Heading("Diagnostics")
     yield Table(tables.diagnostics_table(result.fit, list(result.noise)), _files("diagnostics"))
     if result.mixed is not None:
-        yield Text(_noise_words(result.mixed, result.fit.points))
+        yield Text(_noise_words(result.mixed))
     yield from _unseen(found)
     yield from _figures(gallery, "fits")
 
 
-def _noise_words(mixed: MixedModel, points: pd.DataFrame) -> str:
+def _noise_words(mixed: MixedModel) -> str:
     """What the interval takes the noise to be."""
-    point, run, batch = (f"{100 * sd:.2g} %" for sd in mixed.sds)
-    if points["run"].nunique() == len(points):
+    point, run, misfit = (f"{100 * sd:.2g} %" for sd in mixed.sds)
+    if mixed.alone:
         told = f"a point and its run {point} together, as each run has one point"
     else:
-        told = f"a point {point}, a run {run}"
-    if mixed.batch.any():
-        told += (
-            f", batches that mixes share {batch}; correlation of runs of two mixes on the same "
-            f"batches {mixed.correlation:+.2f}"
-        )
+        told = f"a point {point}, a run {run}, the law's misfit along D {misfit}"
+    if mixed.has_batches:
+        told += f"; correlation of runs of two mixes on the same batches {mixed.correlation:+.2f}"
     else:
         told += "; no two mixes are known to have seen the same batches"
+    if mixed.slope.any():
+        slope, low, high = mixed.slope_interval()
+        told += f"; the variance of runs goes as N^{slope:+.2f} [{low:+.2f}, {high:+.2f}]"
     return (
         f"Noise of log loss that intervals rest on (standard deviations, posterior means): {told}."
     )

@@ -1,5 +1,6 @@
 """From points to fits, draws and savings in one place: what `report` and `savings` both need."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -7,9 +8,9 @@ import pandas as pd
 
 from ablations.records import SettingError
 from analysis.fit import DELTA, MODELS, Fit, Loss, Model, fit, lacking
-from analysis.fitting.mixed import MixedModel, generalised, mixed_model
+from analysis.fitting.mixed import MixedModel, mixed_model
 from analysis.fitting.model_choice import Choice, choose
-from analysis.fitting.noise import LackOfFit, Noise, Trend, lack_of_fit, scatter_trend, seed_noise
+from analysis.fitting.noise import LackOfFit, Noise, lack_of_fit, seed_noise
 from analysis.savings import Saving, check_baseline, fit_free, places, token_savings
 from analysis.uncertainty import Draws, Method, averaged_bootstrap, bootstrap
 
@@ -24,7 +25,7 @@ class Study:
     """Fits of every mix that can be fitted. `unfitted` says of the others what they lack.
 
     `fit` is each mix's own law, by the model that `draws` are of; `choice` holds the joint models
-    by plain least squares beside it, `mixed` the noise of points, runs and batches.
+    by plain least squares beside it, `mixed` the noise of points, runs, batches and the misfit.
     """
 
     points: pd.DataFrame
@@ -38,7 +39,6 @@ class Study:
     noise: tuple[Noise, ...]
     lack: LackOfFit | None
     mixed: MixedModel | None = None
-    trend: Trend | None = None
 
     @property
     def law_fails(self) -> bool:
@@ -67,8 +67,8 @@ def study(
     choice = choose(ready)
     least = choice.fits["free"]
     mixed = mixed_model(least)
-    draws = bootstrap(least, method, resamples, seed, paired)
-    best = generalised(least, mixed) if method == "mixed" else least
+    draws = bootstrap(least, method, resamples, seed, paired, mixed)
+    best = mixed.best if method == "mixed" else least
     savings: list[Saving] = []
     if baseline in best.mixes:
         for _, N, D in places(ready, baseline):
@@ -87,7 +87,6 @@ def study(
         noise=noise,
         lack=lack_of_fit(least),
         mixed=mixed,
-        trend=scatter_trend(least),
     )
 
 
@@ -101,6 +100,7 @@ def fitted(
     resamples: int = 1000,
     seed: int = 0,
     delta: float = DELTA,
+    fixed: Mapping[str, float] | None = None,
 ) -> tuple[Fit, Draws]:
     """Fit all mixes and resample. `averaged` shares resamples out by Akaike weight.
 
@@ -109,9 +109,14 @@ def fitted(
     check_baseline(list(dict.fromkeys(points["mix"])), baseline)
     points = _baseline_first(points, baseline)
     if model != "averaged":
-        one = fit(points, model, loss, delta)
-        draws = bootstrap(one, method, resamples, seed, paired)
-        return (generalised(one, mixed_model(one)) if method == "mixed" else one), draws
+        one = fit(points, model, loss, delta, held=fixed)
+        noise = mixed_model(one)
+        draws = bootstrap(one, method, resamples, seed, paired, noise)
+        return (noise.best if method == "mixed" else one), draws
+    if fixed:
+        raise SettingError(
+            "fix= needs one model, and model=averaged is several; give --model free."
+        )
     if loss != "squares":
         raise SettingError(
             f"loss={loss} needs a model, as AICc compares least squares only; "
@@ -120,7 +125,7 @@ def fitted(
     choice = choose(points)
     draws = averaged_bootstrap(choice, method, resamples, seed, paired)
     best = choice.best
-    return (generalised(best, mixed_model(best)) if method == "mixed" else best), draws
+    return (mixed_model(best).best if method == "mixed" else best), draws
 
 
 def _baseline_first(points: pd.DataFrame, baseline: str) -> pd.DataFrame:

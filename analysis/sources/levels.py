@@ -1,0 +1,89 @@
+"""Sweeps that vary more than the mix on purpose: one level of the other treatments at a time.
+
+Runs of one mix and size count as seeds, whose scatter becomes the interval. Where they differ in a
+learning rate as well, that scatter is the treatment's.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import replace
+from typing import Any
+
+from ablations.records import SettingError
+from analysis.load import Run, Sweep
+from analysis.sources.recorded import flattened
+
+# Not settings of training, or following from others by rule.
+NOT_SET = (
+    "sweep", "seed", "name", "identity", "hash", "evaluation", "resources", "logging", "paths",
+    "model", "recipe", "matched",
+)  # fmt: skip
+
+
+def levels(runs: tuple[Run, ...]) -> dict[str, list[Any]]:
+    """Settings in which runs of one mix and size differ beside the seed, with their values."""
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+    for run in runs:
+        settings = {
+            key: value
+            for key, value in flattened(run.spec)
+            if key.partition(".")[0] not in NOT_SET and not key.endswith(".chinchilla")
+        }
+        groups[run.mix, run.size].append(settings)
+    found: dict[str, list[Any]] = {}
+    for own in groups.values():
+        for key in sorted({key for settings in own for key in settings}):
+            values = {_word(settings.get(key)): settings.get(key) for settings in own}
+            if len(values) > 1:
+                found[key] = [
+                    *{_word(v): v for v in [*found.get(key, []), *values.values()]}.values()
+                ]
+    return found
+
+
+def at_level(sweep: Sweep, where: dict[str, str]) -> Sweep:
+    """The runs of a sweep whose spec has the values of `where`, of one level of every treatment.
+
+    Raises SettingError for a setting or value that no run has, and where runs of one mix and size
+    still differ in more than their seed.
+    """
+    runs = sweep.runs
+    for key, wanted in where.items():
+        values = {_word(dict(flattened(run.spec)).get(key)): None for run in runs}
+        if values.keys() == {_word(None)}:
+            raise SettingError(f"where={key}={wanted} names no setting of sweep={sweep.name}.")
+        runs = tuple(r for r in runs if _word(dict(flattened(r.spec)).get(key)) == _word(wanted))
+        if not runs:
+            raise SettingError(
+                f"where={key}={wanted} leaves no run of sweep={sweep.name}; it has "
+                f"{key}={', '.join(sorted(values))}."
+            )
+    if len(runs) < len(sweep.runs):
+        names = {run.name for run in runs}
+        points = sweep.points[sweep.points["run"].isin(names)].reset_index(drop=True)
+        if points.empty:
+            words = ",".join(f"{key}={value}" for key, value in where.items())
+            raise SettingError(f"where={words} leaves runs of sweep={sweep.name} without points.")
+        dropped = tuple(one for one in sweep.dropped if one.split(" at step")[0] in names)
+        sweep = replace(sweep, points=points, runs=runs, dropped=dropped)
+    if differing := levels(sweep.runs):
+        words = "; ".join(
+            f"{key}={', '.join(sorted(_word(value) for value in values))}"
+            for key, values in differing.items()
+        )
+        example = ",".join(f"{key}={_word(values[0])}" for key, values in differing.items())
+        raise SettingError(
+            f"sweep={sweep.name} has runs of one mix and size that differ in more than the seed "
+            f"({words}), and their mean and interval would mix the two; choose one level, "
+            f"where={example}."
+        )
+    return sweep
+
+
+def _word(value: Any) -> str:
+    """One spelling for a number, however it was written."""
+    try:
+        return f"{float(value):g}"
+    except (TypeError, ValueError):
+        return str(value)
