@@ -1,7 +1,7 @@
 """`python -m analysis fit points.csv`: scaling laws of each mix of a CSV or a sweep."""
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ablations.records import SettingError
 from analysis.commands.common import (
@@ -14,7 +14,9 @@ from analysis.commands.common import (
     shown,
     whole,
 )
-from analysis.sources.checks import doubts
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 HELP = "fit scaling laws to each mix of a CSV or a sweep"
 LAWS = ("chinchilla", "gamma", "ray", "isoflop")
@@ -67,7 +69,7 @@ def _fit(options: argparse.Namespace) -> str:
         "parameters": fitted.n_parameters,
     }
     notes = [f"{mix}: {one}." for mix, fit in fitted.mixes.items() for one in fit.caveats]
-    return _shown(options, head, mixes, [f"{fitted.words}.", *notes, *doubts(points)])
+    return _shown(options, head, mixes, [f"{fitted.words}.", *notes, *_doubts(points)])
 
 
 def _rays(options: argparse.Namespace) -> str:
@@ -84,7 +86,7 @@ def _rays(options: argparse.Namespace) -> str:
         for mix, one in found.items()
     }
     notes = [f"{mix}: {told}." for mix, one in found.items() for told in one.terms.caveats]
-    return _shown(options, _head(options), mixes, [*notes, *doubts(points)])
+    return _shown(options, _head(options), mixes, [*notes, *_doubts(points)])
 
 
 def _isoflop(options: argparse.Namespace) -> str:
@@ -103,7 +105,7 @@ def _isoflop(options: argparse.Namespace) -> str:
         f"standard errors {one.a_error:.2g}, {one.b_error:.2g}."
         for mix, one in found.items()
     ]
-    notes += doubts(points)
+    notes += _doubts(points)
     return shown(options.format, _head(options) | {"mixes": mixes, "notes": notes}, rows, notes)
 
 
@@ -118,7 +120,7 @@ def _joint(options: argparse.Namespace) -> str:
     notes = [
         f"Lowest AICc: {best.model}. Least squares on log residuals; likelihood ratios against "
         f"free, p by parametric bootstrap, {resamples} resamples, seed {options.seed}.",
-        *doubts(points),
+        *_doubts(points),
     ]
     document = {"law": options.law, "loss": "squares", "best": best.model, "models": rows}
     mixes = {mix: one.law.as_dict() | one.certificate for mix, one in best.fit.mixes.items()}
@@ -138,6 +140,12 @@ def _shown(
 ) -> str:
     rows = [{"mix": mix} | one for mix, one in mixes.items()]
     return shown(options.format, head | {"mixes": mixes, "notes": notes}, rows, notes)
+
+
+def _doubts(points: "pd.DataFrame") -> list[str]:
+    from analysis.sources.checks import doubts
+
+    return list(doubts(points))
 
 
 def held(text: str) -> dict[str, float]:

@@ -74,8 +74,8 @@ def test_a_csv_without_runs_takes_mix_size_and_seed_for_one(tmp_path: Path) -> N
         ),
         ("mix,N,D,loss\na,1e6,1e7,3\na,-1,1e7,3\n", r"for N in row 2 \(line 3 .*it is N=-1\."),
         (
-            "mix,N,D,loss\na,1e6,1e7,\na,1e6,1e7,nan\n",
-            r"for loss in row 1, 2 \(line 2, 3 of the file\), where it is empty at first",
+            "mix,N,D,loss\na,1e6,1e7,0\na,1e6,1e7,word\n",
+            r"for loss in row 1, 2 \(line 2, 3 of the file\), where it is loss=0 at first",
         ),
         ("mix,N,D,loss\na,1e6,1e7,three\n", r"for loss in row 1 .*loss=three"),
         ("mix,N,D,loss\na,1e6,inf,3\n", r"for D in row 1 .*D=inf"),

@@ -17,7 +17,6 @@ from analysis.fitting.noise import (
     inflate,
     lack_of_fit,
     noise_components,
-    scatter_trend,
     seed_noise,
 )
 from analysis.laws import PARAMETERS, Chinchilla
@@ -172,23 +171,6 @@ def test_repeated_runs_are_counted_and_not_their_points() -> None:
     for noise in seed_noise(fit(ladder(np.random.default_rng(3), seeds=3), "free", "squares")):
         # Three sizes of three seeds each; their three budgets move together.
         assert noise.seed_dof == 3 * 2
-
-
-def test_noise_that_falls_with_size_is_found_and_equal_noise_is_not() -> None:
-    found, equal = [], []
-    for seed in range(12):
-        rng = np.random.default_rng([31, seed])
-        points = ladder(rng, run_sd=0.002, seeds=4)
-        equal.append(scatter_trend(fit(points, "free", "squares")))
-        luck = pd.Series({run: rng.normal(0, 0.008) for run in points["run"].unique()})
-        smallest = points["N"] == min(SIZES)
-        points["loss"] *= np.exp(points["run"].map(luck).where(smallest, 0.0))
-        found.append(scatter_trend(fit(points, "free", "squares")))
-    assert sum(one.found for one in found) >= 9
-    assert np.median([one.ratio for one in found]) > 1.5
-    # Five in a hundred by luck: four or more of twelve once in four hundred times.
-    assert sum(one.found for one in equal) <= 3
-    assert scatter_trend(fit(ladder(rng, seeds=1), "free", "squares")) is None
 
 
 def test_lack_of_fit_is_found_where_the_law_is_wrong_and_not_where_it_is_right() -> None:
