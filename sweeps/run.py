@@ -14,7 +14,6 @@ import math
 import os
 import shlex
 import sys
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,30 +56,27 @@ def main() -> int:
 
 
 def _composed(arguments: list[str]) -> list[dict[str, Any]]:
-    """The settings of every run; none where Hydra was asked for something else and answered it."""
-    plain = [a for a in arguments if a not in ("-m", "--multirun")]
-    several = len(plain) < len(arguments) or any(a.startswith("experiment=") for a in plain)
-    if several and not any(a.startswith("-") for a in plain):
-        from sweeps.compose import compose_sweep
+    """The settings of every run; none where Hydra was asked to show something, and did."""
+    from hydra._internal.utils import get_args_parser
 
-        return compose_sweep(plain)
-    import hydra
-    from omegaconf import DictConfig, OmegaConf
+    given = get_args_parser().parse_intermixed_args(arguments)
+    if given.cfg or given.info or given.hydra_help or given.shell_completion:
+        import hydra
 
-    from sweeps.compose import check_lists
+        hydra.main(version_base="1.3", config_path="../conf", config_name="config")(print)()
+        return []
+    if given.experimental_rerun:
+        raise SettingError("--experimental-rerun is not supported; give the sweep's command again.")
+    from sweeps.compose import CONF, compose_sweep
 
-    if not any(a.startswith("-") for a in plain):
-        check_lists(plain)
-    queue: list[dict[str, Any]] = []
-
-    def task(config: DictConfig) -> None:
-        queue.append(OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]
-
-    # Hydra insists on writing a multirun.yaml: let it, where nobody looks.
-    with tempfile.TemporaryDirectory(prefix="archladder-") as scratch:
-        os.environ["ARCHLADDER_SCRATCH"] = scratch
-        hydra.main(version_base="1.3", config_path="../conf", config_name="config")(task)()
-    return queue
+    here = Path(__file__).resolve().parent  # what a relative --config-path begins at
+    return compose_sweep(
+        given.overrides,
+        several=given.multirun,
+        conf=(here / given.config_path).resolve() if given.config_path else CONF,
+        name=given.config_name or "config",
+        beside=Path(given.config_dir).resolve() if given.config_dir else None,
+    )
 
 
 def _sweep(composed: list[dict[str, Any]]) -> int:
