@@ -96,7 +96,8 @@ def _check_hydra(overrides: Sequence[Override]) -> None:
 @contextmanager
 def _loader(conf: Path, beside: Path | None) -> Iterator[ConfigLoaderImpl]:
     with initialize_config_dir(str(conf), job_name="run", version_base="1.3"):
-        loader = GlobalHydra.instance().hydra.config_loader
+        loader = GlobalHydra.instance().config_loader()
+        assert isinstance(loader, ConfigLoaderImpl)
         if beside is not None:
             path = loader.get_search_path()
             path.prepend("command-line", f"file://{beside}", SearchPathQuery(provider="schema"))
@@ -124,7 +125,7 @@ class _Combinations:
         """The settings of one run: `job` are its overrides, `number` its place in the sweep."""
         overrides = self.parser.parse_overrides(list(job))
         values = [override for override in overrides if self._is_value(override)]
-        key = tuple(o.input_line for o in overrides if not self._is_value(o))
+        key = tuple(o.input_line or "" for o in overrides if not self._is_value(o))
         if key not in self.composed:
             config = self.loader.load_configuration(self.name, list(key), RunMode.RUN)
             with open_dict(config):

@@ -12,7 +12,6 @@ import pytest
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from models.errors import SettingError
 from sweeps.compose import CONF, compose_sweep
 
 STOCK = Path(__file__).with_name("stock_hydra.py")
@@ -116,7 +115,8 @@ def drawn(number):
     arguments = draw.sample(AXES, draw.randint(3, 8))
     while sum("," in a.replace("[${seed},2]", "").replace("[gdn,$", "") for a in arguments) > 1:
         arguments.remove(next(a for a in arguments if "," in a))
-    return ["-m", *arguments]
+    # An experiment may be changed in a sweep of another name.
+    return ["-m", *arguments, *(["sweep=mine"] if "experiment=grouped" in arguments else [])]
 
 
 def test_every_sweep_is_composed_as_hydra_composes_it(conf, tmp_path):
