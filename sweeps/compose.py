@@ -31,7 +31,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from models.errors import SettingError
 from sweeps.experiment import check_experiment, check_groups
-from sweeps.variables import settings_of
+from sweeps.variables import refused, settings_of
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 
@@ -76,7 +76,8 @@ def compose_sweep(
             )
         if not several and hydra.mode != RunMode.MULTIRUN:
             return [_whole(loader, name, overrides)]
-        own = [f"{key}={value}" for key, value in (hydra.sweeper.params or {}).items()]
+        with refused("hydra.sweeper.params"):
+            own = [f"{key}={value}" for key, value in (hydra.sweeper.params or {}).items()]
         check_groups(parser.parse_overrides(own), conf)
         parsed = parser.parse_overrides([*own, *overrides])
         (jobs,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)

@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from sweeps.submit import Request
 
 
+LONGEST_NAME, LONGEST_PATH = 200, 3500
+
+
 def main() -> int:
     """Exit code 0 when all runs are done, 1 when one is not, 2 on a setting that cannot be used."""
     if {"-h", "--help"} & set(sys.argv[1:]):
@@ -83,6 +86,7 @@ def _sweep(composed: list[dict[str, Any]]) -> int:
     # Imported here: a mistyped name answers before numpy is loaded.
     from ablations.records import project_root
     from ablations.spec import resolve
+    from models.environment import expand
     from sweeps import view
     from sweeps.cluster import Slurm, check_ranks, parse
     from sweeps.compose import of_the_run
@@ -93,7 +97,8 @@ def _sweep(composed: list[dict[str, Any]]) -> int:
     _check_driver(composed)
     _check_data(composed, sys.argv[1:])
     cluster = parse(driver["cluster"])
-    runs_root = project_root() / Path(driver["runs"]).expanduser()
+    root = expand(driver["runs"], "runs")
+    runs_root = project_root() / Path(root).expanduser()
     settings = [of_the_run(c) for c in composed]
 
     specs = [resolve(s, plan_only=True) for s in settings]
@@ -130,7 +135,7 @@ def _sweep(composed: list[dict[str, Any]]) -> int:
             _say_new(requests, console)
             sizes = plan.parallel, plan.threads, plan.devices
             on_this_machine(requests, cluster, *sizes, command, console)
-    return _finish(specs, runs_root, str(driver["runs"]), console)
+    return _finish(specs, runs_root, root, console)
 
 
 def _requests(plan: Plan, specs: list[RunSpec], runs_root: Path) -> list[Request]:
@@ -236,6 +241,19 @@ def _check_unique(specs: list[RunSpec]) -> None:
 
 def _check_paths(specs: list[RunSpec], runs_root: Path) -> None:
     """The code of a sweep lies in its folder, and Slurm writes its logs there."""
+    for spec in specs:
+        name, path = spec.run_name, os.fsencode(runs_root / spec.sweep / spec.run_name)
+        if len(name) > LONGEST_NAME:
+            raise SettingError(
+                f"mix.name, size.name and seed make the folder's name {name[:40]}… of {len(name)} "
+                f"letters, more than {LONGEST_NAME}; file systems take 255, with what is written "
+                "beside it. Use shorter ones."
+            )
+        if len(path) > LONGEST_PATH:
+            raise SettingError(
+                f"runs={str(runs_root)[:40]}… makes the path of a run {len(path)} bytes long, more "
+                f"than {LONGEST_PATH}; Linux takes 4096, with the files in it. Use a shorter one."
+            )
     for sweep in {spec.sweep for spec in specs}:
         odd = [c for c in str(runs_root / sweep) if c in ":%\\" or not c.isprintable()]
         if odd:

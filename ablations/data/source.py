@@ -8,6 +8,7 @@ from pathlib import Path
 from ablations.data.embedded import embedded_manifest, open_embedded
 from ablations.data.mixture import open_folder
 from ablations.data.prepared import Corpus
+from models.environment import expand
 from models.errors import SettingError
 
 
@@ -51,4 +52,4 @@ def required_path(path: str | None) -> Path:
             "conf/local.yaml or the environment variable ARCHLADDER_DATA (data=embedded trains "
             "them on the embedded bytes instead)."
         )
-    return Path(path).expanduser()
+    return Path(expand(path, "data.path")).expanduser()
