@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 os.environ.setdefault("HYDRA_FULL_ERROR", "1")
 
 from models.errors import SettingError
+from models.terminal import readable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -38,6 +39,7 @@ LONGEST_NAME, LONGEST_PATH = 200, 3500
 
 def main() -> int:
     """Exit code 0 when all runs are done, 1 when one is not, 2 on a setting that cannot be used."""
+    readable()
     if {"-h", "--help"} & set(sys.argv[1:]):
         from sweeps.usage import usage
 
@@ -66,7 +68,10 @@ def _composed(arguments: list[str]) -> list[dict[str, Any]]:
     if given.cfg or given.info or given.hydra_help or given.shell_completion:
         import hydra
 
-        hydra.main(version_base="1.3", config_path="../conf", config_name="config")(print)()
+        def task(_config: Any) -> None:
+            """Hydra finds conf/ by the file that this stands in, and does not come here."""
+
+        hydra.main(version_base="1.3", config_path="../conf", config_name="config")(task)()
         return []
     if given.experimental_rerun:
         raise SettingError("--experimental-rerun is not supported; give the sweep's command again.")
