@@ -75,6 +75,8 @@ def _composed(arguments: list[str]) -> list[dict[str, Any]]:
         return []
     if given.experimental_rerun:
         raise SettingError("--experimental-rerun is not supported; give the sweep's command again.")
+    if given.config_dir and not Path(given.config_dir).is_dir():
+        raise SettingError(f"--config-dir {given.config_dir} is not a folder.")
     from sweeps.compose import CONF, compose_sweep
 
     here = Path(__file__).resolve().parent  # what a relative --config-path begins at
