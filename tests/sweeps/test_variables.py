@@ -8,7 +8,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ablations.data.source import required_path
+from ablations.data.source import required_path, summarize
 from ablations.settings import to_dict
 from models.environment import expand
 from models.errors import SettingError
@@ -86,6 +86,8 @@ def test_the_projects_own_variable_is_a_path_and_recorded_as_one():
 def test_a_variable_that_is_not_set_is_named_with_its_setting():
     with pytest.raises(SettingError, match=r"data.path=\$\{oc.env:GONE\} names .* GONE"):
         required_path("${oc.env:GONE}")
+    with pytest.raises(SettingError, match=r"data.path=/no/\$\{oc.env:MINE\} is not a folder"):
+        summarize("tokens", "/no/${oc.env:MINE}")
     with pytest.raises((HydraException, OmegaConfBaseException)) as error:
         compose_sweep(["data.path=${oc.env:GONE}"])
     assert "data.path names the environment variable GONE" in sentence(error.value)
