@@ -28,14 +28,15 @@ def code(root: Path) -> tuple[dict[str, Any], str]:
         told = (root / DIFF).read_text(encoding="utf-8")
         return json.loads((root / RECORD).read_text(encoding="utf-8")), told
     revision = git(root, "rev-parse", "HEAD")
-    diff = git(root, "diff", "HEAD", "--", *WHAT_RUNS) or ""
+    diff = (git(root, "diff", "HEAD", "--", *WHAT_RUNS) or b"").decode(errors="replace")
     # Files that git does not know yet change a run as well.
-    new = git(root, "ls-files", "-z", "--others", "--exclude-standard", "--", *WHAT_RUNS) or ""
-    for name in filter(None, new.split("\0")):
-        diff += f"\n+++ {name}\n{(root / name).read_text(encoding='utf-8')}"
+    new = git(root, "ls-files", "-z", "--others", "--exclude-standard", "--", *WHAT_RUNS) or b""
+    for name in filter(None, new.split(b"\0")):
+        content = (root / os.fsdecode(name)).read_bytes()
+        diff += f"\n+++ {name.decode(errors='replace')}\n{content.decode(errors='replace')}"
     diff = redact(diff)
     return {
-        "revision": revision.strip() if revision else None,
+        "revision": revision.decode().strip() if revision else None,
         "dirty": bool(diff),
         "diff_sha256": hashlib.sha256(diff.encode()).hexdigest() if diff else None,
     }, diff
@@ -69,11 +70,11 @@ def cpu_name() -> str:
         return platform.processor() or platform.machine()
 
 
-def git(root: Path, *arguments: str) -> str | None:
+def git(root: Path, *arguments: str) -> bytes | None:
     """What git prints in `root`; None where it cannot."""
     try:
         done = subprocess.run(
-            ["git", *arguments], cwd=root, capture_output=True, text=True, timeout=30, check=False
+            ["git", *arguments], cwd=root, capture_output=True, timeout=30, check=False
         )
     except (OSError, subprocess.TimeoutExpired):
         return None

@@ -28,6 +28,7 @@ from typing import Any
 import yaml
 
 from models.errors import SettingError, one_of
+from models.terminal import readable
 
 __all__ = [
     "STATES",
@@ -36,6 +37,7 @@ __all__ = [
     "one_of",
     "project_root",
     "read_sweep",
+    "readable",
     "write_atomic",
 ]
 

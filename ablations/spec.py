@@ -21,6 +21,7 @@ from ablations.ladder import Recipe, plan_recipe
 from ablations.settings import from_dict, to_dict
 from models.config import Blueprint, Geometry, Mix, ModelConfig
 from models.cost import Counts, count
+from models.environment import expand
 from models.errors import SettingError, one_of
 from models.matching import match
 
@@ -33,6 +34,12 @@ BACKENDS = ("auto", "naive", "chunked", "fla")
 PARALLEL = ("auto", "ddp", "fsdp", "hsdp")
 OPTIMIZERS = ("adamw", "muon")
 EVAL_MODES = ("windows", "documents")
+LONGEST_SWEEP = 100
+"""Letters: wandb takes 128 in a run's id, which is the sweep's name and the run's hash."""
+NOT_ASCII = (
+    "sweep={sweep} has {odd!r}, which is outside ASCII: it names folders and Slurm's jobs, which "
+    "other machines and terminals would write otherwise; use plain letters, digits, - and _."
+)
 WANDB = ("off", "auto", "offline", "online")
 
 
@@ -229,11 +236,10 @@ def resolve(settings: dict[str, Any], *, plan_only: bool = False) -> RunSpec:
     parts: dict[str, Any] = {
         key: from_dict(cls, settings.get(key, {}), key) for key, cls in SETTINGS.items()
     }
-    sweep, seed = settings.get("sweep"), settings.get("seed")
+    sweep, seed = settings.get("sweep", ""), settings.get("seed")
     if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
         raise SettingError(f"seed={seed!r} must be a whole number of at least 0.")
-    if not isinstance(sweep, str) or not sweep or "/" in sweep or sweep.startswith("."):
-        raise SettingError(f"sweep={sweep!r} must be a plain folder name.")
+    _check_sweep(sweep)
     size: SizeSettings = parts["size"]
     protocol: ProtocolSettings = parts["protocol"]
     data: DataSettings = parts["data"]
@@ -318,10 +324,26 @@ def _check_choices(
         ("resources.backend", resources.backend, BACKENDS),
         ("resources.parallel", resources.parallel, PARALLEL),
         ("train.optim", train.optim, OPTIMIZERS),
-        ("logging.wandb", "off" if logging.wandb == "false" else logging.wandb, WANDB),
     ):
         if value not in valid:
             raise one_of(name, value, valid)
+    wandb = "off" if logging.wandb == "false" else logging.wandb
+    if expand(wandb, "logging.wandb") not in WANDB:
+        raise one_of("logging.wandb", wandb, WANDB)
+
+
+def _check_sweep(sweep: Any) -> None:
+    if not isinstance(sweep, str) or not sweep or set(sweep) & {"/", ","} or sweep[0] == ".":
+        raise SettingError(f"sweep={sweep!r} must be a plain folder name, without / and commas.")
+    if not sweep.isascii():
+        odd = next(letter for letter in sweep if not letter.isascii())
+        raise SettingError(NOT_ASCII.format(sweep=sweep, odd=odd))
+    if len(sweep) > LONGEST_SWEEP:
+        raise SettingError(
+            f"sweep={sweep[:24]}… has {len(sweep)} letters, more than {LONGEST_SWEEP}: it is in "
+            "the names of folders, of Slurm's jobs and of wandb's runs, which take no more than "
+            "128; use a shorter name."
+        )
 
 
 # The least value of each number that has one; where a setting may be null, null is fine.

@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Any, Protocol
 
 from ablations.records import SettingError
+from models.environment import expand
 
 
 class Tracker(Protocol):
@@ -74,4 +75,5 @@ def _logged_in(wandb: ModuleType) -> bool:
 
 def start(mode: str, run_dir: Path, sweep: str, config: dict[str, Any]) -> Tracker:
     """A tracker by `logging.wandb`."""
+    mode = expand(mode, "logging.wandb")
     return Silent() if mode in ("off", "false") else Wandb(mode, run_dir, sweep, config)

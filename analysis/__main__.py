@@ -24,7 +24,7 @@ import importlib
 import os
 import sys
 
-from ablations.records import SettingError
+from ablations.records import SettingError, readable
 
 COMMANDS = ("report", "figures", "tables", "compare", "pull", "fit", "savings", "design")
 """Each a file of analysis/commands with HELP, add_arguments(parser) and run(options) → text."""
@@ -32,6 +32,7 @@ COMMANDS = ("report", "figures", "tables", "compare", "pull", "fit", "savings", 
 
 def main(arguments: list[str]) -> int:
     """Run one command; 0, or 2 with one sentence on stderr for what the user can mend."""
+    readable()
     options = _parser().parse_args(arguments)
     try:
         output = options.run(options)

@@ -32,6 +32,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.ops import gated_delta_rule, preflight, ssd
+from models.terminal import readable
 
 LENGTHS = (256, 1024, 4096)
 COLUMNS = ("fla", "chunked", "attention")
@@ -180,6 +181,7 @@ def on_gpu() -> None:
 
 
 def main(arguments: list[str]) -> None:
+    readable()
     if arguments[:1] == ["peak"]:
         print_peak(*arguments[1:4], json.loads(arguments[4]))
         return

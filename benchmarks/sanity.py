@@ -19,7 +19,7 @@ from itertools import pairwise
 from typing import Any
 
 from ablations.data.embedded import open_embedded
-from ablations.records import project_root, read_sweep
+from ablations.records import project_root, read_sweep, readable
 
 COMPRESSORS = {
     "xz -9": lambda text: len(lzma.compress(text, preset=9)),
@@ -77,6 +77,7 @@ def show_ladder(points: list[dict[str, Any]]) -> None:
 
 
 def main(arguments: list[str]) -> None:
+    readable()
     settings = dict(argument.split("=", 1) for argument in arguments)
     rows = compressed()
     if "sweep" in settings:

@@ -20,6 +20,7 @@ from models.config import Blueprint, Geometry, Mix, build_config
 from models.cost import activation_bytes, count, decode_bytes, parameters
 from models.errors import SettingError, one_of
 from models.matching import TRANSFORMER, check_rules, check_windows, match
+from models.terminal import readable
 
 HELP = """\
 What every mix at every size is and costs.
@@ -99,6 +100,7 @@ GROUPS: dict[str, tuple[type, ...]] = {
 
 def main(arguments: list[str]) -> int:
     """Print the table; 2 where a setting or a row cannot be, with a sentence on stderr."""
+    readable()
     if {"-h", "--help"} & set(arguments):
         print(HELP, end="")
         return 0

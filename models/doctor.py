@@ -17,6 +17,7 @@ from rich.table import Table
 
 from models.errors import SettingError
 from models.ops import backend, preflight
+from models.terminal import readable
 
 
 def examine(device: torch.device) -> list[preflight.Verdict]:
@@ -44,6 +45,7 @@ def table(verdicts: list[preflight.Verdict], markdown: bool) -> Table:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    readable()
     parser = argparse.ArgumentParser(prog="python -m models.doctor", description=__doc__)
     parser.add_argument("--format", choices=("table", "markdown"), default="table")
     parser.add_argument("--device", help="cuda where there is one, else cpu, unless given")

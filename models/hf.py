@@ -28,6 +28,7 @@ from models import hf_classes, hf_run
 from models.config import ModelConfig
 from models.errors import SettingError, one_of
 from models.language_model import LanguageModel
+from models.terminal import readable
 
 LOGIT_TOLERANCE = 1e-3  # relative to the largest logit; a wrong weight or eps shows far above it
 REMOTE = "models.hf_remote"
@@ -347,6 +348,7 @@ def _write_json(path: Path, content: Any) -> None:
 
 def main(arguments: list[str]) -> int:
     """Exit code 0, or 2 on a setting that cannot be used."""
+    readable()
     try:
         for line in _run(arguments):
             print(line)

@@ -15,6 +15,7 @@ import yaml
 from torch import Tensor
 
 from models.checkpoint_files import read_model, steps
+from models.environment import expand
 from models.errors import SettingError, one_of
 
 BYTES = "bytes"
@@ -68,7 +69,7 @@ def corpus_tokens(spec: Mapping[str, Any]) -> tuple[str | None, int | None, str 
     if "embedded" in (data["name"], corpus.get("name")):
         return BYTES, EMBEDDED_SEPARATOR, None
     try:
-        path = Path(data["path"]).expanduser() / "manifest.json"
+        path = Path(expand(data["path"], "data.path")).expanduser() / "manifest.json"
         manifest = json.loads(path.read_text(encoding="utf-8"))
         tokenizer = manifest.get("tokenizer") or {}
         if manifest["vocab_size"] == corpus.get("vocab_size", manifest["vocab_size"]):

@@ -11,6 +11,7 @@ from ablations.devices import GPUS
 from ablations.records import project_root
 from ablations.settings import from_dict
 from ablations.spec import RunSpec
+from models.environment import expand
 from models.errors import SettingError, one_of
 
 
@@ -51,6 +52,16 @@ class Shape:
     @property
     def ranks(self) -> int:
         return self.nodes * self.ranks_per_node
+
+    def expanded(self) -> Shape:
+        """As sbatch is asked for it: with what the environment variables that it names hold."""
+        named: dict[str, Any] = {
+            name: expand(value, f"cluster.{name}")
+            for name in ("partition", "account", "qos", "constraint")
+            if (value := getattr(self, name)) is not None
+        }
+        extra = tuple(expand(option, "cluster.extra") for option in self.extra)
+        return dataclasses.replace(self, extra=extra, **named)
 
     def __str__(self) -> str:
         nodes = f"{self.nodes} node{'s' * (self.nodes > 1)}"

@@ -1,25 +1,37 @@
-"""Every run of a sweep as plain settings, composed by Hydra, as few times as that takes.
+"""Every run of a sweep as plain settings, composed as `hydra.main -m` composes them.
 
-`hydra.main -m` composes each run twice, at a tenth of a second a time. Here each choice of a
-configuration group is composed once, their combinations are put together, and values swept over
-them, like seeds, are set in copies.
+Hydra takes 60 ms a run, most of it for the list of files to read. Overrides of groups (`mix=gdn`)
+alone decide that list; those of values (`seed=1`) are applied to what the files hold. So each
+combination of groups is composed once, and Hydra's own function applies a run's values to a copy,
+in which no interpolation has been resolved yet. Where that fails Hydra composes the run whole, and
+what it then gives or refuses is the answer.
 """
 
 from __future__ import annotations
 
 import copy
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
+from hydra import initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from omegaconf import OmegaConf
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, open_dict
+from omegaconf.errors import OmegaConfBaseException
 
+from models.errors import SettingError
 from sweeps.experiment import check_experiment, check_groups
+from sweeps.variables import refused, settings_of
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 
@@ -27,123 +39,127 @@ DRIVER = ("plan", "treatments", "runs", "max_parallel", "max_local_hours", "clus
 """Settings of the sweep's driver, which no run knows."""
 
 
-def of_the_run(composed: Mapping[str, Any]) -> dict[str, Any]:
+def of_the_run(composed: dict[str, Any]) -> dict[str, Any]:
     """What `ablations.spec.resolve` reads of one run's composed settings."""
     return {key: value for key, value in composed.items() if key not in DRIVER}
 
 
-def check_lists(overrides: Sequence[str]) -> None:
-    """Raise SettingError where one run is given a list of a group's options."""
-    check_groups(OverridesParser.create().parse_overrides(list(overrides)), CONF)
+def compose_sweep(
+    overrides: Sequence[str],
+    *,
+    several: bool = True,
+    conf: Path = CONF,
+    name: str = "config",
+    beside: Path | None = None,
+) -> list[dict[str, Any]]:
+    """The settings of every run asked for, in Hydra's order.
 
-
-def compose_sweep(overrides: Sequence[str]) -> list[dict[str, Any]]:
-    """The settings of every combination of comma-separated values, in Hydra's order.
-
-    overrides: as on the command line, like `mix=gdn,mamba2` and `seed=0,1`. Raises what Hydra
-    raises on what it cannot compose, and SettingError on an override that an experiment excludes.
+    overrides: as on the command line, like `mix=gdn,mamba2` and `seed=0,1`; several: whether a
+    comma makes several runs (-m), as it also does where an experiment says so; conf, name: the
+    folder of configurations and its first file; beside: another folder, which comes first.
+    Raises what Hydra raises on what it cannot compose, and SettingError on an override that is
+    Hydra's own or that an experiment excludes, and on environment variables in wrong places.
     """
-    parser = OverridesParser.create()
-    asked = parser.parse_overrides(list(overrides))
-    check_groups(asked, CONF)
-    check_experiment(asked, CONF)
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        # An experiment's file may hold values to sweep over; the command line comes after them.
-        single = [o.input_line or "" for o in asked if not o.is_sweep_override()]
-        hydra = compose("config", single, return_hydra_config=True).hydra
-    own = [f"{key}={value}" for key, value in (hydra.sweeper.params or {}).items()]
-    check_groups(parser.parse_overrides(own), CONF)
-    parsed = parser.parse_overrides([*own, *overrides])
-    (jobs,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
-    swept = {_key(override) for override in parsed if override.is_sweep_override()}
-    composed: dict[tuple[str, ...], dict[str, Any]] = {}
-    settings = []
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        combinations = _Combinations()
-        for job in jobs:
-            values, choices, fixed = {}, {}, []
-            for override in parser.parse_overrides(list(job)):
-                line = override.input_line or ""
-                if _key(override) not in swept:
-                    fixed.append(line)
-                elif _is_plain_value(override):
-                    values[_key(override)] = override
-                else:
-                    choices[_key(override)] = line
-            # The first of a combination is composed whole: it also checks that the keys are there.
-            key = (*choices.values(), *sorted(values))
-            if key not in composed:
-                plain = [override.input_line or "" for override in values.values()]
-                composed[key] = combinations.compose([*fixed, *plain], choices)
-            content = copy.deepcopy(composed[key])
-            for name, override in values.items():
-                *path, last = name.split(".")
-                group = content
-                for part in path:
-                    group = group[part]
-                group[last] = override.value()
-            settings.append(content)
-    return settings
+    with _loader(conf, beside) as loader:
+        parser = OverridesParser.create(config_loader=loader)
+        asked = parser.parse_overrides(list(overrides))
+        _check_hydra(asked)
+        check_groups(asked, conf)
+        check_experiment(asked, conf)
+        # Without what is swept over: an experiment's file may hold more of it.
+        hydra = loader.load_configuration(
+            name, list(overrides), RunMode.MULTIRUN, validate_sweep_overrides=False
+        ).hydra
+        if hydra.job.env_set or hydra.job.env_copy:
+            raise SettingError(
+                "hydra.job.env_set and hydra.job.env_copy are not used; remove them."
+            )
+        if not several and hydra.mode != RunMode.MULTIRUN:
+            return [_whole(loader, name, overrides)]
+        with refused("hydra.sweeper.params"):
+            own = [f"{key}={value}" for key, value in (hydra.sweeper.params or {}).items()]
+        check_groups(parser.parse_overrides(own), conf)
+        parsed = parser.parse_overrides([*own, *overrides])
+        (jobs,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
+        combinations = _Combinations(loader, name, parser)
+        return [combinations.compose(job, number) for number, job in enumerate(jobs)]
 
 
+def _check_hydra(overrides: Sequence[Override]) -> None:
+    for override in overrides:
+        if override.is_hydra_override():
+            raise SettingError(
+                f"{override.input_line} is a setting of Hydra, which only composes here and writes "
+                "nothing; leave it out (-m for several runs, runs=FOLDER for where they go)."
+            )
+
+
+@contextmanager
+def _loader(conf: Path, beside: Path | None) -> Iterator[ConfigLoaderImpl]:
+    with initialize_config_dir(str(conf), job_name="run", version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        assert isinstance(loader, ConfigLoaderImpl)
+        if beside is not None:
+            path = loader.get_search_path()
+            path.prepend("command-line", f"file://{beside}", SearchPathQuery(provider="schema"))
+            loader = ConfigLoaderImpl(path)
+        yield loader
+
+
+@dataclass
 class _Combinations:
-    """Composes combinations of choices, most of them out of others.
+    """Composes the runs of a sweep, each combination of groups once."""
 
-    Hydra takes a tenth of a second each. Where a choice changes its own part of the settings alone,
-    as a mix or a size does, it is composed once beside the first combination, and the others are
-    put together from such parts.
-    """
+    loader: ConfigLoaderImpl
+    name: str
+    parser: OverridesParser
+    composed: dict[tuple[str, ...], DictConfig] = field(default_factory=dict)
+    """By the overrides of groups, in their order."""
+    groups: dict[str, bool] = field(default_factory=dict)
+    """Whether a key is a group's, as Hydra sees it."""
 
-    def __init__(self) -> None:
-        self.first: tuple[dict[str, str], dict[str, Any]] | None = None
-        self.parts: dict[str, Any] = {}
+    def __post_init__(self) -> None:
+        # Knows the folders that hydra.searchpath adds, which the loader's own does not.
+        _, self.repository = self.loader._parse_overrides_and_create_caching_repo(self.name, [])
 
-    def compose(self, others: Sequence[str], choices: Mapping[str, str]) -> dict[str, Any]:
-        """The settings of one combination. `others` come with every one of them."""
-        if self.first is None:
-            self.first = dict(choices), _compose([*others, *choices.values()])
-        before, base = self.first
-        roots = {key: re.split(r"[./@]", key)[0] for key in choices}
-        changed = {key: line for key, line in choices.items() if line != before[key]}
-        if len(set(roots.values())) == len(roots):
-            for key, line in changed.items():
-                if line not in self.parts:
-                    self.parts[line] = self._part(others, key, line, roots[key])
-            if all(self.parts[line] is not None for line in changed.values()):
-                return base | {roots[key]: self.parts[line] for key, line in changed.items()}
-        return _compose([*others, *choices.values()])
+    def compose(self, job: Sequence[str], number: int) -> dict[str, Any]:
+        """The settings of one run: `job` are its overrides, `number` its place in the sweep."""
+        overrides = self.parser.parse_overrides(list(job))
+        values = [override for override in overrides if self._is_value(override)]
+        key = tuple(o.input_line or "" for o in overrides if not self._is_value(o))
+        if key not in self.composed:
+            config = self.loader.load_configuration(self.name, list(key), RunMode.RUN)
+            with open_dict(config):
+                del config["hydra"]
+            self.composed[key] = config
+        config = copy.deepcopy(self.composed[key])
+        try:
+            ConfigLoaderImpl._apply_overrides_to_config(values, config)
+            return settings_of(config)
+        except (HydraException, OmegaConfBaseException):
+            return _whole(self.loader, self.name, job, number)
 
-    def _part(self, others: Sequence[str], key: str, line: str, root: str) -> Any:
-        """What a choice makes of its part; None where it reaches, or looks, beyond it."""
-        assert self.first is not None
-        before, base = self.first
-        config = compose("config", [*others, *(before | {key: line}).values()])
-        content = OmegaConf.to_container(config, resolve=True)
-        assert isinstance(content, dict)
-        alone = {k: v for k, v in content.items() if k != root} == {
-            k: v for k, v in base.items() if k != root
-        }
-        unresolved: Any = OmegaConf.to_container(config)
-        looks = "${" in str(unresolved.get(root)).replace("${oc.env:", "")
-        return content[root] if alone and root in content and not looks else None
+    def _is_value(self, override: Override) -> bool:
+        """Whether Hydra applies an override to what it has composed (its `Overrides` class)."""
+        key = override.key_or_group
+        if key not in self.groups:
+            self.groups[key] = self.repository.group_exists(key)
+        return isinstance(override.value(), dict) or not self.groups[key]
 
 
-def _compose(job: Sequence[str]) -> dict[str, Any]:
-    content = OmegaConf.to_container(compose("config", list(job)), resolve=True)
-    assert isinstance(content, dict)
-    return {str(key): value for key, value in content.items()}
-
-
-def _key(override: Override) -> str:
-    return override.key_or_group
-
-
-def _is_plain_value(override: Override) -> bool:
-    """A number, a truth value or null for a key: nothing that could name a group's option, be an
-    interpolation, or add and remove keys."""
-    return (
-        override.type is not None
-        and override.type.name == "CHANGE"
-        and override.package is None
-        and (override.value() is None or isinstance(override.value(), int | float))
-    )
+def _whole(
+    loader: ConfigLoaderImpl, name: str, overrides: Sequence[str], number: int | None = None
+) -> dict[str, Any]:
+    """One run composed by Hydra alone, with what `${hydra:…}` reads, as a job of its launcher."""
+    config = loader.load_configuration(name, list(overrides), RunMode.RUN, from_shell=False)
+    if number is not None:
+        with open_dict(config):
+            config.hydra.job.id = config.hydra.job.num = number
+    settings = copy.deepcopy(config)
+    with open_dict(settings):
+        del settings["hydra"]
+    HydraConfig.instance().set_config(config)
+    try:
+        return settings_of(settings)
+    finally:
+        HydraConfig.instance().cfg = None

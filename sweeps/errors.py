@@ -8,6 +8,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError
 
+from ablations.spec import NOT_ASCII
 from models.errors import SettingError
 
 
@@ -22,11 +23,16 @@ def sentence(error: Exception) -> str | None:
         group, _, option = str(error.missing_cfg_file).rpartition("/")
         return f"{group}={option} is not known; valid: {', '.join(sorted(error.options))}."
     if isinstance(error, OverrideParseException):
-        return f"{error.override} is not a setting; write GROUP=OPTION or KEY=VALUE."
+        return _unreadable(str(error.override))
     if isinstance(error, HydraException | OmegaConfBaseException):
         text = f"{error} {error.__cause__ or ''}"
         if several := re.search(r"Ambiguous value for argument '(.*)'", text):
             return f"{several.group(1)} names several values; add -m, for a run of each."
+        if unset := re.search(r"variable '(.*)' not found\W+full_key: (\S+)", text):
+            return (
+                f"{unset.group(2)} names the environment variable {unset.group(1)}, which is not "
+                "set; set it, or give the value itself."
+            )
         if unknown := re.search(r"Key '[^']*' is not in struct\s+full_key: (\S+)", text):
             return (
                 f"{unknown.group(1)} is not a setting; those that are: "
@@ -34,3 +40,16 @@ def sentence(error: Exception) -> str | None:
             )
         return f"{' '.join(str(error).split()).rstrip('.')}."
     return None
+
+
+def _unreadable(override: str) -> str:
+    key, equals, value = override.partition("=")
+    if not equals or not re.fullmatch(r"[+~]*[A-Za-z][\w./@]*", key, re.ASCII):
+        return f"{override} is not a setting; write GROUP=OPTION or KEY=VALUE."
+    odd = next((letter for letter in value if not letter.isascii()), None)
+    if odd and key == "sweep":
+        return NOT_ASCII.format(sweep=value, odd=odd)
+    return (
+        f"{override} has a value that Hydra's grammar cannot read; put it in quotes inside those "
+        f"of the shell: '{key}=\"…\"'."
+    )

@@ -30,7 +30,7 @@ def check_groups(overrides: Sequence[Override], conf: Path) -> None:
     """Raise SettingError for `mix=[a,b]`, which Hydra would merge into one, and `mix=null`."""
     for override in overrides:
         value, group = override.value(), conf / override.key_or_group
-        if not group.is_dir():
+        if not group.is_dir() or override.is_delete():
             continue
         if value is None:
             raise one_of(group.name, "null", [path.stem for path in group.glob("*.yaml")])

@@ -31,7 +31,7 @@ def freeze(into: Path) -> Path:
     files = {name: (root / name).read_bytes() for name in _files(root)}
     digest = hashlib.sha256()
     for name, content in files.items():
-        digest.update(f"{name}\0".encode() + hashlib.sha256(content).digest())
+        digest.update(os.fsencode(f"{name}\0") + hashlib.sha256(content).digest())
     frozen = into / digest.hexdigest()[:12]
     if frozen.is_dir():
         return frozen
@@ -68,7 +68,7 @@ def _files(root: Path) -> list[str]:
     # -z: names as they are; else git writes those beyond ASCII in quotes and escapes.
     listed = provenance.git(root, "ls-files", "-zco", "--exclude-standard", "--", *FROZEN)
     if listed:
-        names = set(listed.split("\0")) - {""}
+        names = {os.fsdecode(name) for name in listed.split(b"\0")} - {""}
     else:
         names = {
             str(path.relative_to(root))

@@ -14,7 +14,6 @@ import math
 import os
 import shlex
 import sys
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 os.environ.setdefault("HYDRA_FULL_ERROR", "1")
 
 from models.errors import SettingError
+from models.terminal import readable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -34,8 +34,12 @@ if TYPE_CHECKING:
     from sweeps.submit import Request
 
 
+LONGEST_NAME, LONGEST_PATH = 200, 3500
+
+
 def main() -> int:
     """Exit code 0 when all runs are done, 1 when one is not, 2 on a setting that cannot be used."""
+    readable()
     if {"-h", "--help"} & set(sys.argv[1:]):
         from sweeps.usage import usage
 
@@ -57,36 +61,39 @@ def main() -> int:
 
 
 def _composed(arguments: list[str]) -> list[dict[str, Any]]:
-    """The settings of every run; none where Hydra was asked for something else and answered it."""
-    plain = [a for a in arguments if a not in ("-m", "--multirun")]
-    several = len(plain) < len(arguments) or any(a.startswith("experiment=") for a in plain)
-    if several and not any(a.startswith("-") for a in plain):
-        from sweeps.compose import compose_sweep
+    """The settings of every run; none where Hydra was asked to show something, and did."""
+    from hydra._internal.utils import get_args_parser
 
-        return compose_sweep(plain)
-    import hydra
-    from omegaconf import DictConfig, OmegaConf
+    given = get_args_parser().parse_intermixed_args(arguments)
+    if given.cfg or given.info or given.hydra_help or given.shell_completion:
+        import hydra
 
-    from sweeps.compose import check_lists
+        def task(_config: Any) -> None:
+            """Hydra finds conf/ by the file that this stands in, and does not come here."""
 
-    if not any(a.startswith("-") for a in plain):
-        check_lists(plain)
-    queue: list[dict[str, Any]] = []
-
-    def task(config: DictConfig) -> None:
-        queue.append(OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]
-
-    # Hydra insists on writing a multirun.yaml: let it, where nobody looks.
-    with tempfile.TemporaryDirectory(prefix="archladder-") as scratch:
-        os.environ["ARCHLADDER_SCRATCH"] = scratch
         hydra.main(version_base="1.3", config_path="../conf", config_name="config")(task)()
-    return queue
+        return []
+    if given.experimental_rerun:
+        raise SettingError("--experimental-rerun is not supported; give the sweep's command again.")
+    if given.config_dir and not Path(given.config_dir).is_dir():
+        raise SettingError(f"--config-dir {given.config_dir} is not a folder.")
+    from sweeps.compose import CONF, compose_sweep
+
+    here = Path(__file__).resolve().parent  # what a relative --config-path begins at
+    return compose_sweep(
+        given.overrides,
+        several=given.multirun,
+        conf=(here / given.config_path).resolve() if given.config_path else CONF,
+        name=given.config_name or "config",
+        beside=Path(given.config_dir).resolve() if given.config_dir else None,
+    )
 
 
 def _sweep(composed: list[dict[str, Any]]) -> int:
     # Imported here: a mistyped name answers before numpy is loaded.
     from ablations.records import project_root
     from ablations.spec import resolve
+    from models.environment import expand
     from sweeps import view
     from sweeps.cluster import Slurm, check_ranks, parse
     from sweeps.compose import of_the_run
@@ -97,7 +104,8 @@ def _sweep(composed: list[dict[str, Any]]) -> int:
     _check_driver(composed)
     _check_data(composed, sys.argv[1:])
     cluster = parse(driver["cluster"])
-    runs_root = project_root() / Path(driver["runs"]).expanduser()
+    root = expand(driver["runs"], "runs")
+    runs_root = project_root() / Path(root).expanduser()
     settings = [of_the_run(c) for c in composed]
 
     specs = [resolve(s, plan_only=True) for s in settings]
@@ -134,7 +142,7 @@ def _sweep(composed: list[dict[str, Any]]) -> int:
             _say_new(requests, console)
             sizes = plan.parallel, plan.threads, plan.devices
             on_this_machine(requests, cluster, *sizes, command, console)
-    return _finish(specs, runs_root, str(driver["runs"]), console)
+    return _finish(specs, runs_root, root, console)
 
 
 def _requests(plan: Plan, specs: list[RunSpec], runs_root: Path) -> list[Request]:
@@ -240,6 +248,19 @@ def _check_unique(specs: list[RunSpec]) -> None:
 
 def _check_paths(specs: list[RunSpec], runs_root: Path) -> None:
     """The code of a sweep lies in its folder, and Slurm writes its logs there."""
+    for spec in specs:
+        name, path = spec.run_name, os.fsencode(runs_root / spec.sweep / spec.run_name)
+        if len(name) > LONGEST_NAME:
+            raise SettingError(
+                f"mix.name, size.name and seed make the folder's name {name[:40]}… of {len(name)} "
+                f"letters, more than {LONGEST_NAME}; file systems take 255, with what is written "
+                "beside it. Use shorter ones."
+            )
+        if len(path) > LONGEST_PATH:
+            raise SettingError(
+                f"runs={str(runs_root)[:40]}… makes the path of a run {len(path)} bytes long, more "
+                f"than {LONGEST_PATH}; Linux takes 4096, with the files in it. Use a shorter one."
+            )
     for sweep in {spec.sweep for spec in specs}:
         odd = [c for c in str(runs_root / sweep) if c in ":%\\" or not c.isprintable()]
         if odd:

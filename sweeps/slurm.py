@@ -163,6 +163,7 @@ def elements() -> int:
 def _executor(cluster: Slurm, shape: Shape, job: str, folder: Path, lines: list[str]) -> Any:
     import submitit
 
+    shape = shape.expanded()
     logging.getLogger("submitit").setLevel(logging.ERROR)
     extra: dict[str, Any] = {"requeue": True}
     for option in shape.extra:

@@ -27,6 +27,7 @@ from rich.console import Console
 
 from ablations.records import RunDirectory, project_root, read_sweep
 from models.errors import SettingError
+from models.terminal import readable
 from sweeps import state, view
 from sweeps.follow import cancel
 from sweeps.state import Look
@@ -36,6 +37,7 @@ WATCH_SECONDS = 2.0
 
 def main(arguments: Sequence[str]) -> int:
     """Exit code 0, 1 where what was asked could not all be done, 2 on a name that is not there."""
+    readable()
     # --runs may stand before the action as well as after it.
     anywhere = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     anywhere.add_argument("--runs", default="runs")

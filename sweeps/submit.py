@@ -14,6 +14,7 @@ from typing import Any
 
 from ablations import provenance
 from ablations.records import RunDirectory
+from models.environment import expand
 from models.errors import SettingError
 from sweeps import cluster as clusters
 from sweeps import slurm, state
@@ -245,7 +246,10 @@ def _from_anywhere(spec: dict[str, Any]) -> dict[str, Any]:
     data = spec["data"]
     if data["path"] is None:
         return spec
-    return {**spec, "data": {**data, "path": str(Path(data["path"]).expanduser().absolute())}}
+    path = Path(data["path"]).expanduser()
+    if not Path(expand(data["path"], "data.path")).expanduser().is_absolute():
+        path = path.absolute()
+    return {**spec, "data": {**data, "path": str(path)}}
 
 
 def _write(request: Request, made: _Made, **submission: Any) -> None:

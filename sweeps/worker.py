@@ -33,10 +33,11 @@ def main(run_dir: str) -> int:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
         signal.signal(number, lambda received, _frame: asked.append(received))
     # Only now what is slow to import: a stop in the first second is a stop like any other.
-    from ablations.records import RunDirectory, project_root
+    from ablations.records import RunDirectory, project_root, readable
     from models.errors import SettingError
     from sweeps.freeze import keep_cache
 
+    readable()
     keep_cache(project_root())
     run = RunDirectory(Path(run_dir))
     from ablations.distributed import environment

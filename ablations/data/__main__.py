@@ -18,6 +18,7 @@ from ablations.data.prepare import Preparation, prepare
 from ablations.data.prepared import Corpus
 from ablations.data.tokenizer import load_tokenizer
 from models.errors import SettingError, one_of
+from models.terminal import readable
 
 HELP = f"""\
 Make a corpus to train on: data=tokens data.path=DIR.
@@ -78,6 +79,7 @@ VALID = {
 
 def main(arguments: Sequence[str]) -> int:
     """Run one command; 2 where a setting or a file cannot be used, with a sentence on stderr."""
+    readable()
     if not arguments or {"-h", "--help", "help"} & set(arguments):
         print(HELP, end="")
         return 0 if arguments else 2

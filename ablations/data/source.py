@@ -8,6 +8,7 @@ from pathlib import Path
 from ablations.data.embedded import embedded_manifest, open_embedded
 from ablations.data.mixture import open_folder
 from ablations.data.prepared import Corpus
+from models.environment import expand
 from models.errors import SettingError
 
 
@@ -33,13 +34,22 @@ def summarize(name: str, path: str | None) -> CorpusSummary:
         return CorpusSummary(
             name, manifest["vocab_size"], manifest["fingerprint"], manifest["train_tokens"]
         )
-    corpus = open_folder(required_path(path))
+    corpus = _open_folder(path)
     return CorpusSummary(corpus.name, corpus.vocab_size, corpus.fingerprint, len(corpus.train))
 
 
 def open_corpus(name: str, path: str | None, cache_dir: Path) -> Corpus:
     """Open what `summarize` describes; the embedded corpus is unpacked once into `cache_dir`."""
-    return open_embedded(cache_dir) if name == "embedded" else open_folder(required_path(path))
+    return open_embedded(cache_dir) if name == "embedded" else _open_folder(path)
+
+
+def _open_folder(path: str | None) -> Corpus:
+    folder = required_path(path)
+    try:
+        return open_folder(folder)
+    except SettingError as error:
+        # A worker records it: with the names of variables, as its spec has them.
+        raise SettingError(str(error).replace(str(folder), str(path))) from error
 
 
 def required_path(path: str | None) -> Path:
@@ -51,4 +61,4 @@ def required_path(path: str | None) -> Path:
             "conf/local.yaml or the environment variable ARCHLADDER_DATA (data=embedded trains "
             "them on the embedded bytes instead)."
         )
-    return Path(path).expanduser()
+    return Path(expand(path, "data.path")).expanduser()

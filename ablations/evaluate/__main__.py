@@ -16,6 +16,7 @@ from ablations.records import RunDirectory, read_sweep
 from ablations.settings import from_dict
 from ablations.spec import DEVICES, PRECISIONS, RunSpec, load
 from models.errors import SettingError, one_of
+from models.terminal import readable
 
 HELP = f"""\
 Probe trained runs: in-context recall, copying, passkeys and loss by position, by length.
@@ -43,6 +44,7 @@ VALID = ("probes", "lengths", "examples", "checkpoint", "device", "precision", "
 
 def main(arguments: Sequence[str]) -> int:
     """Exit code 0, or 2 where a setting or a run cannot be used."""
+    readable()
     if not arguments or {"-h", "--help", "help"} & set(arguments):
         print(HELP, end="")
         return 0 if arguments else 2

@@ -121,3 +121,14 @@ def test_unusable_settings_are_refused_in_a_sentence(changes, words):
     seed = changes.pop("seed", 0)
     with pytest.raises(SettingError, match=words):
         resolve(settings(seed=seed, **changes))
+
+
+@pytest.mark.parametrize(
+    ("sweep", "words"),
+    [("größe", "'ö', which is outside ASCII"), ("s" * 101, "101 letters, more than 100"),
+     ("a/b", "plain folder name"), ("a,b", "commas"), (".a", "plain folder name"), (3, "plain")],
+)  # fmt: skip
+def test_a_sweep_is_named_as_folders_and_slurm_can_be(sweep, words):
+    with pytest.raises(SettingError, match=words):
+        resolve(settings() | {"sweep": sweep})
+    assert resolve(settings() | {"sweep": "s" * 100}).sweep == "s" * 100

@@ -109,6 +109,13 @@ def test_days_of_cpu_work_are_refused_with_the_ways_out(tmp_path):
         (["cluster.runs_per_gpu=0"], "cluster.runs_per_gpu=0"),
         (["data=tokens", "data.path=/nowhere/at/all"], "data.path=/nowhere/at/all"),
         (["data.path=/my/corpus"], "data.path=/my/corpus would not be read"),
+        (["sweep=größe"], "sweep=größe has 'ö', which is outside ASCII"),
+        ([f"mix.name={'m' * 300}"], "more than 200"),
+        (["hydra.run.dir=here", "plan=true"], "hydra.run.dir=here is a setting of Hydra"),
+        (["hydra.output_subdir=here"], "hydra.output_subdir=here is a setting of Hydra"),
+        (["sweep=${oc.env:HOME}"], "sweep reads an environment variable"),
+        (["data.path=${oc.env:NOT_SET}"], "data.path names the environment variable NOT_SET"),
+        (["train.weight_decay=(1"], "cannot read"),
     ],
 )
 def test_bad_input_is_one_sentence_and_leaves_nothing(tmp_path, arguments, words):

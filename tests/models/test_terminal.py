@@ -1,0 +1,70 @@
+"""Every command prints where the terminal knows ASCII alone, in English that can be read."""
+
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from models.terminal import readable
+
+ROOT = Path(__file__).parents[2]
+ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii"}
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding", "written"),
+    [
+        ("1.2 × [1, 3] – ÷ 2 … → ΔN ≥ 0", "ascii", "1.2 x [1, 3] - / 2 ... -> dN >= 0"),
+        ("α β, N²", "ascii", "alpha beta, N2"),
+        ("größe", "ascii", "gro?e"),
+        ("größe × 2 → 3", "latin-1", "größe × 2 -> 3"),
+        ("a\udcc3b", "utf-8", "a?b"),
+        ("größe ×", "utf-8", "größe ×"),
+    ],
+)
+def test_letters_outside_an_encoding_are_spelled(monkeypatch, text, encoding, written):
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding=encoding))
+    readable()
+    print(text, end="", flush=True)
+    assert raw.getvalue().decode(encoding) == written
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["sweeps/run.py", "--help"],
+        ["sweeps/run.py", "-m", "mix=gdn,transformer", "size=50k", "plan=true"],
+        ["sweeps/run.py", "sweep=größe"],
+        ["sweeps/status.py", "größe"],
+        ["-m", "models", "mix=gdn,transformer"],
+        ["-m", "ablations.data", "--help"],
+        ["-m", "ablations.data", "check", "path=größe"],
+        ["-m", "ablations.evaluate", "größe"],
+        ["-m", "analysis", "report", "sweep=größe"],
+    ],
+    ids=" ".join,
+)
+def test_a_command_prints_on_an_ascii_terminal(command):
+    done = subprocess.run(
+        [sys.executable, *command], cwd=ROOT, env={**os.environ, **ASCII}, capture_output=True,
+        check=False, timeout=120,
+    )  # fmt: skip
+    said = done.stdout + done.stderr
+    assert said.strip()
+    assert said.isascii()
+    assert b"Traceback" not in said
+    assert b"UnicodeEncodeError" not in said
+
+
+def test_every_command_makes_its_output_readable():
+    commands = [
+        path for room in ("models", "ablations", "sweeps", "analysis")
+        for path in (ROOT / room).rglob("*.py") if "def main(arg" in path.read_text() or
+        path.name in ("run.py", "worker.py")
+    ]  # fmt: skip
+    assert len(commands) >= 9
+    assert [path for path in commands if "    readable()\n" not in path.read_text()] == []
