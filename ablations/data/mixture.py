@@ -73,6 +73,17 @@ def open_folder(path: Path, *, verify: bool = False, setting: str = "data.path")
     return _assemble(manifest, path, setting, verify=verify)
 
 
+def folders(path: Path, setting: str = "data.path") -> list[tuple[str, Path]]:
+    """(what a sentence calls it, folder) of each source of a mixture, or of a corpus itself."""
+    manifest = read_manifest(path, setting)
+    if manifest.get("kind") != "mixture":
+        return [(setting, path)]
+    return [
+        (f"{setting}={path}, source {source['name']}", Path(source["path"]))
+        for source in manifest["sources"]
+    ]
+
+
 def parts(weights: Mapping[str, str]) -> list[int]:
     """Weights as whole parts of the shortest period. Raises SettingError on what is no weight."""
     fractions = []
