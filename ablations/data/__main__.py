@@ -47,6 +47,7 @@ adopt: read token files where they lie (OLMo, nanoGPT, Megatron .bin/.idx, llm.c
   validation=olmo_ladder root=DIR   the eleven domains of OLMo's ladders
   held_out_tokens       instead: about so many last training tokens become domain `name`
   dtype                 of raw files: uint16 or uint32 (the smallest that holds the vocabulary)
+  trust_dtype           true: take dtype where a file's bytes look like another (false)
   format                auto, raw, npy, megatron or llm.c (auto)
   checksum              full: every token is read once; sample: 256 stretches a file (full)
   separator             id or text of the token that ends documents (the tokenizer's)
@@ -70,7 +71,7 @@ VALID = {
     ),
     "adopt": (
         *("train", "tokenizer", "out", "name", "validation.", "validation", "root", "dtype"),
-        *("held_out_tokens", "format", "checksum", "separator", "vocab_size"),
+        *("held_out_tokens", "format", "checksum", "separator", "vocab_size", "trust_dtype"),
     ),
     "check": ("path",),
 }
@@ -219,6 +220,7 @@ def _adopt(settings: dict[str, str]) -> None:
         format=settings.get("format", "auto"),
         how=settings.get("checksum", "full"),
         held_out_tokens=_number(settings, "held_out_tokens", 0, 1),
+        trust_dtype=_flag(settings, "trust_dtype"),
         say=_say,
     )
     print(f"data.path={folder}", f"train: {len(corpus.train):,} tokens", sep="\n")

@@ -22,6 +22,7 @@ from ablations.data.prepared import Corpus, checksum, open_prepared
 from ablations.data.shards import written_beside
 from ablations.data.streams import pieces
 from ablations.data.tokenizer import TokenizerFile, record_tokenizer
+from ablations.data.widths import misread
 from models.errors import SettingError, one_of
 
 FORMATS = ("auto", "raw", "npy", "megatron", "llm.c")
@@ -65,6 +66,7 @@ def adopt(
     format: str = "auto",
     how: str = "full",
     held_out_tokens: int = 0,
+    trust_dtype: bool = False,
     say: Callable[[str], None] = lambda _: None,
 ) -> Corpus:
     """Write the manifest of a corpus whose files stay where they are; returns it opened.
@@ -72,7 +74,8 @@ def adopt(
     train, validation: paths or patterns of token files; dtype: of raw files, None for the smallest
     of uint16 and uint32 that holds the vocabulary; how: `full` reads every token once, for its
     checksum and its range, `sample` 256 stretches of each file; held_out_tokens: about this many
-    last tokens of the training files become the validation domain `name`, cut after a document.
+    last tokens of the training files become the validation domain `name`, cut after a document;
+    trust_dtype: take `dtype` where the bytes of a file look like another, and record it.
     Raises SettingError, one sentence, on what cannot be read; nothing is written then.
     """
     if format not in FORMATS:
@@ -103,8 +106,13 @@ def adopt(
     found = {"train": _find("train", train, dtype, format)}
     for domain, path in validation.items():
         found[domain] = _find(f"validation.{domain}", path, dtype, format)
+    trusted = []
     for stream, files in found.items():
         for file in files:
+            if problem := _misread(stream, file, tokenizer):
+                if not trust_dtype:
+                    raise SettingError(f"{problem}, or trust_dtype=true where it is so.")
+                trusted.append(f"{problem}.")
             _check_documents(stream, file, tokenizer)
     streams = {
         stream: [(file, 0, file.tokens) for file in files] for stream, files in found.items()
@@ -124,6 +132,7 @@ def adopt(
         "vocab_size": tokenizer.vocab_size,
         "separator": tokenizer.separator,
         "adopted": sorted({file.format for files in found.values() for file in files}),
+        **({"trusted_dtype": trusted} if trusted else {}),
         "train": entries.pop("train"),
         "validation": entries,
     }
@@ -148,8 +157,14 @@ def read_token_file(setting: str, path: Path, dtype: str, format: str = "auto") 
     if format == "megatron":
         return _megatron(setting, path, size)
     if format == "npy":
-        array = np.load(path, mmap_mode="r")
-        if array.ndim != 1 or array.dtype.name not in DTYPES or not isinstance(array, np.memmap):
+        try:
+            array = np.load(path, mmap_mode="r")
+        except (ValueError, EOFError) as error:  # cut, or of pickled objects
+            raise SettingError(
+                f"{setting}: {path} is no NumPy file of numbers ({error}); copy it again."
+            ) from None
+        known = [np.dtype(code) for code in DTYPES.values()]  # little-endian
+        if array.ndim != 1 or array.dtype not in known or not isinstance(array, np.memmap):
             raise SettingError(
                 f"{setting}: {path} holds {array.dtype} of shape {array.shape}; valid: one "
                 f"dimension of {', '.join(DTYPES)}."
@@ -171,6 +186,11 @@ def read_token_file(setting: str, path: Path, dtype: str, format: str = "auto") 
                 f"({tokens:,} tokens); copy it again."
             )
         return TokenFile(path, format, dtype, offset, tokens)
+    if (header := _format(path, head)) in ("npy", "llm.c"):
+        raise SettingError(
+            f"{setting}: {path} has the header of format {header}, which format=raw would read as "
+            "tokens; valid: format=auto."
+        )
     item = np.dtype(DTYPES[dtype]).itemsize
     if size % item:
         raise SettingError(
@@ -316,6 +336,24 @@ def _entry(stream: str, ranges: list[Range], tokenizer: TokenizerFile, how: str)
     if all("bytes" in s for s in shards):
         entry |= {k: sum(s[k] for s in shards) for k in ("documents", "bytes")}
     return {**entry, "shards": shards}
+
+
+def _misread(stream: str, file: TokenFile, tokenizer: TokenizerFile) -> str | None:
+    """The sentence on a file without a header whose bytes are not ids of its dtype, but for its
+    end."""
+    if file.format != "raw":
+        return None
+    found = misread(file.path, file.offset, file.dtype, tokenizer.vocab_size, tokenizer.separator)
+    if found is None:
+        return None
+    remedy = f"dtype={found.fits}"
+    if found.fits not in DTYPES:
+        remedy = f"the file written again as {file.dtype}"
+    return (
+        f"{stream}: {file.path} read as {file.dtype} looks like {found.fits}: {found.why}, and as "
+        f"{found.fits} all of those sampled are below vocab_size {tokenizer.vocab_size}; valid: "
+        f"{remedy}"
+    )
 
 
 def _check_documents(stream: str, file: TokenFile, tokenizer: TokenizerFile) -> None:
