@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 
 from ablations.data.manifest import DTYPES, SHARDED, write_manifest
+from ablations.data.overlap import HeldOutDocuments, file_key, leave_out, near_duplicates
 from ablations.data.prepared import Corpus, checksum, open_prepared
 from ablations.data.shards import written_beside
-from ablations.data.streams import pieces
 from ablations.data.tokenizer import TokenizerFile, record_tokenizer
 from ablations.data.widths import misread
 from models.errors import SettingError, one_of
@@ -33,6 +33,8 @@ MEGATRON_DTYPES = {1: "uint8", 4: "uint32", 8: "uint16"}
 LLM_C_HEADER_BYTES = 256 * 4
 LLM_C = {(20240520, 1): "uint16", (20240801, 7): "uint32"}
 NPY_MAGIC = b"\x93NUMPY"
+COUNTS = ("tokens", "documents", "bytes", "held_out_documents")
+PIECE = 1 << 24  # tokens read at a time
 CHECKED_DOCUMENTS = 1000  # of a Megatron index, for their last token
 
 
@@ -107,6 +109,13 @@ def adopt(
     for domain, path in validation.items():
         found[domain] = _find(f"validation.{domain}", path, dtype, format)
     trusted = []
+    held_out = {
+        file_key(file.path): f"validation.{domain}"
+        for domain in validation
+        for file in found[domain]
+    }
+    keys = [file_key(file.path) for file in found["train"]]
+    found["train"], left_out = leave_out("train", train, found["train"], held_out, keys)
     for stream, files in found.items():
         for file in files:
             if problem := _misread(stream, file, tokenizer):
@@ -121,10 +130,24 @@ def adopt(
         streams["train"], streams[name] = _hold_out(
             found["train"], held_out_tokens, tokenizer.separator
         )
-    entries = {}
-    for stream, ranges in streams.items():
+    # Held-out documents first, so that copies of them are found among the others.
+    order = [*(stream for stream in streams if stream != "train"), "train"]
+    entries, documents = {}, HeldOutDocuments()
+    for stream in order:
+        ranges = streams[stream]
         say(f"reading {stream}: {len(ranges)} files, {sum(r[2] - r[1] for r in ranges):,} tokens")
-        entries[stream] = _entry(stream, ranges, tokenizer, how)
+        entries[stream] = _entry(stream, ranges, tokenizer, how, documents)
+    sums = {
+        (shard["tokens"], shard["sha256"]): f"validation.{domain}"
+        for domain in validation
+        for shard in entries[domain]["shards"]
+    }
+    training = entries.pop("train")
+    same = [(shard["tokens"], shard["sha256"]) for shard in training["shards"]]
+    training["shards"], copied = leave_out("train", train, training["shards"], sums, same)
+    names = [*(str(file.path) for file in left_out), *(shard["file"] for shard in copied)]
+    for file in names:
+        say(f"train: {file} is held out too, and is left out of training")
     manifest: dict[str, Any] = {
         "format": SHARDED,
         "name": name,
@@ -133,13 +156,15 @@ def adopt(
         "separator": tokenizer.separator,
         "adopted": sorted({file.format for files in found.values() for file in files}),
         **({"trusted_dtype": trusted} if trusted else {}),
-        "train": entries.pop("train"),
+        **({"left_out_of_training": names} if names else {}),
+        "train": _summed(training["shards"]),
         "validation": entries,
     }
     with written_beside(out) as beside:
         manifest |= record_tokenizer(beside, tokenizer)
         write_manifest(beside, manifest)
-        open_prepared(beside, setting="out")
+        manifest["overlap"] = near_duplicates(open_prepared(beside, setting="out"))
+        write_manifest(beside, manifest)
         beside.rename(out)
     return open_prepared(out)
 
@@ -293,25 +318,43 @@ def _hold_out(
     return [*train, (last, 0, border)], [(last, border, last.tokens)]
 
 
-def _entry(stream: str, ranges: list[Range], tokenizer: TokenizerFile, how: str) -> dict[str, Any]:
-    """A stream's entry in the manifest, its ids checked against the vocabulary."""
+def _entry(
+    stream: str,
+    ranges: list[Range],
+    tokenizer: TokenizerFile,
+    how: str,
+    held_out: HeldOutDocuments,
+) -> dict[str, Any]:
+    """A stream's entry in the manifest, its ids checked against the vocabulary.
+
+    held_out: given the documents of a validation domain; those of training are looked for in it.
+    """
     shards = []
     for file, start, stop in ranges:
         tokens = file.map()[start:stop]
-        documents = text_bytes = 0
-        read = pieces(tokens)
-        if how == "sample" and stream == "train":
-            spots = np.linspace(0, max(0, len(tokens) - 4096), 256).astype(np.int64)
-            read = [tokens[spot : spot + 4096] for spot in spots.tolist()]
-        for piece in read:
+        documents = text_bytes = copies = begin = 0
+        whole = how == "full" or stream != "train"
+        spots = range(0, len(tokens), PIECE)
+        if not whole:
+            spots = np.linspace(0, max(0, len(tokens) - 4096), 256).astype(np.int64).tolist()
+        for spot in spots:
+            piece = tokens[spot : spot + (PIECE if whole else 4096)]
             if (largest := int(piece.max())) >= tokenizer.vocab_size:
                 raise SettingError(
                     f"{stream}: {file.path} holds token id {largest}, but tokenizer="
                     f"{tokenizer.name} has vocab_size {tokenizer.vocab_size}; valid: the tokenizer "
                     "it was made with, the dtype it was written in, or a larger vocab_size."
                 )
-            documents += int((piece == tokenizer.separator).sum())
+            ends = np.flatnonzero(piece == tokenizer.separator) + spot + 1
+            documents += len(ends)
             text_bytes += int(tokenizer.token_bytes[piece].sum(dtype=np.int64))
+            if whole and len(ends):
+                starts = np.concatenate([[begin], ends[:-1]])
+                begin = int(ends[-1])
+                if stream == "train":
+                    copies += held_out.copies(tokens, starts, ends)
+                else:
+                    held_out.add(tokens, starts, ends)
         text_bytes -= tokenizer.prefix_bytes * documents
         if not documents:
             raise SettingError(
@@ -329,13 +372,18 @@ def _entry(stream: str, ranges: list[Range], tokenizer: TokenizerFile, how: str)
             "checksum": how,
             "sha256": checksum(np.ascontiguousarray(tokens), how),
         }
-        if how == "full" or stream != "train":
+        if whole:
             shard |= {"documents": documents, "bytes": text_bytes}
+        if whole and stream == "train":
+            shard["held_out_documents"] = copies
         shards.append(shard)
-    entry: dict[str, Any] = {"tokens": sum(s["tokens"] for s in shards)}
-    if all("bytes" in s for s in shards):
-        entry |= {k: sum(s[k] for s in shards) for k in ("documents", "bytes")}
-    return {**entry, "shards": shards}
+    return _summed(shards)
+
+
+def _summed(shards: list[dict[str, Any]]) -> dict[str, Any]:
+    """A stream's entry in the manifest: what all its shards know, and the shards."""
+    keys = [k for k in COUNTS if all(k in shard for shard in shards)]
+    return {**{k: sum(shard[k] for shard in shards) for k in keys}, "shards": shards}
 
 
 def _misread(stream: str, file: TokenFile, tokenizer: TokenizerFile) -> str | None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ablations.data.manifest import MANIFEST, SHARDED, read_manifest, write_manifest
+from ablations.data.overlap import near_duplicates
 from ablations.data.prepared import Corpus, ValidationDomain, open_prepared
 from ablations.data.shards import written_beside
 from ablations.data.streams import MixedSource, Mixture
@@ -50,7 +51,7 @@ def mix(sources: Mapping[str, tuple[str, Path]], out: Path, name: str) -> Corpus
             for source, (weight, path) in sources.items()
         ],
     }
-    _assemble(manifest, out, "out")
+    manifest["overlap"] = near_duplicates(_assemble(manifest, out, "out"))
     with written_beside(out) as beside:
         write_manifest(beside, manifest)
         beside.rename(out)
