@@ -136,7 +136,13 @@ def adopt(
     for stream in order:
         ranges = streams[stream]
         say(f"reading {stream}: {len(ranges)} files, {sum(r[2] - r[1] for r in ranges):,} tokens")
-        entries[stream] = _entry(stream, ranges, tokenizer, how, documents)
+        entries[stream] = entry = _entry(stream, ranges, tokenizer, how, documents)
+        if 2 * entry.get("documents", 0) > entry["tokens"]:
+            say(
+                f"{stream}: {100 * entry['documents'] / entry['tokens']:.0f} % of the tokens are "
+                f"the separator {tokenizer.separator}, as in padding; see that separator= and "
+                "dtype= are right"
+            )
     sums = {
         (shard["tokens"], shard["sha256"]): f"validation.{domain}"
         for domain in validation
@@ -396,7 +402,7 @@ def _misread(stream: str, file: TokenFile, tokenizer: TokenizerFile) -> str | No
         return None
     remedy = f"dtype={found.fits}"
     if found.fits not in DTYPES:
-        remedy = f"the file written again as {file.dtype}"
+        remedy = f"the file written again as little-endian {file.dtype}"
     return (
         f"{stream}: {file.path} read as {file.dtype} looks like {found.fits}: {found.why}, and as "
         f"{found.fits} all of those sampled are below vocab_size {tokenizer.vocab_size}; valid: "

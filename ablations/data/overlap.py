@@ -142,6 +142,8 @@ def described(overlap: Mapping[str, Any]) -> list[str]:
         if part["near_duplicates"]
     ]
     documents = sum(part["documents"] for part in overlap["domains"].values())
+    if not documents:
+        return ["near-duplicates: not looked for, as all held-out documents are too short"]
     return [
         *(lines or [f"near-duplicates: none among {documents:,} held-out documents"]),
         f"  compared with {compared:,} training tokens{share}",

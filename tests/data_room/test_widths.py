@@ -121,7 +121,7 @@ def test_adopting_ids_of_another_width_is_one_sentence_unless_the_user_insists(
     (error,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
     wide = {"<u4": "uint32", "<i8": "uint64"}[code]
     assert f"train.bin read as uint16 looks like {wide}: " in error
-    right = {"<u4": "dtype=uint32", "<i8": "the file written again as uint16"}[code]
+    right = {"<u4": "dtype=uint32", "<i8": "the file written again as little-endian uint16"}[code]
     assert f"valid: {right}, or trust_dtype=true where it is so." in error
     assert not (tmp_path / "c").exists()
     assert adopt(tmp_path, ids, code, "trust_dtype=true") == 0
