@@ -72,21 +72,26 @@ def verify(parts: Sequence[Part]) -> None:
     Processes that do so at once take turns, and none reads what another has read. Raises the
     SettingError of the first part that is damaged.
     """
+    remembered: dict[Path, dict[str, Any]] = {}
     for part in parts:
         known = cache_folder() / "verified" / f"{part.corpus[:16]}.json"
         key = f"{part.path.resolve()} {part.offset} {part.checksum} {part.sha256}"
-        if read_cache(known).get(key) == _state(part.path):
+        if known not in remembered:
+            remembered[known] = read_cache(known)
+        if remembered[known].get(key) == _state(part.path):
             continue
         with _turn(known.with_suffix(".lock")):
             before = _state(part.path)
-            if read_cache(known).get(key) == before:
+            remembered[known] = read_cache(known)
+            if remembered[known].get(key) == before:
                 continue
             raw = np.memmap(part.path, np.uint8, "r", part.offset, (part.size,))
             found = checksum(raw, part.checksum)
             if found != part.sha256:
                 raise part.damaged(found)
             if _state(part.path) == before:
-                write_cache(known, {**read_cache(known), key: before})
+                remembered[known][key] = before
+                write_cache(known, remembered[known])
 
 
 class Verification:
