@@ -337,7 +337,10 @@ def without_time_pairs(row):
     return tuple(without_time(dict(row)).items())
 
 
-def test_a_flipped_byte_of_the_corpus_fails_the_run_and_nothing_of_it_is_kept(make_run, tmp_path):
+def test_a_flipped_byte_of_the_corpus_fails_the_run_and_nothing_of_it_is_kept(
+    make_run, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     rng = np.random.default_rng(0)
     text = [rng.integers(1, 255, 500).astype(np.uint8) for _ in range(40)]
     folder = tmp_path / "corpus"
