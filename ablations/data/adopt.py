@@ -108,7 +108,7 @@ def adopt(
     found = {"train": _find("train", train, dtype, format)}
     for domain, path in validation.items():
         found[domain] = _find(f"validation.{domain}", path, dtype, format)
-    trusted = []
+    trusted: list[str] = []
     held_out = {
         file_key(file.path): f"validation.{domain}"
         for domain in validation
@@ -118,10 +118,7 @@ def adopt(
     found["train"], left_out = leave_out("train", train, found["train"], held_out, keys)
     for stream, files in found.items():
         for file in files:
-            if problem := _misread(stream, file, tokenizer):
-                if not trust_dtype:
-                    raise SettingError(f"{problem}, or trust_dtype=true where it is so.")
-                trusted.append(f"{problem}.")
+            trusted += _trusted(stream, file, tokenizer, trust_dtype)
             _check_documents(stream, file, tokenizer)
     streams = {
         stream: [(file, 0, file.tokens) for file in files] for stream, files in found.items()
@@ -392,22 +389,30 @@ def _summed(shards: list[dict[str, Any]]) -> dict[str, Any]:
     return {**{k: sum(shard[k] for shard in shards) for k in keys}, "shards": shards}
 
 
-def _misread(stream: str, file: TokenFile, tokenizer: TokenizerFile) -> str | None:
-    """The sentence on a file without a header whose bytes are not ids of its dtype, but for its
-    end."""
+def _trusted(
+    stream: str, file: TokenFile, tokenizer: TokenizerFile, trust_dtype: bool
+) -> list[str]:
+    """What speaks against the dtype of a file without a header, where the user insists on it.
+
+    Raises SettingError with it where not, or where the ids of that dtype cannot be.
+    """
     if file.format != "raw":
-        return None
+        return []
     found = misread(file.path, file.offset, file.dtype, tokenizer.vocab_size, tokenizer.separator)
     if found is None:
-        return None
+        return []
     remedy = f"dtype={found.fits}"
     if found.fits not in DTYPES:
         remedy = f"the file written again as little-endian {file.dtype}"
-    return (
+    sentence = (
         f"{stream}: {file.path} read as {file.dtype} looks like {found.fits}: {found.why}, and as "
         f"{found.fits} all of those sampled are below vocab_size {tokenizer.vocab_size}; valid: "
         f"{remedy}"
     )
+    if trust_dtype and found.possible:
+        return [f"{sentence}."]
+    insist = ", or trust_dtype=true where it is so" if found.possible else ""
+    raise SettingError(f"{sentence}{insist}.")
 
 
 def _check_documents(stream: str, file: TokenFile, tokenizer: TokenizerFile) -> None:

@@ -35,6 +35,8 @@ class Misread:
 
     fits: str
     why: str
+    possible: bool = True
+    """Whether the reading assumed gives no id beyond the vocabulary either."""
 
 
 def misread(path: Path, offset: int, dtype: str, vocab_size: int, separator: int) -> Misread | None:
@@ -64,7 +66,7 @@ def misread(path: Path, offset: int, dtype: str, vocab_size: int, separator: int
     for name, ids in inside.items():
         holds = vocab_size <= int(np.iinfo(ids.dtype).max) + 1
         if holds and (ids.itemsize >= width or _stationary(ids)):
-            return Misread(name, f"its ids reach {largest:,}")
+            return Misread(name, f"its ids reach {largest:,}", possible=False)
     return None
 
 
