@@ -17,7 +17,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -29,6 +29,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ablations.resources import check_ranks
 from models.language_model import LanguageModel
 
+T = TypeVar("T")
 BYTES_A_PARAMETER = 16  # float32 weight, gradient and AdamW's two moments
 PATIENCE = timedelta(minutes=10)
 """How long ranks wait for one another: longer than a checkpoint takes, shorter than a night."""
@@ -74,6 +75,14 @@ class World:
         if self.size > 1:
             dist.all_reduce(value)
         return value
+
+    def gather(self, value: T) -> list[T]:
+        """What every rank gives, the same list on all; `value` must pickle."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
 
     def any(self, flag: bool, device: torch.device) -> bool:
         """Whether it is true on any rank."""

@@ -25,7 +25,8 @@ from ablations import provenance, tracking
 from ablations.checkpoint import Checkpoints
 from ablations.data.order import Batches, rolling_hash
 from ablations.data.prepared import Corpus
-from ablations.data.source import open_corpus
+from ablations.data.source import open_corpus, read_parts
+from ablations.data.verify import Part, Verification, verify
 from ablations.devices import peak_flops
 from ablations.distributed import Parallel, World, choose_parallel, environment, joined
 from ablations.evaluate import budget
@@ -48,6 +49,8 @@ from models.language_model import LanguageModel
 from models.ops import backend
 
 HEARTBEAT_SECONDS = 1.0
+WAIT_SECONDS = 1.0
+STOP_SECONDS = 20.0  # a stopped run's wait for its data to be verified; Slurm kills after 30
 FILES = ("metrics.jsonl", "points.jsonl", "probes.jsonl")
 
 
@@ -106,10 +109,11 @@ class Trainer:
     ) -> None:
         self.run, self.spec, self.hardware, self.world, self.say = run, spec, hardware, world, say
         self.recipe, self.device = spec.recipe, hardware.device
-        self.corpus = open_corpus(
-            spec.data.name, spec.data.path, project_root() / ".cache" / "corpora"
-        )
+        self.cache_dir = project_root() / ".cache" / "corpora"
+        self.corpus = open_corpus(spec.data.name, spec.data.path, self.cache_dir)
         _check_corpus(spec, self.corpus)
+        # All of the held-out text is read below; the training files are verified meanwhile.
+        verify(read_parts(spec.data.name, spec.data.path, self.cache_dir))
         recipe = self.recipe
         self.share = world.share(recipe.batch_instances)
         largest = world.largest_share(recipe.batch_instances)
@@ -150,6 +154,8 @@ class Trainer:
         self.optimizers = build_optimizers(self.model, recipe, spec.train.optim)
         self.checkpoints = Checkpoints(run.checkpoints, keep_steps=set(self.milestones))
         self.progress = Progress()
+        self.verified = False
+        """Whether what this run reads is known to be whole."""
         self._resume()
         self.rule = OutlierRule(recipe.skip_sigma)
         self.rule.restore(self.progress.rule)
@@ -179,6 +185,12 @@ class Trainer:
             )
         try:
             state = self._loop(stop)
+        except Exception:
+            # A damaged file may hold ids beyond the vocabulary, or make a run diverge: say so then.
+            self.verification.wait(STOP_SECONDS)
+            if self.verification.error is not None:
+                raise SettingError(self.verification.error) from None
+            raise
         finally:
             try:
                 self.checkpoints.wait()
@@ -190,6 +202,7 @@ class Trainer:
     def _loop(self, stop: Callable[[], bool]) -> str:
         recipe, progress, spec = self.recipe, self.progress, self.spec
         heartbeat = 0.0
+        self.verification = Verification(self._files_to_verify)
         while progress.step < recipe.steps:
             begun = time.perf_counter()
             step = progress.step + 1
@@ -227,11 +240,16 @@ class Trainer:
                     },
                 )
             if milestone:
+                if not self._verified(stop):
+                    return "preempted"
                 self._take_point(milestone.chinchilla)
-            stopping = self.world.any(stop(), self.device) and step < recipe.steps
+            ending = stop() or self.verification.error is not None
+            stopping = self.world.any(ending, self.device) and step < recipe.steps
             # While steps are being skipped the checkpoint before is the last good one.
             due = step % spec.logging.checkpoint_every == 0 and not progress.skipped_in_a_row
             if milestone or due or stopping:
+                if not self._verified(stop):
+                    return "preempted"
                 self._save()
             if stopping:
                 return "preempted"
@@ -239,6 +257,38 @@ class Trainer:
                 heartbeat = time.monotonic()
                 self._status("running", loss=loss, lr=lr)
         return "done"
+
+    def _files_to_verify(self) -> list[Part]:
+        """What this run reads of its corpus: the work of one rank a node."""
+        if self.world.local_rank:
+            return []
+        data = self.spec.data
+        read = self.batches.files_read(self.recipe.steps)
+        return read_parts(data.name, data.path, self.cache_dir, read)
+
+    def _verified(self, stop: Callable[[], bool]) -> bool:
+        """Wait until the data read is known to be whole: nothing is kept that was trained on
+        other data. False where a stop would have to wait too long: the last steps are lost.
+
+        Raises SettingError on every rank where a file is damaged.
+        """
+        begun, told = time.monotonic(), False
+        while not self.verified:
+            through = self.verification.wait(WAIT_SECONDS)
+            ranks = self.world.gather((through, self.verification.error, stop()))
+            for _, error, _ in ranks:
+                if error:
+                    raise SettingError(error)
+            self.verified = all(rank[0] for rank in ranks)
+            if not self.verified and any(rank[2] for rank in ranks):
+                if time.monotonic() - begun > STOP_SECONDS:
+                    self.say("stopped before the data was verified; no step since is kept")
+                    return False
+            elif not self.verified and not told:
+                told = True
+                self.say("waiting until the corpus is verified, once a machine")
+                self._status("running")
+        return True
 
     def _gradient(self, batch: Any) -> tuple[float, float]:
         """Gradients of the mean loss over a global batch, `rows` sequences at a time.

@@ -14,6 +14,7 @@ from ablations.data.documents import SUFFIXES
 from ablations.data.hub import FORM
 from ablations.data.manifest import read_manifest
 from ablations.data.mixture import mix, open_folder
+from ablations.data.overlap import described
 from ablations.data.prepare import Preparation, prepare
 from ablations.data.prepared import Corpus
 from ablations.data.tokenizer import load_tokenizer
@@ -48,6 +49,7 @@ adopt: read token files where they lie (OLMo, nanoGPT, Megatron .bin/.idx, llm.c
   validation=olmo_ladder root=DIR   the eleven domains of OLMo's ladders
   held_out_tokens       instead: about so many last training tokens become domain `name`
   dtype                 of raw files: uint16 or uint32 (the smallest that holds the vocabulary)
+  trust_dtype           true: take dtype where a file's bytes look like another (false)
   format                auto, raw, npy, megatron or llm.c (auto)
   checksum              full: every token is read once; sample: 256 stretches a file (full)
   separator             id or text of the token that ends documents (the tokenizer's)
@@ -71,7 +73,7 @@ VALID = {
     ),
     "adopt": (
         *("train", "tokenizer", "out", "name", "validation.", "validation", "root", "dtype"),
-        *("held_out_tokens", "format", "checksum", "separator", "vocab_size"),
+        *("held_out_tokens", "format", "checksum", "separator", "vocab_size", "trust_dtype"),
     ),
     "check": ("path",),
 }
@@ -193,6 +195,7 @@ def _described(corpus: Corpus, folder: Path) -> list[str]:
     for key, words in (
         ("malformed", "malformed records left out"),
         ("duplicate_documents", "duplicates dropped"),
+        ("held_out_documents", "training documents left out as they are held out too"),
         ("blank_documents", "blank documents left out"),
         ("nul_bytes", "NUL bytes taken out"),
         ("inexact_documents", "documents whose tokens do not add up to their bytes"),
@@ -200,7 +203,18 @@ def _described(corpus: Corpus, folder: Path) -> list[str]:
         if counts.get(key):
             lines.append(f"{counts[key]:,} {words}")
     lines += [f"  {where}" for where in counts.get("malformed_at", [])]
-    return [*lines, f"fingerprint {corpus.fingerprint[:16]}"]
+    return [*lines, *_overlap(manifest), f"fingerprint {corpus.fingerprint[:16]}"]
+
+
+def _overlap(manifest: dict[str, Any]) -> list[str]:
+    """What of the held-out text stands in the training text too; nothing of older corpora."""
+    lines = [
+        f"left out of training, as held out too: {name}"
+        for name in manifest.get("left_out_of_training", [])
+    ]
+    if copies := manifest.get("train", {}).get("held_out_documents"):
+        lines.append(f"{copies:,} training documents are copies of held-out ones")
+    return lines + (described(manifest["overlap"]) if "overlap" in manifest else [])
 
 
 def _adopt(settings: dict[str, str]) -> None:
@@ -221,11 +235,13 @@ def _adopt(settings: dict[str, str]) -> None:
         format=settings.get("format", "auto"),
         how=settings.get("checksum", "full"),
         held_out_tokens=_number(settings, "held_out_tokens", 0, 1),
+        trust_dtype=_flag(settings, "trust_dtype"),
         say=_say,
     )
     print(f"data.path={folder}", f"train: {len(corpus.train):,} tokens", sep="\n")
     for name, domain in corpus.validation.items():
         print(f"validation {name}: {len(domain.tokens):,} tokens, {domain.bytes:,} bytes")
+    print(*_overlap(read_manifest(folder, "out")), sep="\n")
     print(f"fingerprint {corpus.fingerprint[:16]}")
 
 
@@ -243,6 +259,7 @@ def _mix(settings: dict[str, str]) -> None:
     corpus = mix(sources, folder, settings.get("name", folder.name))
     print(f"data.path={folder}", f"train: {len(corpus.train):,} tokens before a repeat", sep="\n")
     print("validation: " + ", ".join(corpus.validation))
+    print(*_overlap(read_manifest(folder, "out")), sep="\n")
     print(f"fingerprint {corpus.fingerprint[:16]}")
 
 

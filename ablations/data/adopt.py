@@ -18,10 +18,11 @@ from typing import Any
 import numpy as np
 
 from ablations.data.manifest import DTYPES, SHARDED, write_manifest
+from ablations.data.overlap import HeldOutDocuments, file_key, leave_out, near_duplicates
 from ablations.data.prepared import Corpus, checksum, open_prepared
 from ablations.data.shards import written_beside
-from ablations.data.streams import pieces
 from ablations.data.tokenizer import TokenizerFile, record_tokenizer
+from ablations.data.widths import misread
 from models.errors import SettingError, one_of
 
 FORMATS = ("auto", "raw", "npy", "megatron", "llm.c")
@@ -32,6 +33,8 @@ MEGATRON_DTYPES = {1: "uint8", 4: "uint32", 8: "uint16"}
 LLM_C_HEADER_BYTES = 256 * 4
 LLM_C = {(20240520, 1): "uint16", (20240801, 7): "uint32"}
 NPY_MAGIC = b"\x93NUMPY"
+COUNTS = ("tokens", "documents", "bytes", "held_out_documents")
+PIECE = 1 << 24  # tokens read at a time
 CHECKED_DOCUMENTS = 1000  # of a Megatron index, for their last token
 
 
@@ -65,6 +68,7 @@ def adopt(
     format: str = "auto",
     how: str = "full",
     held_out_tokens: int = 0,
+    trust_dtype: bool = False,
     say: Callable[[str], None] = lambda _: None,
 ) -> Corpus:
     """Write the manifest of a corpus whose files stay where they are; returns it opened.
@@ -72,7 +76,8 @@ def adopt(
     train, validation: paths or patterns of token files; dtype: of raw files, None for the smallest
     of uint16 and uint32 that holds the vocabulary; how: `full` reads every token once, for its
     checksum and its range, `sample` 256 stretches of each file; held_out_tokens: about this many
-    last tokens of the training files become the validation domain `name`, cut after a document.
+    last tokens of the training files become the validation domain `name`, cut after a document;
+    trust_dtype: take `dtype` where the bytes of a file look like another, and record it.
     Raises SettingError, one sentence, on what cannot be read; nothing is written then.
     """
     if format not in FORMATS:
@@ -103,8 +108,17 @@ def adopt(
     found = {"train": _find("train", train, dtype, format)}
     for domain, path in validation.items():
         found[domain] = _find(f"validation.{domain}", path, dtype, format)
+    trusted: list[str] = []
+    held_out = {
+        file_key(file.path): f"validation.{domain}"
+        for domain in validation
+        for file in found[domain]
+    }
+    keys = [file_key(file.path) for file in found["train"]]
+    found["train"], left_out = leave_out("train", train, found["train"], held_out, keys)
     for stream, files in found.items():
         for file in files:
+            trusted += _trusted(stream, file, tokenizer, trust_dtype)
             _check_documents(stream, file, tokenizer)
     streams = {
         stream: [(file, 0, file.tokens) for file in files] for stream, files in found.items()
@@ -113,10 +127,30 @@ def adopt(
         streams["train"], streams[name] = _hold_out(
             found["train"], held_out_tokens, tokenizer.separator
         )
-    entries = {}
-    for stream, ranges in streams.items():
+    # Held-out documents first, so that copies of them are found among the others.
+    order = [*(stream for stream in streams if stream != "train"), "train"]
+    entries, documents = {}, HeldOutDocuments()
+    for stream in order:
+        ranges = streams[stream]
         say(f"reading {stream}: {len(ranges)} files, {sum(r[2] - r[1] for r in ranges):,} tokens")
-        entries[stream] = _entry(stream, ranges, tokenizer, how)
+        entries[stream] = entry = _entry(stream, ranges, tokenizer, how, documents)
+        if 2 * entry.get("documents", 0) > entry["tokens"]:
+            say(
+                f"{stream}: {100 * entry['documents'] / entry['tokens']:.0f} % of the tokens are "
+                f"the separator {tokenizer.separator}, as in padding; see that separator= and "
+                "dtype= are right"
+            )
+    sums = {
+        (shard["tokens"], shard["sha256"]): f"validation.{domain}"
+        for domain in validation
+        for shard in entries[domain]["shards"]
+    }
+    training = entries.pop("train")
+    same = [(shard["tokens"], shard["sha256"]) for shard in training["shards"]]
+    training["shards"], copied = leave_out("train", train, training["shards"], sums, same)
+    names = [*(str(file.path) for file in left_out), *(shard["file"] for shard in copied)]
+    for file in names:
+        say(f"train: {file} is held out too, and is left out of training")
     manifest: dict[str, Any] = {
         "format": SHARDED,
         "name": name,
@@ -124,13 +158,16 @@ def adopt(
         "vocab_size": tokenizer.vocab_size,
         "separator": tokenizer.separator,
         "adopted": sorted({file.format for files in found.values() for file in files}),
-        "train": entries.pop("train"),
+        **({"trusted_dtype": trusted} if trusted else {}),
+        **({"left_out_of_training": names} if names else {}),
+        "train": _summed(training["shards"]),
         "validation": entries,
     }
     with written_beside(out) as beside:
         manifest |= record_tokenizer(beside, tokenizer)
         write_manifest(beside, manifest)
-        open_prepared(beside, setting="out")
+        manifest["overlap"] = near_duplicates(open_prepared(beside, setting="out"))
+        write_manifest(beside, manifest)
         beside.rename(out)
     return open_prepared(out)
 
@@ -148,8 +185,14 @@ def read_token_file(setting: str, path: Path, dtype: str, format: str = "auto") 
     if format == "megatron":
         return _megatron(setting, path, size)
     if format == "npy":
-        array = np.load(path, mmap_mode="r")
-        if array.ndim != 1 or array.dtype.name not in DTYPES or not isinstance(array, np.memmap):
+        try:
+            array = np.load(path, mmap_mode="r")
+        except (ValueError, EOFError) as error:  # cut, or of pickled objects
+            raise SettingError(
+                f"{setting}: {path} is no NumPy file of numbers ({error}); copy it again."
+            ) from None
+        known = [np.dtype(code) for code in DTYPES.values()]  # little-endian
+        if array.ndim != 1 or array.dtype not in known or not isinstance(array, np.memmap):
             raise SettingError(
                 f"{setting}: {path} holds {array.dtype} of shape {array.shape}; valid: one "
                 f"dimension of {', '.join(DTYPES)}."
@@ -171,6 +214,11 @@ def read_token_file(setting: str, path: Path, dtype: str, format: str = "auto") 
                 f"({tokens:,} tokens); copy it again."
             )
         return TokenFile(path, format, dtype, offset, tokens)
+    if (header := _format(path, head)) in ("npy", "llm.c"):
+        raise SettingError(
+            f"{setting}: {path} has the header of format {header}, which format=raw would read as "
+            "tokens; valid: format=auto."
+        )
     item = np.dtype(DTYPES[dtype]).itemsize
     if size % item:
         raise SettingError(
@@ -273,25 +321,43 @@ def _hold_out(
     return [*train, (last, 0, border)], [(last, border, last.tokens)]
 
 
-def _entry(stream: str, ranges: list[Range], tokenizer: TokenizerFile, how: str) -> dict[str, Any]:
-    """A stream's entry in the manifest, its ids checked against the vocabulary."""
+def _entry(
+    stream: str,
+    ranges: list[Range],
+    tokenizer: TokenizerFile,
+    how: str,
+    held_out: HeldOutDocuments,
+) -> dict[str, Any]:
+    """A stream's entry in the manifest, its ids checked against the vocabulary.
+
+    held_out: given the documents of a validation domain; those of training are looked for in it.
+    """
     shards = []
     for file, start, stop in ranges:
         tokens = file.map()[start:stop]
-        documents = text_bytes = 0
-        read = pieces(tokens)
-        if how == "sample" and stream == "train":
-            spots = np.linspace(0, max(0, len(tokens) - 4096), 256).astype(np.int64)
-            read = [tokens[spot : spot + 4096] for spot in spots.tolist()]
-        for piece in read:
+        documents = text_bytes = copies = begin = 0
+        whole = how == "full" or stream != "train"
+        spots = range(0, len(tokens), PIECE)
+        if not whole:
+            spots = np.linspace(0, max(0, len(tokens) - 4096), 256).astype(np.int64).tolist()
+        for spot in spots:
+            piece = tokens[spot : spot + (PIECE if whole else 4096)]
             if (largest := int(piece.max())) >= tokenizer.vocab_size:
                 raise SettingError(
                     f"{stream}: {file.path} holds token id {largest}, but tokenizer="
                     f"{tokenizer.name} has vocab_size {tokenizer.vocab_size}; valid: the tokenizer "
                     "it was made with, the dtype it was written in, or a larger vocab_size."
                 )
-            documents += int((piece == tokenizer.separator).sum())
+            ends = np.flatnonzero(piece == tokenizer.separator) + spot + 1
+            documents += len(ends)
             text_bytes += int(tokenizer.token_bytes[piece].sum(dtype=np.int64))
+            if whole and len(ends):
+                starts = np.concatenate([[begin], ends[:-1]])
+                begin = int(ends[-1])
+                if stream == "train":
+                    copies += held_out.copies(tokens, starts, ends)
+                else:
+                    held_out.add(tokens, starts, ends)
         text_bytes -= tokenizer.prefix_bytes * documents
         if not documents:
             raise SettingError(
@@ -309,13 +375,44 @@ def _entry(stream: str, ranges: list[Range], tokenizer: TokenizerFile, how: str)
             "checksum": how,
             "sha256": checksum(np.ascontiguousarray(tokens), how),
         }
-        if how == "full" or stream != "train":
+        if whole:
             shard |= {"documents": documents, "bytes": text_bytes}
+        if whole and stream == "train":
+            shard["held_out_documents"] = copies
         shards.append(shard)
-    entry: dict[str, Any] = {"tokens": sum(s["tokens"] for s in shards)}
-    if all("bytes" in s for s in shards):
-        entry |= {k: sum(s[k] for s in shards) for k in ("documents", "bytes")}
-    return {**entry, "shards": shards}
+    return _summed(shards)
+
+
+def _summed(shards: list[dict[str, Any]]) -> dict[str, Any]:
+    """A stream's entry in the manifest: what all its shards know, and the shards."""
+    keys = [k for k in COUNTS if all(k in shard for shard in shards)]
+    return {**{k: sum(shard[k] for shard in shards) for k in keys}, "shards": shards}
+
+
+def _trusted(
+    stream: str, file: TokenFile, tokenizer: TokenizerFile, trust_dtype: bool
+) -> list[str]:
+    """What speaks against the dtype of a file without a header, where the user insists on it.
+
+    Raises SettingError with it where not, or where the ids of that dtype cannot be.
+    """
+    if file.format != "raw":
+        return []
+    found = misread(file.path, file.offset, file.dtype, tokenizer.vocab_size, tokenizer.separator)
+    if found is None:
+        return []
+    remedy = f"dtype={found.fits}"
+    if found.fits not in DTYPES:
+        remedy = f"the file written again as little-endian {file.dtype}"
+    sentence = (
+        f"{stream}: {file.path} read as {file.dtype} looks like {found.fits}: {found.why}, and as "
+        f"{found.fits} all of those sampled are below vocab_size {tokenizer.vocab_size}; valid: "
+        f"{remedy}"
+    )
+    if trust_dtype and found.possible:
+        return [f"{sentence}."]
+    insist = ", or trust_dtype=true where it is so" if found.possible else ""
+    raise SettingError(f"{sentence}{insist}.")
 
 
 def _check_documents(stream: str, file: TokenFile, tokenizer: TokenizerFile) -> None:

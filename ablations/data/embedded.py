@@ -50,6 +50,11 @@ def embedded_manifest() -> dict[str, Any]:
     }
 
 
+def embedded_folder(cache_dir: Path) -> Path:
+    """Where the embedded corpus is unpacked."""
+    return Path(cache_dir) / embedded_manifest()["fingerprint"][:16]
+
+
 def open_embedded(cache_dir: Path) -> Corpus:
     """Open the embedded corpus, unpacking it on first use into `cache_dir/<fingerprint>/`.
 
@@ -58,7 +63,7 @@ def open_embedded(cache_dir: Path) -> Corpus:
     cache cannot be written.
     """
     manifest = embedded_manifest()
-    target = Path(cache_dir) / manifest["fingerprint"][:16]
+    target = embedded_folder(cache_dir)
     if not target.exists():
         sources = manifest["sources"]
         domains = {name: encode(read_documents(source)) for name, source in sources.items()}

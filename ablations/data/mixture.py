@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ablations.data.manifest import MANIFEST, SHARDED, read_manifest, write_manifest
+from ablations.data.overlap import near_duplicates
 from ablations.data.prepared import Corpus, ValidationDomain, open_prepared
 from ablations.data.shards import written_beside
 from ablations.data.streams import MixedSource, Mixture
@@ -50,7 +51,7 @@ def mix(sources: Mapping[str, tuple[str, Path]], out: Path, name: str) -> Corpus
             for source, (weight, path) in sources.items()
         ],
     }
-    _assemble(manifest, out, "out")
+    manifest["overlap"] = near_duplicates(_assemble(manifest, out, "out"))
     with written_beside(out) as beside:
         write_manifest(beside, manifest)
         beside.rename(out)
@@ -71,6 +72,17 @@ def open_folder(path: Path, *, verify: bool = False, setting: str = "data.path")
     if manifest.get("kind") != "mixture":
         return open_prepared(path, verify=verify, setting=setting)
     return _assemble(manifest, path, setting, verify=verify)
+
+
+def folders(path: Path, setting: str = "data.path") -> list[tuple[str, Path]]:
+    """(what a sentence calls it, folder) of each source of a mixture, or of a corpus itself."""
+    manifest = read_manifest(path, setting)
+    if manifest.get("kind") != "mixture":
+        return [(setting, path)]
+    return [
+        (f"{setting}={path}, source {source['name']}", Path(source["path"]))
+        for source in manifest["sources"]
+    ]
 
 
 def parts(weights: Mapping[str, str]) -> list[int]:

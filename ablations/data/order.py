@@ -12,7 +12,7 @@ import hashlib
 
 import numpy as np
 
-from ablations.data.streams import MixedSource, Mixture, Stream, schedule, windows
+from ablations.data.streams import MixedSource, Mixture, Shards, Stream, schedule, windows
 from models.errors import SettingError
 
 _ROUNDS = 8
@@ -122,12 +122,43 @@ class Batches:
 
     def repeated_tokens(self, steps: int) -> int:
         """Predictions in the first `steps` batches whose instance had been read before."""
+        taken = self._taken(steps)
+        return self._context * sum(max(0, t - n) for t, n in zip(taken, self._each, strict=True))
+
+    def files_read(self, steps: int) -> list[set[int]]:
+        """Of each source, the numbers of the files that the first `steps` batches read from."""
+        found = []
+        for source, taken, n in zip(self._sources, self._taken(steps), self._each, strict=True):
+            tokens = source.tokens
+            starts = tokens.starts if isinstance(tokens, Shards) else np.array([0, len(tokens)])
+            reachable = int(np.searchsorted(starts, n * self._context, side="right"))
+            read = np.zeros(len(starts) - 1, dtype=bool)
+            done, count = 0, min(taken, n)
+            if count == n:
+                read[:reachable] = True
+            while done < count and not read[:reachable].all():
+                ids = instance_ids(
+                    n, source.fingerprint, self._seed, done, min(_STRETCH, count - done)
+                )
+                first = np.searchsorted(starts, ids * self._context, side="right") - 1
+                last = np.searchsorted(starts, (ids + 1) * self._context, side="right") - 1
+                # Files begun to be read less files left behind, up to each: an instance may span
+                # several.
+                steps_in = np.bincount(first, minlength=len(starts))
+                steps_out = np.bincount(last + 1, minlength=len(starts))
+                read |= np.cumsum(steps_in - steps_out)[:-1] > 0
+                done += len(ids)
+            found.append(set(np.flatnonzero(read).tolist()))
+        return found
+
+    def _taken(self, steps: int) -> list[int]:
+        """Instances that the first `steps` batches take from each source."""
         periods, rest = divmod(steps * self._batch_instances, len(self._turns))
         begun = np.bincount(self._turns[:rest], minlength=len(self._sources))
-        return self._context * sum(
-            max(0, periods * source.parts + int(extra) - n)
-            for source, extra, n in zip(self._sources, begun, self._each, strict=True)
-        )
+        return [
+            periods * source.parts + int(extra)
+            for source, extra in zip(self._sources, begun, strict=True)
+        ]
 
 
 def rolling_hash(previous_hex: str, batch: np.ndarray) -> str:

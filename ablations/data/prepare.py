@@ -28,6 +28,7 @@ from ablations.data.documents import list_files, read_blocks, stamp
 from ablations.data.encode import Encoded, pool
 from ablations.data.hub import HubSplit
 from ablations.data.manifest import MANIFEST, SHARDED, read_manifest, write_manifest
+from ablations.data.overlap import file_key, leave_out, near_duplicates
 from ablations.data.prepared import Corpus, open_prepared
 from ablations.data.progress import Bar
 from ablations.data.shards import ShardWriter, sync_folder
@@ -103,7 +104,13 @@ def prepare(asked: Preparation, say: Callable[[str], None], progress: bool = Fal
         _Stage(name, list_files(f"validation.{name}", path), f"validation-{name}")
         for name, path in asked.validation.items()
     ]
-    stages.append(_Stage("train", list_files("source", asked.source), "train"))
+    held_out = {_key(file): f"validation.{stage.name}" for stage in stages for file in stage.files}
+    training = list_files("source", asked.source)
+    keys = [_key(file) for file in training]
+    training, left_out = leave_out("source", asked.source, training, held_out, keys)
+    for file in left_out:
+        say(f"source: {file} is held out as {held_out[_key(file)]}, and is left out of training")
+    stages.append(_Stage("train", training, "train"))
     settings = _settings(asked, stages)
     if asked.out.exists() and not (asked.out.is_dir() and not any(asked.out.iterdir())):
         return _standing(asked, settings)
@@ -132,8 +139,11 @@ def prepare(asked: Preparation, say: Callable[[str], None], progress: bool = Fal
             raise
         finally:
             work.let_go()
+        if left_out:
+            manifest["left_out_of_training"] = [str(file) for file in left_out]
         write_manifest(folder, manifest)
-        open_prepared(folder, setting="out")
+        manifest["overlap"] = near_duplicates(open_prepared(folder, setting="out"))
+        write_manifest(folder, manifest)
         work.state.remove()
         (folder / "lock").unlink()
         folder.rename(asked.out)
@@ -148,6 +158,11 @@ class _Stage:
     name: str
     files: list[Path | HubSplit]
     stem: str
+
+
+def _key(file: Path | HubSplit) -> Any:
+    """The same for one file or split under any name."""
+    return file.name if isinstance(file, HubSplit) else file_key(file)
 
 
 def _settings(asked: Preparation, stages: list[_Stage]) -> dict[str, Any]:
@@ -226,7 +241,7 @@ class _Work:
         self.cursor = [0, 0, 0, 0]
         self.counts = dict.fromkeys(
             ("records", "malformed", "blank_documents", "nul_bytes", "duplicate_documents",
-             "inexact_documents"), 0
+             "inexact_documents", "held_out_documents"), 0
         )  # fmt: skip
         self.malformed: list[str] = []
         self.stage_records = [0, 0]
@@ -292,8 +307,8 @@ class _Work:
         self.stage_records[1] += len(encoded.malformed)
         lengths, text_bytes = encoded.lengths, encoded.text_bytes
         if len(lengths):
-            kept = self._new(encoded.digests)
             stem = self.stages[stage].stem
+            kept = self._kept(stem, encoded.digests)
             held = np.zeros(len(lengths), dtype=bool)
             if stem == "train" and self._threshold:
                 held = encoded.digests[:, 0] < np.uint64(self._threshold)
@@ -308,13 +323,20 @@ class _Work:
         bar.moved(stage, block)
         self._check_malformed(final=False)
 
-    def _new(self, digests: np.ndarray) -> np.ndarray:
-        """Whether each document is met for the first time; all are where none is dropped."""
-        if not self.asked.deduplicate:
-            return np.ones(len(digests), dtype=bool)
-        new = self.state.new(digests)
-        self.counts["duplicate_documents"] += int((~new).sum())
-        return new
+    def _kept(self, stem: str, digests: np.ndarray) -> np.ndarray:
+        """Which documents of a stream are kept, bool [n]: none to train on that is held out whole,
+        and with `deduplicate` none that was met before."""
+        if self.asked.deduplicate:
+            new = self.state.new(digests)
+            self.counts["duplicate_documents"] += int((~new).sum())
+            return new
+        if stem == "train" and self.asked.validation:
+            held = self.state.met(digests)
+            self.counts["held_out_documents"] += int(held.sum())
+            return ~held
+        if stem != "train":
+            self.state.new(digests)
+        return np.ones(len(digests), dtype=bool)
 
     def _check_malformed(self, *, final: bool) -> None:
         records, malformed = self.stage_records
@@ -343,7 +365,7 @@ class _Work:
                     f"what was given, or remove {self.folder} to begin anew."
                 )
             self.committed = True
-            self.cursor, self.counts = content["cursor"], content["counts"]
+            self.cursor, self.counts = content["cursor"], {**self.counts, **content["counts"]}
             self.malformed, self.stage_records = content["malformed"], content["stage_records"]
             self.say(f"going on after {self.counts['records']:,} records")
         for stem, stream in self.streams.items():

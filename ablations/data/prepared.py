@@ -226,7 +226,7 @@ def _map(
     if found != expected:
         raise SettingError(
             f"{setting}={path} has {found:,} bytes in {part['file']} where its {MANIFEST} says "
-            f"{expected:,}; copy the folder again or prepare the corpus again."
+            f"{expected:,}; {_remedy(part, setting)}."
         )
     try:
         return np.memmap(file, dtype=dtype, mode="r", offset=offset, shape=(count,))
@@ -262,7 +262,7 @@ def _check_tokens(
 ) -> None:
     found = checksum(tokens, shard.get("checksum", "full"))
     if found != shard["sha256"]:
-        raise _changed(path, shard["file"], found, shard["sha256"], setting)
+        raise changed(path, shard, shard, found, setting)
     largest = max(int(piece.max()) for piece in pieces(tokens))
     if largest >= vocab_size:
         raise SettingError(
@@ -301,7 +301,7 @@ def _check_sha256(path: Path, part: Mapping[str, Any], setting: str) -> None:
     except FileNotFoundError:
         raise _missing(path, part["file"], setting) from None
     if found != part["sha256"]:
-        raise _changed(path, part["file"], found, part["sha256"], setting)
+        raise changed(path, part, part, found, setting)
 
 
 def _missing(path: Path, file: str, setting: str) -> SettingError:
@@ -311,11 +311,23 @@ def _missing(path: Path, file: str, setting: str) -> SettingError:
     )
 
 
-def _changed(path: Path, file: str, found: str, expected: str, setting: str) -> SettingError:
+def changed(
+    path: Path, shard: Mapping[str, Any], part: Mapping[str, Any], found: str, setting: str
+) -> SettingError:
+    """The error of a file of `shard`, listed as `part`, whose sha256 is another than recorded."""
     return SettingError(
-        f"{setting}={path} has a {file} of sha256 {found[:12]} where its {MANIFEST} "
-        f"says {expected[:12]}; copy the folder again or prepare the corpus again."
+        f"{setting}={path} has a {part['file']} of sha256 {found[:12]} where its {MANIFEST} "
+        f"says {part['sha256'][:12]}; {_remedy(shard, setting)}."
     )
+
+
+def _remedy(shard: Mapping[str, Any], setting: str) -> str:
+    """How a damaged file is mended."""
+    if setting.startswith("data=embedded"):
+        return "remove that folder, and it is unpacked again"
+    if "format" in shard:
+        return "copy the file again, or adopt the files as they are now"
+    return "copy the folder again or prepare the corpus again"
 
 
 def _token_bytes(

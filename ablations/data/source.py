@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ablations.data.embedded import embedded_manifest, open_embedded
-from ablations.data.mixture import open_folder
+from ablations.data.embedded import embedded_folder, embedded_manifest, open_embedded
+from ablations.data.mixture import folders, open_folder
 from ablations.data.prepared import Corpus
+from ablations.data.verify import Part, folder_parts
 from models.environment import expand
 from models.errors import SettingError
 
@@ -50,6 +52,25 @@ def _open_folder(path: str | None) -> Corpus:
     except SettingError as error:
         # A worker records it: with the names of variables, as its spec has them.
         raise SettingError(str(error).replace(str(folder), str(path))) from error
+
+
+def read_parts(
+    name: str, path: str | None, cache_dir: Path, train: Sequence[set[int]] | None = None
+) -> list[Part]:
+    """What is read of the corpus that `open_corpus` opened, as `verify` wants it.
+
+    train: of each source, the numbers of the training files that are read; None for held-out text
+    alone.
+    """
+    if name == "embedded":
+        sources = [("data=embedded, unpacked at", embedded_folder(cache_dir))]
+    else:
+        sources = folders(required_path(path))
+    return [
+        part
+        for (setting, folder), numbers in zip(sources, train or [set()] * len(sources), strict=True)
+        for part in folder_parts(folder, setting, numbers)
+    ]
 
 
 def required_path(path: str | None) -> Path:

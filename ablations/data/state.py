@@ -40,8 +40,13 @@ class State:
     def new(self, digests: np.ndarray) -> np.ndarray:
         """Whether each document (SHA-256, uint64 [n, 4]) is met for the first time, bool [n]."""
         insert = "INSERT OR IGNORE INTO seen VALUES (?)"
-        keys = [row.tobytes()[:16] for row in digests]
-        return np.array([self._run(insert, (key,)).rowcount == 1 for key in keys], dtype=bool)
+        return np.array([self._run(insert, k).rowcount == 1 for k in _keys(digests)], dtype=bool)
+
+    def met(self, digests: np.ndarray) -> np.ndarray:
+        """Whether each document was met before, bool [n]."""
+        select = "SELECT 1 FROM seen WHERE digest = ?"
+        found = [self._run(select, k).fetchone() is not None for k in _keys(digests)]
+        return np.array(found, dtype=bool)
 
     def close(self) -> None:
         self._database.close()
@@ -51,3 +56,7 @@ class State:
         self.close()
         for path in self._folder.glob(f"{FILE}*"):
             path.unlink()
+
+
+def _keys(digests: np.ndarray) -> list[tuple[bytes]]:
+    return [(row.tobytes()[:16],) for row in digests]

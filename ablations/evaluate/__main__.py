@@ -162,7 +162,8 @@ class _Job:
             self._measure(lambda text: print(f"{self.run.name}: {text}", flush=True))
 
     def _measure(self, say: Callable[[str], None]) -> None:
-        from ablations.data.source import open_corpus
+        from ablations.data.source import open_corpus, read_parts
+        from ablations.data.verify import verify
         from ablations.distributed import World
         from ablations.evaluate.probes import Probes
         from ablations.hardware import arithmetic, choose_hardware, choose_operators
@@ -172,12 +173,14 @@ class _Job:
         from models.ops import backend
 
         spec, context = self.spec, self.spec.recipe.context
-        corpus = open_corpus(spec.data.name, spec.data.path, project_root() / ".cache" / "corpora")
+        where = spec.data.name, spec.data.path, project_root() / ".cache" / "corpora"
+        corpus = open_corpus(*where)
         if spec.corpus is None or corpus.fingerprint != spec.corpus.fingerprint:
             raise SettingError(
                 f"data={spec.data.name} holds another corpus than RUN_DIR={self.run.path} was "
                 "trained on."
             )
+        verify(read_parts(*where))
         hardware = choose_hardware(spec, World(), say)
         probes = Probes(
             self.evaluation, corpus, context, device=hardware.device, autocast=hardware.autocast,

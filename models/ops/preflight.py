@@ -13,17 +13,16 @@ import hashlib
 import importlib
 import importlib.metadata
 import json
-import os
 import platform
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.cache_files import cache_folder, read_cache, write_cache
 from models.ops import fla, ssd
 from models.ops import gated_delta_rule as gdr
 
@@ -111,13 +110,13 @@ def verdict(operator: str, backend: str, device: torch.device, dtype: torch.dtyp
     """`examine`, once a machine."""
     key = hashlib.sha256(json.dumps([versions(device), _source()]).encode()).hexdigest()[:16]
     field = f"{operator} {backend} {dtype}"
-    path = _cache_folder() / f"preflight-{key}.json"
-    known = _read(path)
+    path = cache_folder() / f"preflight-{key}.json"
+    known = read_cache(path)
     with contextlib.suppress(KeyError, TypeError):
         return Verdict(**known[field])
     found = examine(operator, backend, device, dtype)
     if found.errors:  # what raised may have wanted memory that is free another time
-        _write(path, {**_read(path), field: asdict(found)})
+        write_cache(path, {**read_cache(path), field: asdict(found)})
     return found
 
 
@@ -184,25 +183,3 @@ def _processor() -> str:
 def _source() -> str:
     files = sorted(Path(__file__).parent.glob("*.py"))
     return hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()
-
-
-def _cache_folder() -> Path:
-    root = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(root) if root else Path.home() / ".cache") / "archladder"
-
-
-def _read(path: Path) -> dict[str, Any]:
-    with contextlib.suppress(OSError, ValueError):
-        known = json.loads(path.read_text())
-        if isinstance(known, dict):
-            return known
-    return {}
-
-
-def _write(path: Path, known: dict[str, Any]) -> None:
-    """Replaced whole, for several runs may start at once; a cache that cannot be kept is not."""
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_suffix(f".{os.getpid()}")
-        beside.write_text(json.dumps(known, indent=1))
-        beside.replace(path)

@@ -3,13 +3,16 @@
 import json
 import math
 import sys
+import time
 
 import numpy as np
 import pytest
 import torch
 
 from ablations import tracking
+from ablations import train as training
 from ablations.data.order import Batches
+from ablations.data.prepared import write_prepared
 from ablations.data.source import open_corpus
 from ablations.evaluate.loss import HeldOut, evaluate
 from ablations.optim import ENOUGH, OutlierRule, build_optimizers
@@ -332,3 +335,44 @@ def test_a_tracker_is_told_every_row_once_whatever_stops_the_run(make_run, monke
 
 def without_time_pairs(row):
     return tuple(without_time(dict(row)).items())
+
+
+def test_a_flipped_byte_of_the_corpus_fails_the_run_and_nothing_of_it_is_kept(
+    make_run, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    rng = np.random.default_rng(0)
+    text = [rng.integers(1, 255, 500).astype(np.uint8) for _ in range(40)]
+    folder = tmp_path / "corpus"
+    write_prepared(
+        folder, name="c", vocab_size=256, separator=0, train=text[:-8], validation={"v": text[-8:]}
+    )
+    changes = {"data__name": "tokens", "data__path": str(folder), "protocol__chinchilla": [0.002]}
+    whole, spec = make_run(name="whole", **changes)
+    finish(whole, spec)
+    shard = folder / "train.bin"
+    raw = shard.read_bytes()
+    shard.write_bytes(raw[:9000] + bytes([raw[9000] ^ 4]) + raw[9001:])
+    damaged, _ = make_run(name="damaged", **changes)
+    with pytest.raises(SettingError, match=r"has a train\.bin of sha256 .*; copy the folder again"):
+        train(damaged, spec, stop=lambda: False, say=lambda _: None)
+    assert not list(damaged.rows("points.jsonl"))
+    assert not any(damaged.checkpoints.glob("step-*"))
+    shard.write_bytes(raw)
+    finish(damaged, spec)
+    for file in ("points.jsonl", "spec.yaml"):
+        assert (damaged.path / file).read_bytes() == (whole.path / file).read_bytes()
+
+
+def test_a_run_stopped_before_its_data_is_verified_keeps_no_step_of_it(make_run, monkeypatch):
+    whole, spec = make_run(name="whole", protocol__chinchilla=[0.002])
+    finish(whole, spec)
+    cut, _ = make_run(name="cut", protocol__chinchilla=[0.002])
+    with monkeypatch.context() as patched:
+        patched.setattr(training, "STOP_SECONDS", 0)
+        patched.setattr(training, "WAIT_SECONDS", 0.01)
+        patched.setattr(training, "read_parts", lambda *given: time.sleep(60) if given[3:] else [])
+        assert train(cut, spec, stop=lambda: True, say=lambda _: None) == "preempted"
+    assert not any(cut.checkpoints.glob("step-*"))
+    finish(cut, spec)
+    assert (whole.path / "points.jsonl").read_bytes() == (cut.path / "points.jsonl").read_bytes()

@@ -116,6 +116,7 @@ def test_the_eleven_domains_of_the_ladder_are_a_ready_list(tmp_path: Path) -> No
         folder.mkdir(parents=True)
         write_raw(folder / "part-0-00000.npy", "<u2")
     train = write_raw(tmp_path / "train.npy", "<u2")
+    train.write_bytes(train.read_bytes() * 2)  # no copy of a validation file
     given = (f"train={train}", "tokenizer=bytes", f"out={tmp_path / 'c'}", "dtype=uint16")
     assert main(["adopt", *given, "validation=olmo_ladder", f"root={tmp_path / 'v3_small'}"]) == 0
     assert list(opened(tmp_path).validation) == names

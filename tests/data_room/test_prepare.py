@@ -184,14 +184,22 @@ def big_source(folder: Path) -> Path:
     return write_lines(folder / "a.jsonl", texts + texts[:100])
 
 
-@pytest.mark.parametrize("at", [2, 5, 9])
+@pytest.mark.parametrize(
+    ("at", "how"),
+    [(2, "deduplicate=true"), (5, "deduplicate=true"), (9, "deduplicate=true"), (5, "held out")],
+)
 def test_a_preparation_that_was_cut_goes_on_to_the_same_bytes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int, how: str
 ) -> None:
     monkeypatch.setattr("ablations.data.blocks.BLOCK_BYTES", 40_000)
     monkeypatch.setattr(preparing, "COMMIT_SECONDS", 0.0)
     source = big_source(tmp_path)
-    more = ("deduplicate=true", "shard_tokens=100000", "name=x", "validation_fraction=0.1")
+    if how == "held out":  # documents that are in the training text, twice
+        lines = source.read_text(encoding="utf-8").splitlines(keepends=True)
+        held_out = tmp_path / "held_out.jsonl"
+        held_out.write_text("".join(lines[1150:]), encoding="utf-8")
+        how = f"validation.extra={held_out}"
+    more = (how, "shard_tokens=100000", "name=x", "validation_fraction=0.1")
     prepare(tmp_path / "whole", source, "bytes", *more)
     real, calls = preparing._Work._take, 0
 
