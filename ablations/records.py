@@ -28,14 +28,17 @@ from typing import Any
 import yaml
 
 from models.errors import SettingError, one_of
+from models.text import HIDDEN, visible
 
 __all__ = [
+    "HIDDEN",
     "STATES",
     "RunDirectory",
     "SettingError",
     "one_of",
     "project_root",
     "read_sweep",
+    "visible",
     "write_atomic",
 ]
 
