@@ -25,7 +25,7 @@ _MARKUP = re.compile(
     rf"[{HIDDEN}\\*`\[\]<>&~|$#@]"
     r"|(?<![^\W_])_|_(?![^\W_])"  # not inside a word, as in gdn3_attn1
     r"|:(?=//)|(?<=www)\."  # addresses, which GitHub's Markdown makes links of
-    r"|^[-+=](?!\d)|^ ",  # lists, rules and code blocks
+    r"|^[-+=](?!\d)|^\s|\s$",  # lists, rules, code blocks, ends of bold
     re.IGNORECASE,
 )
 _NUMBERED = re.compile(r"^(\d+)([.)])(?=\s|$)")
@@ -78,8 +78,12 @@ def markdown(text: str, *, cell: bool = False) -> str:
 
 
 def _escaped(character: str) -> str:
-    # A leading space may not be escaped by a backslash, and an escape shows its own.
-    return "&#32;" if character == " " else "\\" + visible(character)
+    # Spaces take no backslash; what `visible` escapes begins with one, which takes another.
+    return (
+        f"&#{ord(character)};"
+        if character.isspace() and visible(character) == character
+        else ("\\" + visible(character))
+    )
 
 
 def fence(text: str, least: int = 1) -> str:
@@ -88,7 +92,9 @@ def fence(text: str, least: int = 1) -> str:
 
 
 def _code(text: str, cell: bool) -> str:
-    ends, space = fence(text), " " if text.startswith("`") or text.endswith("`") else ""
+    # A space on both sides is no part of what they enclose.
+    bare = not (text.startswith(("`", " ")) or text.endswith(("`", " ")))
+    ends, space = fence(text), "" if bare else " "
     text = text.replace("|", r"\|") if cell else text
     return f"{ends}{space}{text}{space}{ends}"
 
