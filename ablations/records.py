@@ -29,8 +29,10 @@ import yaml
 
 from models.errors import SettingError, one_of
 from models.terminal import readable
+from models.text import HIDDEN, visible
 
 __all__ = [
+    "HIDDEN",
     "STATES",
     "RunDirectory",
     "SettingError",
@@ -38,6 +40,7 @@ __all__ = [
     "project_root",
     "read_sweep",
     "readable",
+    "visible",
     "write_atomic",
 ]
 

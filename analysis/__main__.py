@@ -24,7 +24,7 @@ import importlib
 import os
 import sys
 
-from ablations.records import SettingError, readable
+from ablations.records import SettingError, readable, visible
 
 COMMANDS = ("report", "figures", "tables", "compare", "pull", "fit", "savings", "design")
 """Each a file of analysis/commands with HELP, add_arguments(parser) and run(options) → text."""
@@ -40,7 +40,7 @@ def main(arguments: list[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     try:
-        print(output, flush=True)
+        print(visible(output, keep="\n"), flush=True)
     except BrokenPipeError:  # a reader like head has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0

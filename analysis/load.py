@@ -17,6 +17,7 @@ import yaml
 
 from ablations.records import RunDirectory, SettingError, read_sweep
 from analysis.laws import FLOPS
+from analysis.sources.csv_file import read_rows
 
 REQUIRED = ("mix", "N", "D", "loss")
 NAMES = ("mix", "run", "size", "seed")
@@ -108,25 +109,7 @@ def load_csv(path: Path, by_compute: bool = False) -> pd.DataFrame:
     Raises SettingError naming the missing columns, or the rows that cannot be used: rows as counted
     under the header, and lines as an editor counts them.
     """
-    try:
-        with path.open(encoding="utf-8-sig") as file:
-            head = file.readline()
-        # Spreadsheets write semicolons where the comma is the decimal mark.
-        mark = max(",;\t", key=head.count)
-        # Blank lines stay in, so that rows can be told by their lines.
-        table = pd.read_csv(
-            path, sep=mark, decimal="," if mark == ";" else ".", skip_blank_lines=False,
-            skipinitialspace=True, encoding="utf-8-sig",
-        )  # fmt: skip
-    except FileNotFoundError:
-        raise SettingError(
-            f"points={path} is not there; give a CSV with columns {', '.join(REQUIRED)}, "
-            "or the folder of a sweep."
-        ) from None
-    except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError):
-        raise SettingError(
-            f"points={path} is not a CSV; its first line must name columns {', '.join(REQUIRED)}."
-        ) from None
+    table = read_rows(path, REQUIRED)
     table.columns = pd.Index([str(name).strip() for name in table.columns])
     table = table.dropna(how="all")
     if table.columns.has_duplicates:

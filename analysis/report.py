@@ -15,6 +15,7 @@ from analysis import tables
 from analysis.figures.drawing import draw
 from analysis.figures.losses import domains
 from analysis.figures.style import csv_text
+from analysis.foreign import literal
 from analysis.reporting import results, sections
 from analysis.reporting.answer import answers
 from analysis.reporting.checklist import checklist
@@ -28,16 +29,17 @@ from analysis.sources import probes
 def write_report(found: Findings, out: Path) -> tuple[list[str], list[Path]]:
     """Write report.html, report.md, figures and tables under `out`; return the answers, the files.
 
+    Names in the answers are marked (`analysis.foreign`).
     Raises SettingError for an `out` that cannot be written, before anything is written.
     """
     make_writable(out)
     gallery = draw(found, out / "figures")
     written = write_tables(found, out / "tables")
-    blocks = list(sections.report(found, gallery))
+    blocks = list(sections.report(found.literal, literal(gallery)))
     write_atomic(out / "report.md", markdown(blocks))
     write_atomic(out / "report.html", page(blocks))
     drawn = [one.stem.with_suffix(".png") for one in gallery.shown.values()]
-    return answers(found.study), [out / "report.html", out / "report.md", *drawn, *written]
+    return answers(found.literal.study), [out / "report.html", out / "report.md", *drawn, *written]
 
 
 def make_writable(out: Path) -> None:
@@ -72,7 +74,8 @@ CAPTIONS = {
 
 
 def cells(found: Findings) -> dict[str, pd.DataFrame]:
-    """Every table that the sweep allows, as cells for people."""
+    """Every table that the sweep allows, as cells for people, names in them marked."""
+    found = found.literal
     result = found.study
     made: dict[str, pd.DataFrame | None] = {
         "results_loss": results.results_table(found, "loss"),

@@ -11,6 +11,8 @@ import re
 import numpy as np
 import pandas as pd
 
+from ablations.records import visible
+from analysis import foreign
 from analysis.fit import Fit
 from analysis.fitting.noise import Noise
 from analysis.fitting.problem import EXPONENT_BOUNDS
@@ -21,9 +23,9 @@ from analysis.uncertainty import Draws, interval
 
 def markdown(table: pd.DataFrame) -> str:
     """A GitHub table; the first column and text to the left, the others to the right."""
-    head = [str(name) for name in table.columns]
+    head = [foreign.markdown(str(name), cell=True) for name in table.columns]
     rule = [":--"] + [":--" if long else "--:" for long in wraps(table)[1:]]
-    rows = [[str(cell).replace("|", r"\|") for cell in row] for row in table.to_numpy()]
+    rows = [[foreign.markdown(str(cell), cell=True) for cell in row] for row in table.to_numpy()]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in [head, rule, *rows]) + "\n"
 
 
@@ -47,6 +49,9 @@ LATEX = {
     "Δ": r"$\Delta$", "²": "$^2$", "^α": r"$^\alpha$", "^β": r"$^\beta$",
 }  # fmt: skip
 
+# In names; the end of a row would take a bracket or a star after it for its own.
+_NAMED = LATEX | {"[": "{[}", "*": "{*}", "`": r"\textasciigrave{}"}
+
 
 def latex(table: pd.DataFrame, caption: str = "", label: str = "") -> str:
     """A booktabs table for LaTeX (needs \\usepackage{booktabs}), in a float where captioned."""
@@ -67,7 +72,8 @@ def latex(table: pd.DataFrame, caption: str = "", label: str = "") -> str:
 def _latex(cell: object) -> str:
     letters = re.findall(r"\^[αβ]|.", str(cell), re.DOTALL)
     text = "".join(LATEX.get(letter, letter) for letter in letters)
-    return re.sub(r"\*\*(.+?)\*\*", r"\\textbf{\1}", text)
+    bold = re.sub(r"\*\*(.+?)\*\*", r"\\textbf{\1}", text)
+    return foreign.unmarked(bold, lambda letter: "".join(_NAMED.get(c, c) for c in visible(letter)))
 
 
 def with_interval(value: float, low: float, high: float) -> str:

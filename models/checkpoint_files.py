@@ -53,10 +53,12 @@ def damage(path: Path, rank: int = 0, size: int = 1) -> str | None:
         return f"{CHECKSUMS} is missing"
     try:
         sums = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         sums = None
     # The sums have no sum of their own; but there is one way to write them, and each must be right.
     if not isinstance(sums, dict) or INDEX not in sums or text != canonical(sums):
+        return f"{CHECKSUMS} is not what was written"
+    if any(name != Path(name).name for name in sums):  # leads out of the folder
         return f"{CHECKSUMS} is not what was written"
     for name in sorted(sums)[rank::size]:
         try:
@@ -82,16 +84,25 @@ def read_model(path: Path, step: int | None = None) -> dict[str, Tensor]:
     for candidate in [asked] if asked else [step_folder(path, s) for s in steps(path)[::-1]]:
         reason = damage(candidate)
         if reason is None:
-            tensors = read_index(candidate)["tensors"]
-            return {
-                name.removeprefix("model."): _whole_tensor(candidate, entry)
-                for name, entry in tensors.items()
-                if name.startswith("model.")
-            }
+            return _read_model(candidate)
         if asked:
             missing = FileNotFoundError if not candidate.exists() else ValueError
             raise missing(f"{candidate} cannot be read: {reason}")
     raise FileNotFoundError(f"{path} holds no checkpoint that can be read")
+
+
+def _read_model(path: Path) -> dict[str, Tensor]:
+    """Its index has the sum that stands beside it, and may still be another program's."""
+    try:
+        shards = {name for name in json.loads((path / CHECKSUMS).read_bytes()) if name != INDEX}
+        return {
+            name.removeprefix("model."): _whole_tensor(path, entry, shards)
+            for name, entry in read_index(path)["tensors"].items()
+            if name.startswith("model.")
+        }
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
+        told = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{path} cannot be read: {INDEX} is no checkpoint's ({told})") from None
 
 
 @dataclass(frozen=True)
@@ -131,10 +142,23 @@ def read_index(path: Path) -> dict[str, Any]:
     return json.loads((path / INDEX).read_text(encoding="utf-8"))
 
 
-def _whole_tensor(folder: Path, entry: dict[str, Any]) -> Tensor:
+def _whole_tensor(folder: Path, entry: dict[str, Any], shards: set[str]) -> Tensor:
+    """A tensor of pieces in `shards`. Raises ValueError where they are not all of it."""
     dtype = DTYPES[entry["dtype"]]
+    pieces = [Piece(**p) for p in entry["pieces"]]
+    for piece in pieces:
+        if piece.file not in shards:
+            raise ValueError(f"{piece.file} is none of its files")
+        end = piece.begin + math.prod(piece.sizes) * dtype.itemsize
+        if (
+            min(piece.begin, *piece.offsets, *piece.sizes) < 0
+            or end > (folder / piece.file).stat().st_size
+        ):
+            raise ValueError(f"a piece is not in {piece.file}")
+    if sum(math.prod(piece.sizes) for piece in pieces) != math.prod(entry["shape"]):
+        raise ValueError("pieces are not the whole of a tensor")
     whole = torch.empty(entry["shape"], dtype=dtype)
-    for piece in (Piece(**p) for p in entry["pieces"]):
+    for piece in pieces:
         box = whole
         for dim, (offset, size) in enumerate(zip(piece.offsets, piece.sizes, strict=True)):
             box = box.narrow(dim, offset, size)

@@ -1,5 +1,7 @@
 """The one exception that means "the user can mend this": every command makes it exit code 2."""
 
+from models.text import visible
+
 
 class SettingError(ValueError):
     """A setting that cannot be used.
@@ -7,6 +9,10 @@ class SettingError(ValueError):
     Its text is one sentence naming the setting, the value given and what would be valid.
     Commands print it without a stack trace and exit with code 2.
     """
+
+    def __str__(self) -> str:
+        # Names and cells of other people's files are quoted in it: they move no cursor.
+        return visible(super().__str__(), keep="\n")
 
 
 def one_of(setting: str, value: object, valid: object) -> SettingError:

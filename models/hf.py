@@ -16,7 +16,7 @@ import json
 import shutil
 import sys
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +29,14 @@ from models.config import ModelConfig
 from models.errors import SettingError, one_of
 from models.language_model import LanguageModel
 from models.terminal import readable
+from models.text import visible
 
 LOGIT_TOLERANCE = 1e-3  # relative to the largest logit; a wrong weight or eps shows far above it
 REMOTE = "models.hf_remote"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+# float32 holds each of their values.
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def export(
@@ -60,6 +63,7 @@ def export(
     if "use_cache" in library:
         generation["use_cache"] = library["use_cache"]
     weights = {name: weight.detach().float().cpu() for name, weight in weights.items()}
+    _refuse_not_finite(weights, "the model to export")
     with _written_whole(out) as folder:
         _write_json(folder / "config.json", library)
         _write_json(folder / "generation_config.json", generation)
@@ -99,7 +103,9 @@ def export_run(
         config,
         weights,
         out,
-        context=spec["recipe"]["context"],
+        context=hf_classes.whole_number(
+            spec["recipe"]["context"], f"recipe.context in {run / 'spec.yaml'}"
+        ),
         separator=separator,
         tokenizer=chosen,
     )
@@ -117,9 +123,9 @@ def load_pretrained(folder: Path) -> LanguageModel:
     The weights are float32 on the CPU. Raises SettingError for a folder that has none as
     safetensors, and naming whatever in it our model cannot be.
     """
-    if (folder / "model.yaml").exists():
-        text = (folder / "model.yaml").read_text(encoding="utf-8")
-        config = hf_classes.from_plain(yaml.safe_load(text), "model.yaml")
+    if _inside(folder, "model.yaml").exists():
+        settings = _read_mapping(folder, "model.yaml", yaml.safe_load)
+        config = hf_classes.from_plain(settings, "model.yaml")
         kind = hf_classes.ARCHLADDER
     else:
         library = _read_library_config(folder)
@@ -192,8 +198,11 @@ def _write_tokenizer(
         _write_json(file, byte_tokenizer(vocab_size, separator))
     else:
         shutil.copyfile(tokenizer, file)
-    ids = Tokenizer.from_file(str(file))
-    largest = max(ids.get_vocab().values())
+    try:
+        ids = Tokenizer.from_file(str(file))
+    except Exception as error:  # tokenizers has no class of its own for it
+        raise SettingError(f"tokenizer={tokenizer} cannot be read ({_brief(error)}).") from None
+    largest = max(ids.get_vocab().values(), default=0)
     if largest >= vocab_size:
         raise SettingError(
             f"tokenizer={tokenizer} has ids up to {largest}, but the model's vocab_size is "
@@ -201,6 +210,7 @@ def _write_tokenizer(
         )
     beside = Path(tokenizer).with_name("tokenizer_config.json")
     if tokenizer != hf_run.BYTES and beside.exists():
+        _read_mapping(beside.parent, beside.name, json.loads, "tokenizer")
         shutil.copyfile(beside, settings)
         return
     end = None if separator is None else ids.id_to_token(separator)
@@ -251,41 +261,112 @@ def _read_library_config(folder: Path) -> dict[str, Any]:
     _needs_transformers()
     import transformers
 
+    raw = _read_mapping(folder, "config.json", json.loads)
+    kind = raw.get("model_type")
+    # By equality: what is no string need not be hashable.
+    if kind not in [name for name in hf_classes.CLASSES if name != hf_classes.ARCHLADDER]:
+        return {"model_type": None, **raw}
+    if "num_hidden_layers" in raw:  # transformers makes a list of as many
+        number = raw["num_hidden_layers"]
+        hf_classes.whole_number(number, "config.json's num_hidden_layers", hf_classes.MOST_LAYERS)
     try:
-        raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise SettingError(f"FOLDER={folder} holds no config.json that can be read.") from None
-    if raw.get("model_type") not in set(hf_classes.CLASSES) - {hf_classes.ARCHLADDER}:
-        return raw
-    with _quiet(transformers):
-        return transformers.AutoConfig.from_pretrained(folder, local_files_only=True).to_dict()
+        with _quiet(transformers):
+            return transformers.CONFIG_MAPPING[kind].from_dict(raw).to_dict()
+    except Exception as error:  # each class and version refuses in its own way
+        raise SettingError(
+            f"FOLDER={folder}: config.json is no {kind} model's ({_brief(error)})."
+        ) from None
+
+
+def _read_mapping(
+    folder: Path, name: str, parse: Callable[[str], Any], setting: str = "FOLDER"
+) -> dict[str, Any]:
+    """A JSON or YAML file of a folder, which holds names with values."""
+    try:
+        content = parse(_inside(folder, name, setting).read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, RecursionError, UnicodeDecodeError, json.JSONDecodeError):
+        raise SettingError(f"{setting}={folder} holds no {name} that can be read.") from None
+    if not isinstance(content, dict):
+        raise SettingError(f"{setting}={folder}: {name} holds no names with values.")
+    return content
+
+
+def _inside(folder: Path, name: Any, setting: str = "FOLDER") -> Path:
+    """The path of a file of that name in a folder, which need not be there.
+
+    Raises SettingError for a name or a link that leads out of the folder. A snapshot of Hugging
+    Face's cache may link to the blobs beside it.
+    """
+    outside = SettingError(f"{setting}={folder}: {name!s:.200} leads out of the folder.")
+    if not isinstance(name, str) or name != Path(name).name or name == ".." or "\0" in name:
+        raise outside
+    try:
+        root, path = folder.resolve(), (folder / name).resolve()
+    except (OSError, RuntimeError):  # a link to itself
+        raise outside from None
+    cached = root.parent.name == "snapshots" and path.parent == root.parent.parent / "blobs"
+    if not (path.is_relative_to(root) or cached):
+        raise outside
+    return path
+
+
+def _brief(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else text[:199] + "…"
 
 
 def _read_weights(folder: Path) -> dict[str, Tensor]:
     """All tensors of a folder's safetensors, of one file or of several with an index."""
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    if (folder / INDEX).exists():
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-        files = sorted(set(index["weight_map"].values()))
-    elif (folder / WEIGHTS).exists():
-        files = [WEIGHTS]
-    else:
+    single, several = _inside(folder, WEIGHTS).is_file(), _inside(folder, INDEX).exists()
+    if single and several:
+        raise SettingError(f"FOLDER={folder} holds both {WEIGHTS} and {INDEX}; remove one.")
+    places: dict[str, Any] = {}
+    if several:
+        index = _read_mapping(folder, INDEX, json.loads)
+        places = index.get("weight_map")  # type: ignore[assignment]
+        if not isinstance(places, dict) or not all(isinstance(f, str) for f in places.values()):
+            raise SettingError(f"FOLDER={folder}: {INDEX} has no weight_map of tensors to files.")
+    elif not single:
         raise SettingError(
             f"FOLDER={folder} holds no {WEIGHTS}, nor {INDEX}; weights in other files, such as "
             "pytorch_model.bin, are not read, because opening them can run code."
         )
-    missing = [name for name in files if not (folder / name).is_file()]
-    if missing:
+    files = {name: _inside(folder, name) for name in sorted({*places.values()} or {WEIGHTS})}
+    if missing := [name for name, file in files.items() if not file.is_file()]:
         raise SettingError(f"FOLDER={folder} lacks {missing[0]}, which its {INDEX} names.")
     tensors: dict[str, Tensor] = {}
-    for name in files:
+    for name, file in files.items():
         try:
-            tensors |= load_file(folder / name)
-        except SafetensorError as error:
-            raise SettingError(f"FOLDER={folder}: {name} cannot be read ({error}).") from None
+            found = load_file(file)
+        except Exception as error:  # also a dtype that torch has not
+            raise SettingError(
+                f"FOLDER={folder}: {name} cannot be read ({_brief(error)})."
+            ) from None
+        elsewhere = [t for t in found if several and places.get(t) != name]
+        if elsewhere:
+            raise SettingError(
+                f"FOLDER={folder}: {name} holds {elsewhere[0]}, which {INDEX} does not say."
+            )
+        tensors |= found
+    if lost := places.keys() - tensors.keys():
+        raise SettingError(
+            f"FOLDER={folder}: {min(lost)} is not in {places[min(lost)]}, where {INDEX} has it."
+        )
+    for name, tensor in tensors.items():
+        if tensor.dtype not in DTYPES:
+            valid = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise SettingError(f"FOLDER={folder}: {name} is of dtype {kind}; valid: {valid}.")
+    _refuse_not_finite(tensors, f"FOLDER={folder}")
     return tensors
+
+
+def _refuse_not_finite(weights: Mapping[str, Tensor], where: str) -> None:
+    for name, weight in weights.items():
+        if not weight.isfinite().all():
+            raise SettingError(f"{where} has values in {name} that are not finite numbers.")
 
 
 def _refuse_existing(out: Path) -> None:
@@ -296,13 +377,15 @@ def _refuse_existing(out: Path) -> None:
 @contextlib.contextmanager
 def _written_whole(out: Path) -> Iterator[Path]:
     """A folder to write into, renamed to `out` at the end, or removed."""
+    from safetensors import SafetensorError
+
     _refuse_existing(out)
     beside = out.with_name(f".{out.name}.{uuid.uuid4().hex}.tmp")
     try:
         beside.mkdir(parents=True)
         yield beside
         beside.rename(out)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # the latter for a full disk
         raise SettingError(f"OUT={out} cannot be written ({error}).") from None
     finally:
         shutil.rmtree(beside, ignore_errors=True)
@@ -354,6 +437,9 @@ def main(arguments: list[str]) -> int:
             print(line)
     except SettingError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:  # such as a folder that may not be read
+        print(f"error: {error.strerror} ({visible(str(error.filename))})", file=sys.stderr)
         return 2
     return 0
 

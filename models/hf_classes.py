@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.config import ModelConfig, round_up
+from models.config import INITS, ModelConfig, round_up
 from models.errors import SettingError, one_of
+from models.mixers import MIXERS
 
 ARCHLADDER = "archladder"
 CLASSES = {
@@ -28,6 +29,8 @@ CLASSES = {
 }
 EXPRESSED = {"attn", "gdn", "mamba2"}
 OLMO_HYBRID_GATED_NORM_EPS = 1e-5  # fixed in its code
+# Far above any model's, so that a number out of a broken file neither overflows nor takes hours.
+LARGEST, MOST_LAYERS = 1 << 24, 4096
 
 _TOP = {
     "embedding.weight": "model.embed_tokens.weight",
@@ -243,15 +246,18 @@ def from_library(
     for name, shape in ours.items():
         source, _, half = names[name].partition("/")
         weight = theirs[source]
+        if source.endswith("conv1d.weight") and weight.dim() == 3 and weight.shape[1] == 1:
+            weight = weight.squeeze(1)
+        expected = [2 * shape[0], *shape[1:]] if half else list(shape)
+        if list(weight.shape) != expected:
+            raise SettingError(
+                f"the folder's {source} has shape {list(theirs[source].shape)}, but its "
+                f"config.json makes it {expected}."
+            )
         if half:
             weight = weight.chunk(2)[int(half)]
-        if weight.numel() != shape.numel():
-            raise SettingError(
-                f"the folder's {source} has shape {list(weight.shape)}, but its config.json "
-                f"makes it {list(shape)}."
-            )
         # float32 holds every bfloat16 and float16 exactly.
-        out[name] = weight.reshape(shape).to(torch.float32).clone()
+        out[name] = weight.to(torch.float32).clone()
     return out
 
 
@@ -262,19 +268,22 @@ def from_library_config(library: Mapping[str, Any]) -> ModelConfig:
     """
     kind = library.get("model_type")
     if kind == ARCHLADDER:
-        return from_plain(library["architecture"], "config.json's architecture")
-    if kind not in CLASSES:
+        return from_plain(library.get("architecture"), "config.json's architecture")
+    if not isinstance(kind, str) or kind not in CLASSES:
         raise one_of("config.json's model_type", kind, CLASSES)
     if kind == "granitemoehybrid":
         return _from_granite(library)
-    d, H = library["hidden_size"], library["num_attention_heads"]
+    d, H = _count(library, "hidden_size"), _count(library, "num_attention_heads")
     required = {"attention_bias": False, "head_dim": d // H}
     if kind == "olmo_hybrid":
         required |= {"linear_num_key_heads": H, "linear_num_value_heads": H}
     _require(library, required)
     mixers = {"full_attention": "attn", "sliding_attention": "attn", "linear_attention": "gdn"}
+    for layer in library["layer_types"]:
+        if layer not in mixers:
+            raise one_of("config.json's layer_types", layer, mixers)
     key_dim = library.get("linear_key_head_dim") or int(0.75 * d / H)
-    return ModelConfig(
+    config = ModelConfig(
         vocab_size=library["vocab_size"],
         d_model=d,
         n_heads=H,
@@ -298,11 +307,14 @@ def from_library_config(library: Mapping[str, Any]) -> ModelConfig:
         norm_eps=library["rms_norm_eps"],
         gated_norm_eps=OLMO_HYBRID_GATED_NORM_EPS,
     )
+    return _checked(config, "config.json")
 
 
 def _from_granite(library: Mapping[str, Any]) -> ModelConfig:
-    d, H, n = library["hidden_size"], library["mamba_n_heads"], library["num_hidden_layers"]
-    c = library["embedding_multiplier"]
+    d, H = _count(library, "hidden_size"), _count(library, "mamba_n_heads")
+    n = _count(library, "num_hidden_layers", MOST_LAYERS)
+    c = _positive(library["embedding_multiplier"], "config.json's embedding_multiplier")
+    eps = _positive(library["rms_norm_eps"], "config.json's rms_norm_eps")
     required = {
         "layer_types": ["linear_attention"] * n,
         "num_local_experts": 0,
@@ -314,7 +326,7 @@ def _from_granite(library: Mapping[str, Any]) -> ModelConfig:
     }
     _require(library, required)
     key_dim = round_up(0.75 * d / H, 16)
-    return ModelConfig(
+    config = ModelConfig(
         vocab_size=library["vocab_size"],
         d_model=d,
         n_heads=H,
@@ -333,9 +345,10 @@ def _from_granite(library: Mapping[str, Any]) -> ModelConfig:
         mamba2_head_dim=library["mamba_d_head"],
         conv_kernel=library["mamba_d_conv"],
         # library_config says why; the root of ten has more digits than the eps it stands for.
-        norm_eps=float(f"{library['rms_norm_eps'] / c**2:.12g}"),
-        gated_norm_eps=library["rms_norm_eps"],
+        norm_eps=float(f"{eps / c**2:.12g}"),
+        gated_norm_eps=eps,
     )
+    return _checked(config, "config.json")
 
 
 def _require(library: Mapping[str, Any], required: Mapping[str, Any]) -> None:
@@ -370,12 +383,73 @@ def from_plain(values: Any, where: str) -> ModelConfig:
     ):
         if names:
             raise SettingError(
-                f"{where} {word} {min(names)}; a model has {', '.join(sorted(fields))}."
+                f"{where} {word} {min(map(str, names))}; a model has {', '.join(sorted(fields))}."
             )
     content: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
     }
-    return ModelConfig(**content)
+    return _checked(ModelConfig(**content), where)
+
+
+def _checked(config: ModelConfig, where: str) -> ModelConfig:
+    """The same config, or SettingError naming what in it no model has; `where` it was read."""
+
+    def refuse(name: str, valid: str) -> SettingError:
+        return SettingError(
+            f"{where}'s {name}={getattr(config, name)!s:.60} cannot be used; valid: {valid}."
+        )
+
+    for name in (
+        "vocab_size", "d_model", "n_heads", "n_kv_heads", "mlp_hidden", "gdn_key_dim",
+        "gdn_value_dim", "mamba2_state", "mamba2_head_dim", "conv_kernel",
+    ):  # fmt: skip
+        whole_number(getattr(config, name), f"{where}'s {name}")
+    for name in ("norm_eps", "gated_norm_eps", *(["rope_theta"] if config.rope_theta else [])):
+        _positive(getattr(config, name), f"{where}'s {name}")
+    for name in ("gdn_output_gate", "gdn_allow_neg_eigval"):
+        if not isinstance(getattr(config, name), bool):
+            raise refuse(name, "true, false")
+    if config.rope_theta is not None and not config.rope_theta:
+        raise refuse("rope_theta", "a positive finite number, or null")
+    if config.init not in INITS:
+        raise refuse("init", ", ".join(INITS))
+    layers, windows = config.layers, config.windows
+    known = isinstance(layers, tuple) and all(isinstance(m, str) and m in MIXERS for m in layers)
+    if not known or not 0 < len(layers) <= MOST_LAYERS:
+        raise refuse("layers", f"1 to {MOST_LAYERS} of {', '.join(MIXERS)}")
+    if not isinstance(windows, tuple) or len(windows) != len(layers):
+        raise refuse("windows", f"{len(layers)} of them, one for each layer")
+    for window in windows:
+        whole_number(window, f"{where}'s windows", least=0)
+    if "attn" in layers:
+        rotated = config.rope_theta is not None
+        if config.d_model % config.n_heads or (rotated and config.head_dim % 2):
+            raise refuse(
+                "n_heads", f"what divides d_model={config.d_model} into heads of an even width"
+            )
+        if config.n_heads % config.n_kv_heads:
+            raise refuse("n_kv_heads", f"what divides n_heads={config.n_heads}")
+    return config
+
+
+def whole_number(value: Any, what: str, most: int = LARGEST, least: int = 1) -> int:
+    """`value`, or SettingError where it is no whole number in that range."""
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        raise SettingError(
+            f"{what}={value!s:.60} cannot be used; valid: a whole number from {least} to {most}."
+        )
+    return value
+
+
+def _count(library: Mapping[str, Any], key: str, most: int = LARGEST) -> int:
+    return whole_number(library.get(key), f"config.json's {key}", most)
+
+
+def _positive(value: Any, what: str) -> float:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 < value < math.inf:
+        raise SettingError(f"{what}={value!s:.60} cannot be used; valid: a positive finite number.")
+    return value
 
 
 def _library_name(config: ModelConfig, name: str) -> str:
@@ -399,18 +473,27 @@ def _joined(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
             out[name] = weight
     for name, parts in pieces.items():
         if set(parts) == {"q", "k", "v"}:
+            if len({(p.dim(), p.shape[1:]) for p in parts.values()}) > 1 or not parts["q"].dim():
+                shapes = ", ".join(str(list(parts[part].shape)) for part in "qkv")
+                raise SettingError(f"the folder's parts of {name} have shapes {shapes}.")
             out[name] = torch.cat([parts["q"], parts["k"], parts["v"]])
     return out
 
 
 def _rope_theta(library: Mapping[str, Any]) -> float | None:
     rope = library.get("rope_parameters") or {}
-    by_type = [rope[t] for t in ("full_attention", "sliding_attention") if t in rope] or [rope]
-    kinds = {r.get("rope_type", "default") for r in by_type}
-    bases = {r.get("rope_theta") for r in by_type}
-    if kinds != {"default"} or len(bases) != 1:
+    types = ("full_attention", "sliding_attention")
+    by_type = [rope[t] for t in types if t in rope]
+    # Beside entries by type transformers keeps others, and reads nothing of them.
+    if rest := {key: value for key, value in rope.items() if key not in types}:
+        by_type.append(rest)
+    wanted = [
+        r for r in by_type if isinstance(r, dict) and r.get("rope_type", "default") == "default"
+    ]
+    bases = [r.get("rope_theta") for r in wanted]
+    if len(wanted) < len(by_type) or any(base != bases[0] for base in bases):
         raise SettingError(
-            f"config.json's rope_parameters={dict(rope)} cannot be ours; valid: one rope_theta, "
+            f"config.json's rope_parameters={rope} cannot be ours; valid: one rope_theta, "
             "and rope_type default."
         )
-    return bases.pop()
+    return bases[0] if bases else None

@@ -27,7 +27,9 @@ def read_spec(run: Path) -> dict[str, Any]:
     try:
         spec = yaml.safe_load((run / "spec.yaml").read_text(encoding="utf-8"))
         _ = spec["model"], spec["recipe"]["context"], spec["data"]["name"]
-    except (OSError, yaml.YAMLError, KeyError, TypeError):
+        _ = (spec.get("corpus") or {}).get("name")
+    except (OSError, ValueError, yaml.YAMLError, RecursionError, LookupError, TypeError,
+            AttributeError):  # fmt: skip
         raise SettingError(
             f"RUN_DIR={run} is not a run directory: it has no spec.yaml with a model, a recipe "
             "and data in it."
@@ -71,9 +73,12 @@ def corpus_tokens(spec: Mapping[str, Any]) -> tuple[str | None, int | None, str 
     try:
         path = Path(expand(data["path"], "data.path")).expanduser() / "manifest.json"
         manifest = json.loads(path.read_text(encoding="utf-8"))
-        tokenizer = manifest.get("tokenizer") or {}
-        if manifest["vocab_size"] == corpus.get("vocab_size", manifest["vocab_size"]):
-            return tokenizer.get("name"), manifest["separator"], tokenizer.get("sha256")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        tokenizer, separator = manifest.get("tokenizer") or {}, manifest["separator"]
+        name, sha256 = tokenizer.get("name"), tokenizer.get("sha256")
+        words = isinstance(name, str | None) and isinstance(sha256, str | None)
+        ours = manifest["vocab_size"] == corpus.get("vocab_size", manifest["vocab_size"])
+        if ours and words and isinstance(separator, int | None):
+            return name, separator, sha256
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         pass
     return None, None, None

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from rich.console import Console
 
-from ablations.records import RunDirectory, project_root, read_sweep
+from ablations.records import RunDirectory, project_root, read_sweep, visible
 from models.errors import SettingError
 from models.terminal import readable
 from sweeps import state, view
@@ -220,10 +220,10 @@ def _logs(given: argparse.Namespace, root: Path, _out: Console) -> int:
         raise SettingError(f"run={look.run.name} has not said anything yet ({look.state}).")
     with path.open(encoding="utf-8", errors="replace") as file:
         while True:
-            sys.stdout.write(file.read())
+            sys.stdout.write(visible(file.read(), keep="\n\t"))
             sys.stdout.flush()
             if not given.follow or not state.look(runs)[0].alive:
-                sys.stdout.write(file.read())
+                sys.stdout.write(visible(file.read(), keep="\n\t"))
                 return 0
             time.sleep(1.0)
 

@@ -13,8 +13,9 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.measure import Measurement
 from rich.table import Table
+from rich.text import Text
 
-from ablations.records import RunDirectory
+from ablations.records import RunDirectory, visible
 from sweeps.state import Look, slurm_log
 
 PLAIN_EVERY_SECONDS = 15.0
@@ -24,9 +25,16 @@ LEAST = ("LR", "bpb", "point in", "attempts", "hours", "tokens/s", "loss", "done
 """Columns that a narrow terminal goes without, first to last."""
 
 
+class PlainConsole(Console):
+    """A console on which names and errors of runs are text: no escape sequence, no emoji."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(visible(text, keep="\n"), **options)
+
+
 def console() -> Console:
     """Standard output, wide enough for a table where it is a file."""
-    made = Console(highlight=False, markup=False)
+    made = PlainConsole(highlight=False, markup=False, emoji=False)
     if not made.is_terminal:
         made.width = 120
     return made

@@ -99,15 +99,17 @@ def shown(
         return json.dumps(_plain(document), indent=1, allow_nan=False)
     import pandas as pd
 
+    from analysis.foreign import csv_cells, literal
+
     # A caveat is a sentence: it has no place in a column.
     table = pd.DataFrame(rows).drop(columns="caveats" if form != "csv" else [], errors="ignore")
     table = table.map(_joined)
     if form == "csv":
-        return table.to_csv(index=False, float_format="%.10g").rstrip()
+        return csv_cells(table).to_csv(index=False, float_format="%.10g").rstrip()
     if form == "latex":
         from analysis.tables import latex
 
-        return latex(table.map(_cell)).rstrip()
+        return latex(literal(table.map(_cell))).rstrip()
     return "\n".join([_aligned(table), *(notes or [])])
 
 

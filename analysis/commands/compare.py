@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> str:
-    from analysis import tables
+    from analysis import foreign, tables
     from analysis.compare import control_table
     from analysis.reporting.checklist import checklist
 
@@ -25,6 +25,7 @@ def run(options: argparse.Namespace) -> str:
     form = chosen.get("format", "markdown")
     known("format", form, FORMATS)
     found = find("compare", options.settings, chosen)
+    found = found if form == "json" else found.literal
     parts = {
         f"{one.mix} against {one.baseline}": control_table(one) for one in found.comparisons
     } | {"What a reviewer asks": checklist(found)}
@@ -34,6 +35,6 @@ def run(options: argparse.Namespace) -> str:
     if form == "latex":
         return "\n".join(tables.latex(table, title) for title, table in parts.items())
     return "\n\n".join(
-        f"## {title}\n\n{tables.markdown(table)}" if len(table) else f"## {title}\n\nNothing."
+        f"## {foreign.markdown(title)}\n\n{tables.markdown(table) if len(table) else 'Nothing.'}"
         for title, table in parts.items()
     )

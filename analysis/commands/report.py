@@ -15,6 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> str:
+    from analysis.foreign import unmarked
     from analysis.report import write_report
     from analysis.sources.tracking import attach, parse_run
 
@@ -25,7 +26,7 @@ def run(options: argparse.Namespace) -> str:
     found = find("report", given, chosen)
     out = folder(chosen)
     answers, written = write_report(found, out)
-    told = [answer.replace("**", "") for answer in answers]
+    told = [unmarked(answer.replace("**", "")) for answer in answers]
     shown = [str(path) for path in written if path.suffix in (".html", ".md", ".png")]
     shown = [path for path in shown if "/tables/" not in path]
     sent = [attach(target, out)] if target else []

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.markers import CARETLEFTBASE, CARETRIGHTBASE
 
+from ablations.records import visible
 from analysis.figures.axes import (
     Drawn,
     count_words,
@@ -136,7 +137,7 @@ def coefficients(
                 log_axis(axes, "")
         for axes in grid[len(PARAMETERS) :]:
             axes.remove()
-        grid[0].set_yticks(range(len(style)), list(style))
+        grid[0].set_yticks(range(len(style)), [visible(mix) for mix in style])
         grid[0].set_ylim(len(style) - 0.5, -0.5)
         if published is not None:
             figure.legend(handles=[published_handle("published")], loc="outside upper right")

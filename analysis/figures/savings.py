@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
+from matplotlib.markers import MarkerStyle
 
 from analysis.figures.axes import (
     CURVE_POINTS,
@@ -27,6 +28,9 @@ from analysis.laws import Array
 from analysis.savings import matched_factor, savings_factor, token_range
 from analysis.tables import probability
 from analysis.uncertainty import Draws, interval
+
+# Made here, as no text is mathematics while a figure is drawn.
+UPWARD, DOWNWARD = MarkerStyle(r"$\uparrow$"), MarkerStyle(r"$\downarrow$")
 
 # How far beyond the largest size savings are drawn, as extrapolation.
 DRAWN_BEYOND = 4.0
@@ -290,10 +294,10 @@ def _savings_handles(
         found.append(Line2D([], [], ms=3, mfc="none", label="no fit, one seed", **mark))
         if (free["bound"] == "at least").any():
             found.append(
-                Line2D([], [], **mark | {"marker": "$\\uparrow$", "ms": 6}, label="at least that")
+                Line2D([], [], **mark | {"marker": UPWARD, "ms": 6}, label="at least that")
             )
         if (free["bound"] == "at most").any():
             found.append(
-                Line2D([], [], **mark | {"marker": "$\\downarrow$", "ms": 6}, label="at most that")
+                Line2D([], [], **mark | {"marker": DOWNWARD, "ms": 6}, label="at most that")
             )
     return found

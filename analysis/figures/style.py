@@ -20,8 +20,10 @@ import matplotlib
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
-from ablations.records import write_atomic
+from ablations.records import visible, write_atomic
+from analysis.foreign import csv_cells
 
 DOUBLE_COLUMN_INCHES = 6.75
 SINGLE_COLUMN_INCHES = 3.3
@@ -56,6 +58,8 @@ RC: Any = {
     "svg.fonttype": "path",
     "svg.hashsalt": "archladder",
     "savefig.dpi": 220,
+    # A dollar in a name is a dollar.
+    "text.parse_math": False,
 }
 
 
@@ -124,8 +128,7 @@ def caption(figure: Figure, text: str) -> None:
     if not text:
         return
     width, height = figure.get_size_inches()
-    # A dollar would open mathematics.
-    lines = textwrap.wrap(text.replace("$", r"\$"), round(22.5 * width), break_on_hyphens=False)
+    lines = textwrap.wrap(text, round(22.5 * width), break_on_hyphens=False)
     added = (len(lines) * NOTE_POINTS * NOTE_SPACING + 4) / 72
     figure.set_size_inches(width, height + added)
     share = added / (height + added)
@@ -155,6 +158,9 @@ def save(figure: Figure, stem: Path, data: pd.DataFrame, provenance: dict[str, A
         "png": {"Software": None},
         "svg": {"Date": None, "Creator": None},
     }
+    for text in figure.findobj(Text):
+        assert isinstance(text, Text)
+        text.set_text(visible(text.get_text(), keep="\n"))
     # One layout for all three files: laying out is most of the time.
     with matplotlib.rc_context(RC):
         figure.draw_without_rendering()
@@ -165,13 +171,13 @@ def save(figure: Figure, stem: Path, data: pd.DataFrame, provenance: dict[str, A
         with matplotlib.rc_context(RC):
             figure.savefig(path, metadata=metadata)
         paths.append(path)
-    text = csv_text(data)
-    write_atomic(stem.with_suffix(".csv"), text)
-    facts = provenance | {"csv_sha256": hashlib.sha256(text.encode()).hexdigest()}
+    shown = csv_text(data)
+    write_atomic(stem.with_suffix(".csv"), shown)
+    facts = provenance | {"csv_sha256": hashlib.sha256(shown.encode()).hexdigest()}
     write_atomic(stem.with_suffix(".json"), json.dumps(facts, indent=1, sort_keys=True) + "\n")
     return paths
 
 
 def csv_text(data: pd.DataFrame) -> str:
     """A table as CSV with eight significant digits, enough to redraw and to check."""
-    return data.to_csv(index=False, float_format="%.8g", lineterminator="\n")
+    return csv_cells(data).to_csv(index=False, float_format="%.8g", lineterminator="\n")

@@ -1,6 +1,7 @@
 """A report as blocks, written as Markdown here and as a page in `analysis.reporting.page`.
 
-Text in blocks is Markdown of one line: **bold**, `code`, [links](to).
+Text in blocks is Markdown of one line, **bold** and `code`; what comes from elsewhere is marked as
+text in it (`analysis.foreign`). Only files of the report are links.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
-from analysis import tables
+from analysis import foreign, tables
 from analysis.figures.drawing import Shown
 
 KINDS = ("pdf", "png", "svg", "csv", "json")
@@ -56,7 +57,7 @@ Block = Heading | Text | Bullets | Table | Figure | Code
 
 
 def links(files: Iterable[str]) -> str:
-    """Files by their kinds, each a link."""
+    """Files by their kinds, each a link of Markdown."""
     return ", ".join(f"[{file.rsplit('.', 1)[-1]}]({file})" for file in files)
 
 
@@ -73,11 +74,11 @@ def markdown(blocks: Iterable[Block]) -> str:
 def _markdown(block: Block) -> str:
     match block:
         case Heading(text, level):
-            return f"{'#' * level} {text}\n"
+            return f"{'#' * level} {foreign.markdown(text)}\n"
         case Text(text):
-            return f"{text}\n"
+            return f"{foreign.markdown(text)}\n"
         case Bullets(items):
-            return "\n".join(f"- {item}" for item in items) + "\n"
+            return "\n".join(f"- {foreign.markdown(item)}" for item in items) + "\n"
         case Table(cells, files):
             under = f"\n{links(files)}\n" if files else ""
             return tables.markdown(cells) + under
@@ -86,4 +87,6 @@ def _markdown(block: Block) -> str:
             told = f"*{shown.title}.* {links(figure_files(shown))}"
             return f"![{shown.title}]({png})\n\n{told}\n"
         case Code(lines):
-            return "```\n" + "\n".join(lines) + "\n```\n"
+            text = "\n".join(map(foreign.unmarked, lines))
+            around = foreign.fence(text, least=3)
+            return f"{around}\n{text}\n{around}\n"

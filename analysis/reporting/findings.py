@@ -12,6 +12,7 @@ import pandas as pd
 from ablations.records import SettingError
 from analysis.compare import Comparison, compare
 from analysis.fitting.holdout import holdout
+from analysis.foreign import literal
 from analysis.load import Run, Sweep
 from analysis.reporting.study import Study, study
 from analysis.reporting.training import read_metrics, speed_by_context
@@ -67,6 +68,13 @@ class Findings:
         last = self.points.groupby("size", sort=False)["N"].first().sort_values()
         return {str(size): float(N) for size, N in last.items()}
 
+    @cached_property
+    def literal(self) -> Findings:
+        """The same for reports and tables, where names from elsewhere hold no markup."""
+        # Read by names as they are in folders.
+        _ = self.metrics, self.probes, self.holdout, self.speeds, self.sizes
+        return literal(self)
+
     @property
     def measured_on(self) -> str:
         """Where times were measured: the device and what shared it."""
@@ -108,7 +116,7 @@ def _facts(sweep: Sweep, comparisons: tuple[Comparison, ...], command: str) -> d
             {str(run.manifest["command"]) for run in sweep.runs if run.manifest.get("command")}
         ),
         "revision": sorted({_revision(run) for run in sweep.runs}),
-        "points_sha256": hashlib.sha256(text.encode()).hexdigest(),
+        "points_sha256": hashlib.sha256(text.encode(errors="backslashreplace")).hexdigest(),
         "points": len(sweep.points),
         "runs": len(sweep.runs),
         "runs_done": sum(run.state == "done" for run in sweep.runs),

@@ -13,8 +13,10 @@ from pathlib import Path
 
 import pandas as pd
 
+from ablations.records import visible
 from analysis import tables
 from analysis.figures.style import NOTE, NOTE_POINTS
+from analysis.foreign import unmarked
 from analysis.reporting.document import (
     Block,
     Bullets,
@@ -24,7 +26,6 @@ from analysis.reporting.document import (
     Table,
     Text,
     figure_files,
-    links,
 )
 
 HERE = Path(__file__).parent
@@ -53,7 +54,7 @@ def page(blocks: Iterable[Block]) -> str:
             "<head>",
             '<meta charset="utf-8">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            f"<title>{html.escape(title)}</title>",
+            f"<title>{_text(title)}</title>",
             f"<style>\n{(HERE / 'page.css').read_text(encoding='utf-8')}</style>",
             "</head>",
             "<body>",
@@ -69,26 +70,26 @@ def page(blocks: Iterable[Block]) -> str:
 def _html(block: Block) -> str:
     match block:
         case Heading(text, level):
-            return f'<h{level} id="{_anchor(text)}">{_inline(text)}</h{level}>'
+            # Names stand in headings of other levels, which nothing leads to.
+            anchor = f' id="{_anchor(text)}"' if level == 2 else ""
+            return f"<h{level}{anchor}>{_inline(text)}</h{level}>"
         case Text(text, lead):
             return f"<p{_lead(lead)}>{_inline(text)}</p>"
         case Bullets(items, lead):
             inner = "".join(f"<li>{_inline(item)}</li>" for item in items)
             return f"<ul{_lead(lead)}>{inner}</ul>"
         case Table(cells, files):
-            return _table(cells) + (
-                f'<p class="files">{_inline(links(files))}</p>' if files else ""
-            )
+            return _table(cells) + (f'<p class="files">{_links(files)}</p>' if files else "")
         case Figure(shown):
             drawn = _svg(shown.stem.with_suffix(".svg"), shown.name, shown.title)
-            told = f"<b>{html.escape(shown.title)}.</b> {_inline(links(figure_files(shown)))}"
-            more = f"<details><summary>Data and method</summary>{html.escape(shown.note)}</details>"
+            told = f"<b>{_text(shown.title)}.</b> {_links(figure_files(shown))}"
+            more = f"<details><summary>Data and method</summary>{_text(shown.note)}</details>"
             return (
                 f'<figure id="figure-{shown.name}"><div class="wide">{drawn}</div>'
                 f"<figcaption>{told}{more}</figcaption></figure>"
             )
         case Code(lines):
-            return f"<pre><code>{html.escape(chr(10).join(lines))}</code></pre>"
+            return f"<pre><code>{chr(10).join(map(_text, lines))}</code></pre>"
 
 
 def _lead(lead: bool) -> str:
@@ -99,19 +100,29 @@ def _anchor(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
-def _inline(text: str) -> str:
-    """One line of Markdown: bold, code and links."""
-    safe = html.escape(text, quote=False)
-    parts = re.split(r"(`[^`]+`)", safe)
-    return "".join(
-        f"<code>{part[1:-1]}</code>" if part.startswith("`") and len(part) > 2 else _emphasis(part)
-        for part in parts
+def _text(text: str) -> str:
+    """Text as it is, marked or not."""
+    return html.escape(visible(unmarked(text)), quote=False)
+
+
+def _links(files: Iterable[str]) -> str:
+    """The same as `document.links`."""
+    return ", ".join(
+        f'<a href="{html.escape(file)}">{html.escape(file.rsplit(".", 1)[-1])}</a>'
+        for file in files
     )
 
 
-def _emphasis(text: str) -> str:
-    bold = re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", text)
-    return re.sub(r"\[([^\]]+)\]\(([^)\s]+)\)", r'<a href="\2">\1</a>', bold)
+def _inline(text: str) -> str:
+    """One line of Markdown: bold and code."""
+    parts = re.split(r"(`[^`]+`)", html.escape(text, quote=False))
+    elements = "".join(
+        f"<code>{part[1:-1]}</code>"
+        if part.startswith("`") and len(part) > 2
+        else re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", part)
+        for part in parts
+    )
+    return unmarked(elements, lambda letter: html.escape(visible(letter), quote=False))
 
 
 def _table(cells: pd.DataFrame) -> str:

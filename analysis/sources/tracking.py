@@ -93,7 +93,7 @@ def _at(config: dict[str, Any], path: str) -> Any:
 def _number(value: Any, otherwise: float = math.nan) -> float:
     try:
         return float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return otherwise
 
 
@@ -124,6 +124,8 @@ def offline_runs(folder: Path) -> list[LoggedRun]:
 
     Raises SettingError where there is none.
     """
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
     files = sorted(folder.rglob("*.wandb"))
     if not files:
         raise SettingError(
@@ -131,7 +133,12 @@ def offline_runs(folder: Path) -> list[LoggedRun]:
         )
     runs: dict[str, LoggedRun] = {}
     for file in files:
-        own = _offline_run(file)
+        try:
+            own = _offline_run(file)
+        except (DecodeError, ValueError, RecursionError):
+            raise SettingError(
+                f"{file} is no offline run of wandb, or a damaged one; move it away."
+            ) from None
         if own.name in runs:  # a run that was stopped and went on
             earlier = runs[own.name]
             own = LoggedRun(own.name, own.state, earlier.config | own.config,

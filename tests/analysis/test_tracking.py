@@ -173,3 +173,17 @@ def test_a_report_is_attached_to_a_run_with_its_files(
     assert shown["figures/loss/_type"] == "image-file"
     page = next((tmp_path / "wandb").rglob("report*.html"))
     assert page.read_text() == "<!doctype html><p>answer</p>"
+
+
+def test_a_damaged_offline_run_is_one_sentence(tmp_path: Path) -> None:
+    import struct
+
+    from wandb.proto import wandb_internal_pb2 as messages
+
+    record = messages.Record()
+    record.history.item.add(key="loss", value_json="{")
+    for data in (b"\xff" * 9, b"\x12\x7f", record.SerializeToString()):
+        header = struct.pack("<IHB", 0, len(data), tracking.WHOLE)
+        (tmp_path / "run-x.wandb").write_bytes(b":W&B\0\0\0" + header + data)
+        with pytest.raises(SettingError, match=r"run-x\.wandb is no offline run of wandb"):
+            offline_runs(tmp_path)

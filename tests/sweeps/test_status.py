@@ -196,3 +196,24 @@ def test_reading_a_sweep_loads_neither_torch_nor_pandas():
         "sys.exit(bool({'torch', 'pandas', 'submitit'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_names_and_errors_move_no_cursor(sweep, capsys):
+    bad = "\x1b[2J\x1b]0;owned\x07\r\u202e"
+    run = RunDirectory(sweep / "ladder" / "gdn-\x1b[31m-s3-dddd")
+    run.write_spec({"mix": {"name": "gdn"}})
+    run.write_status("failed", step=1, error=f"it {bad} failed :warning: [red]x[/]")
+    run.log.write_text(f"log {bad}\tend\n")
+    for words in (("ladder",), (), ("logs", "gdn-\x1b"), ("logs", "no-\x1b")):
+        _, out, err = command(sweep, capsys, *words)
+        assert not set(out + err) & set("\x1b\x07\r\u202e"), words
+    _, out, _ = command(sweep, capsys, "ladder")
+    assert r"it \x1b[2J\x1b]0;owned\x07\r\u202e failed :warning: [red]x[/]" in out
+    assert r"gdn-\x1b[31m-s3-dddd" in out
+    _, out, _ = command(sweep, capsys, "logs", "gdn-\x1b")
+    assert out == r"log \x1b[2J\x1b]0;owned\x07" + "\n" + r"\u202e" + "\tend\n"
+    terminal = view.PlainConsole(force_terminal=True, width=200, markup=False, highlight=False)
+    with terminal.capture() as captured:
+        view.summary(state.look([run]), terminal)
+    assert "\x1b[2J" not in captured.get()
+    assert "\x1b]0" not in captured.get()
