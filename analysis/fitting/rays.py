@@ -27,7 +27,6 @@ MOST_TRIPLES, MAX_TURNS = 5000, 200
 
 def flops(points: pd.DataFrame) -> Array:
     """Training FLOPs of each point."""
-    # As floats: whole numbers would wrap around above 9.2e18.
     product = FLOPS * points["N"].astype(float) * points["D"].astype(float)
     own = points.get("C", product)
     return np.asarray(own.where(own > 0).fillna(product), float)
@@ -140,6 +139,7 @@ def fit_isoflop(
     more sizes with their minimum between those sizes.
     """
     chosen = criterion(loss, delta)
+    points = points.astype({"N": float, "D": float})  # whole numbers wrap around above 9.2e18
     found = {}
     for mix, own in points.groupby("mix", sort=False):
         C = flops(own)

@@ -34,11 +34,11 @@ def levels(runs: tuple[Run, ...]) -> dict[str, list[Any]]:
     found: dict[str, list[Any]] = {}
     for own in groups.values():
         for key in sorted({key for settings in own for key in settings}):
-            values = {_word(settings.get(key)): settings.get(key) for settings in own}
+            # A run recorded before the setting was there says nothing about it.
+            values = {_word(settings[key]): settings[key] for settings in own if key in settings}
             if len(values) > 1:
-                found[key] = [
-                    *{_word(v): v for v in [*found.get(key, []), *values.values()]}.values()
-                ]
+                known = {_word(value): value for value in found.get(key, [])}
+                found[key] = sorted((known | values).values(), key=_order)
     return found
 
 
@@ -69,8 +69,7 @@ def at_level(sweep: Sweep, where: dict[str, str]) -> Sweep:
         sweep = replace(sweep, points=points, runs=runs, dropped=dropped)
     if differing := levels(sweep.runs):
         words = "; ".join(
-            f"{key}={', '.join(sorted(_word(value) for value in values))}"
-            for key, values in differing.items()
+            f"{key}={', '.join(map(_word, values))}" for key, values in differing.items()
         )
         example = ",".join(f"{key}={_word(values[0])}" for key, values in differing.items())
         raise SettingError(
@@ -79,6 +78,13 @@ def at_level(sweep: Sweep, where: dict[str, str]) -> Sweep:
             f"where={example}."
         )
     return sweep
+
+
+def _order(value: Any) -> tuple[int, float, str]:
+    try:
+        return 0, float(value), ""
+    except (TypeError, ValueError):
+        return 1, 0.0, str(value)
 
 
 def _word(value: Any) -> str:

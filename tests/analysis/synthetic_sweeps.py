@@ -34,10 +34,10 @@ class SweepWriter:
     def run(
         self, mix: str, size: str, seed: int, multiples: tuple[float, ...] = (1, 2, 4),
         finished: int | None = None, state: str = "done", n_factor: float = 1.0,
-        lr: float = 3e-3,
+        lr: float = 3e-3, protocol: dict[str, float] | None = None,
     ) -> RunDirectory:  # fmt: skip
         N = round(SIZES[size] * n_factor)
-        key = f"{mix}-{size}-{seed}"
+        key = f"{mix}-{size}-{seed}{protocol or ''}"
         identity = hashlib.sha256(key.encode()).hexdigest()[:8]
         rng = np.random.default_rng(int(identity, 16))
         run = RunDirectory(self.path / f"{mix}-{size}-s{seed}-{identity}")
@@ -47,7 +47,7 @@ class SweepWriter:
                 "sweep": self.path.name,
                 "mix": {"name": mix, "pattern": mix.split("_")},
                 "size": {"name": size},
-                "protocol": {"name": "controlled"},
+                "protocol": {"name": "controlled"} | (protocol or {}),
                 "data": {"name": "embedded"},
                 "train": {"optimizer": "adamw"},
                 "seed": seed,
@@ -79,7 +79,8 @@ class SweepWriter:
         for multiple in multiples[:finished]:
             step = round(20 * multiple * SIZES[size] / batch)
             D = step * batch
-            loss = float(TRUTH[mix].loss(N, D)) * np.exp(luck + rng.normal(0, self.point_sd))
+            loss = float(TRUTH[mix].loss(N, D)) * (protocol or {}).get("lr_multiplier", 1.0) ** 0.1
+            loss *= np.exp(luck + rng.normal(0, self.point_sd))
             logged = {"step": step, "tokens": D, "lr": lr, "seconds": D / 5e4, "grad_norm": 0.4}
             run.append("metrics.jsonl", logged)
             run.append(

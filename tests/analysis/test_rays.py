@@ -1,6 +1,7 @@
 """Laws by training FLOPs against the laws in N and D that they are cuts of."""
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -9,7 +10,9 @@ import pytest
 from ablations.records import SettingError
 from analysis.fitting.rays import fit_isoflop, fit_rays
 from analysis.laws import Chinchilla
+from analysis.load import load_csv
 
+CASES = Path(__file__).parents[1] / "data" / "cases"
 # Equal exponents: along a ray and at the optimum the loss is then an exact power of C.
 EVEN = Chinchilla(1.7, 400.0, 0.3, 900.0, 0.3)
 UNEVEN = Chinchilla(1.7, 400.0, 0.34, 900.0, 0.28)
@@ -94,3 +97,26 @@ def test_one_budget_has_no_exponent() -> None:
     one = points[6 * points["N"] * points["D"] < 2e18]
     with pytest.raises(SettingError, match="it has 1 budgets C with three or more sizes"):
         fit_isoflop(one)
+
+
+def test_whole_numbers_do_not_wrap_around(tmp_path: Path) -> None:
+    path = CASES / "overflow.csv"
+    found = fit_isoflop(load_csv(path))["t"]
+    assert found.optimum(1e21)[1] == pytest.approx(6.94e10, rel=1e-3)
+    floats = tmp_path / "floats.csv"
+    pd.read_csv(path).astype({"N": float, "D": float}).to_csv(floats, index=False)
+    assert fit_isoflop(load_csv(floats)) == {"t": found}
+    # Straight from a caller's table of whole numbers too.
+    table = pd.read_csv(path).assign(size="s", run="r")
+    assert fit_isoflop(table)["t"].optimum(1e21)[1] == pytest.approx(6.94e10, rel=1e-3)
+
+
+@pytest.mark.parametrize("loss", ["huber", "absolute", "student"])
+def test_a_loss_that_diverged_does_not_move_a_robust_parabola(loss: str) -> None:
+    points = isoflops(EVEN)
+    points.loc[1, "loss"] *= 1.2
+    exact, pulled = fit_isoflop(isoflops(EVEN))["gdn"], fit_isoflop(points)["gdn"]
+    robust = fit_isoflop(points, loss)["gdn"]  # type: ignore[arg-type]
+    assert pytest.approx(exact.parabolas[0].N, rel=0.01) == robust.parabolas[0].N
+    assert robust.a == pytest.approx(0.5, abs=0.002)
+    assert not 0.7 < pulled.parabolas[0].N / exact.parabolas[0].N < 1.4
