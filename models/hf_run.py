@@ -26,7 +26,7 @@ def read_spec(run: Path) -> dict[str, Any]:
     try:
         spec = yaml.safe_load((run / "spec.yaml").read_text(encoding="utf-8"))
         _ = spec["model"], spec["recipe"]["context"], spec["data"]["name"]
-    except (OSError, yaml.YAMLError, KeyError, TypeError):
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, RecursionError):
         raise SettingError(
             f"RUN_DIR={run} is not a run directory: it has no spec.yaml with a model, a recipe "
             "and data in it."
