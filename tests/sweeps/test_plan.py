@@ -258,7 +258,8 @@ def test_what_is_done_is_not_to_do_and_what_has_begun_is_said(tmp_path):
             run.write_status(state)
         if state == "done":
             for milestone in estimate.spec.recipe.milestones:
-                run.append("points.jsonl", {"step": milestone.step, "N": 1, "D": 1, "loss": 1.0})
+                D = milestone.step * estimate.spec.recipe.batch_tokens
+                run.append("points.jsonl", {"step": milestone.step, "N": 1, "D": D, "loss": 1.0})
     again = planned("mix=gdn", "size=50k", "seed=0,1,2", "sweep=s", runs_root=tmp_path)
     assert len(again.todo) == 2
     assert "3 runs, 1 done, 1 begun and going on" in shown(again)

@@ -133,8 +133,10 @@ def test_the_same_again_submits_nothing_and_what_ended_is_resumed(controller, ch
     assert (len(again.begun), len(again.alive)) == (0, 2)
     assert len(controller.jobs) == 2
     # One is done, one is lost: only that one goes on, with its own records.
-    for milestone in asked[0].spec["recipe"]["milestones"]:
-        point = {"step": milestone["step"], "N": 1, "D": 1, "loss": 1.0}
+    recipe = asked[0].spec["recipe"]
+    for milestone in recipe["milestones"]:
+        D = milestone["step"] * recipe["batch_tokens"]
+        point = {"step": milestone["step"], "N": 1, "D": D, "loss": 1.0}
         asked[0].run.append("points.jsonl", point)
     asked[0].run.write_status("done", step=5)
     (key,) = [k for k in controller.jobs if k[1] == 1]
