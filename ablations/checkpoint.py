@@ -57,8 +57,10 @@ class Checkpoints:
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._pending: Future[None] | None = None
         if self._rank == 0:
+            if folder.is_file():  # in the folder's place: kept beside
+                folder.rename(folder.with_name(f"{folder.name}.aside"))
             for left in folder.glob("step-*.tmp"):
-                shutil.rmtree(left)
+                _delete(left)
         self._gather(None)  # no rank looks into the folder before it is clean
 
     def save(self, step: int, state: dict[str, Any]) -> None:
@@ -96,15 +98,28 @@ class Checkpoints:
         """
         self.wait()
         passed_over: list[str] = []
-        for step in self._gather(steps(self.folder))[0][::-1]:
-            path = step_folder(self.folder, step)
-            reason = self._damage(path)
+        for step in self.from_first(steps(self.folder))[::-1]:
+            reason = self.load_step(step, state)
             if reason is None:
-                self._read(path, state)
                 return step, passed_over
-            self._torn.add(step)
-            passed_over.append(f"checkpoint {path.name} cannot be read ({reason})")
+            passed_over.append(
+                f"checkpoint {step_folder(self.folder, step).name} cannot be read ({reason})"
+            )
         return None, passed_over
+
+    def load_step(self, step: int, state: dict[str, Any]) -> str | None:
+        """The checkpoint of a step into `state`, as `load` does; or why it cannot be."""
+        path = step_folder(self.folder, step)
+        reason = self._damage(path)
+        if reason is None:
+            self._read(path, state)
+        else:
+            self._torn.add(step)
+        return reason
+
+    def from_first(self, value: T) -> T:
+        """What the first rank gave, on every rank."""
+        return self._gather(value)[0]
 
     def _mine(self, tensors: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         """What this rank writes: its shards, and its share by bytes of what is on every rank."""
@@ -254,4 +269,11 @@ def _remove(path: Path) -> None:
     """Renamed first, so that a kill in between leaves no half of a checkpoint under its name."""
     gone = path.with_name(f"{path.name}.old.tmp")
     path.rename(gone)
-    shutil.rmtree(gone, ignore_errors=True)
+    _delete(gone)
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

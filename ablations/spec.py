@@ -8,8 +8,6 @@ repeated command finds what it did before.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -17,6 +15,7 @@ from typing import Any
 from ablations.data.source import CorpusSummary, required_path, summarize
 from ablations.evaluate import budget
 from ablations.evaluate.budget import EvaluationSettings
+from ablations.formats import identity, run_name
 from ablations.ladder import Recipe, plan_recipe
 from ablations.settings import from_dict, to_dict
 from models.config import Blueprint, Geometry, Mix, ModelConfig
@@ -196,18 +195,11 @@ class RunSpec:
     @property
     def identity(self) -> str:
         """Eight hex digits over everything that decides the run's numbers."""
-        content = to_dict(self)
-        for group in ("sweep", "evaluation", "resources", "logging"):
-            del content[group]
-        # The corpus is known by its fingerprint, wherever it lies and whatever it is called.
-        del content["data"]["path"], content["data"]["name"]
-        content["corpus"] = self.corpus.fingerprint if self.corpus else None
-        canonical = json.dumps(content, sort_keys=True)
-        return hashlib.sha256(canonical.encode()).hexdigest()[:8]
+        return identity(to_dict(self))
 
     @property
     def run_name(self) -> str:
-        return f"{self.mix.name}-{self.size.name}-s{self.seed}-{self.identity}"
+        return run_name(to_dict(self))
 
 
 SETTINGS: dict[str, type] = {

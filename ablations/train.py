@@ -8,9 +8,10 @@ bits on the same devices and thread count.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +22,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.tensor import DTensor
 
-from ablations import provenance, tracking
+from ablations import formats, provenance, tracking
 from ablations.checkpoint import Checkpoints
 from ablations.data.order import Batches, rolling_hash
 from ablations.data.prepared import Corpus
@@ -39,10 +40,11 @@ from ablations.hardware import (
     choose_operators,
 )
 from ablations.optim import OutlierRule, build_optimizers
-from ablations.records import RunDirectory, project_root
+from ablations.records import DamagedRecord, RunDirectory, project_root
 from ablations.resources import micro_batch_rows
 from ablations.settings import to_dict
 from ablations.spec import RunSpec
+from models.checkpoint_files import read_index, step_folder
 from models.documents import Documents
 from models.errors import SettingError
 from models.language_model import LanguageModel
@@ -52,6 +54,8 @@ HEARTBEAT_SECONDS = 1.0
 WAIT_SECONDS = 1.0
 STOP_SECONDS = 20.0  # a stopped run's wait for its data to be verified; Slurm kills after 30
 FILES = ("metrics.jsonl", "points.jsonl", "probes.jsonl")
+PLACEMENT = ("device", "precision", "parallel", "backends", "compiled", "micro_batch_rows")
+"""Of the manifest: what a run computed on and how, which decides how its sums round."""
 
 
 class TrainingFailed(RuntimeError):
@@ -108,6 +112,7 @@ class Trainer:
         say: Callable[[str], None],
     ) -> None:
         self.run, self.spec, self.hardware, self.world, self.say = run, spec, hardware, world, say
+        self.plain_spec = to_dict(spec)
         self.recipe, self.device = spec.recipe, hardware.device
         self.cache_dir = project_root() / ".cache" / "corpora"
         self.corpus = open_corpus(spec.data.name, spec.data.path, self.cache_dir)
@@ -178,8 +183,10 @@ class Trainer:
     def run_to_end(self, stop: Callable[[], bool]) -> str:
         """Train until the last step, or until `stop` says so on any rank."""
         self.tracker: tracking.Tracker = tracking.Silent()
+        remade = self._remake_points()
         if self.world.first:
-            self._write_manifest()
+            if remade or self.progress.step < self.recipe.steps or not self._manifest_before():
+                self._write_manifest()
             self.tracker = tracking.start(
                 self.spec.logging.wandb, self.run.path, self.spec.sweep, to_dict(self.spec)
             )
@@ -196,6 +203,13 @@ class Trainer:
                 self.checkpoints.wait()
             finally:
                 self.tracker.finish()
+        missing = formats.lacking(self.plain_spec, dict.fromkeys(self._recorded()))
+        if state == "done" and missing:
+            self._status("running")
+            raise TrainingFailed(
+                f"{missing}, and no whole checkpoint of it is kept to evaluate again; the other "
+                "points stay, and without its checkpoints/ the run trains from its beginning"
+            )
         self._status(state)
         return state
 
@@ -406,26 +420,103 @@ class Trainer:
 
     def _resume(self) -> None:
         if any(self.run.checkpoints.glob("step-*")):
-            state = self._state()
-            step, warnings = self.checkpoints.load(state)
-            for warning in warnings:
-                self.say(f"warning: {warning}")
-            # Asking an optimizer for its state gave it one; without a checkpoint it has none.
-            self.optimizers = build_optimizers(self.model, self.recipe, self.spec.train.optim)
-            if step is not None:
-                self.model.load_state_dict(state["model"])
-                set_optimizer_state_dict(
-                    self.model, self.optimizers, optim_state_dict=state["optimizer"]
-                )
-                self.progress = Progress(**state["progress"])
-                self.say(f"resumed at step {self.progress.step}")
+            self._take_newest()
+        elif set(self.milestones) == set(self._recorded()):
+            self.progress.step = self.recipe.steps
+            self.say("every point is recorded and no checkpoint is kept: nothing to train")
         # Rows past the checkpoint are written anew, to the same bits.
-        self.told = dict.fromkeys(FILES, 0)
+        self.told = dict.fromkeys(FILES, self.progress.step)
         if self.world.first:
             for file in FILES:
-                self.told[file] = max((row["step"] for row in self.run.rows(file)), default=0)
-                if (self.run.path / file).exists():
-                    self.run.truncate(file, self.progress.step)
+                self._keep_rows(file)
+
+    def _keep_rows(self, file: str) -> None:
+        """Rows up to the checkpoint stay; what is none of this run's is dropped, and said."""
+        rows, faults = list(self.run.rows(file)), self.run.faults(file)
+        self.told[file] = max([self.progress.step, *(row["step"] for row in rows)])
+        kept = [row for row in rows if row["step"] <= self.progress.step]
+        if file == "points.jsonl":
+            points, others = formats.sound_points(kept, self.plain_spec)
+            kept, faults = list(points.values()), faults + others
+        for fault in faults:
+            self.say(f"warning: {fault}; dropped")
+        if (self.run.path / file).exists():
+            self.run.write_rows(file, kept)
+
+    def _take_newest(self) -> None:
+        """Weights, optimizer and progress of the newest whole checkpoint, where there is one."""
+        state = self._state()
+        step, warnings = self.checkpoints.load(state)
+        for warning in warnings:
+            self.say(f"warning: {warning}")
+        # Asking an optimizer for its state gave it one; without a checkpoint it has none.
+        self.optimizers = build_optimizers(self.model, self.recipe, self.spec.train.optim)
+        if step is not None:
+            self.model.load_state_dict(state["model"])
+            set_optimizer_state_dict(
+                self.model, self.optimizers, optim_state_dict=state["optimizer"]
+            )
+            self.progress = Progress(**state["progress"])
+            self.say(f"resumed at step {self.progress.step}")
+
+    def _recorded(self) -> list[int]:
+        """Steps of the run's points, by the first rank, which writes them."""
+        points: dict[int, Any] = {}
+        if self.world.first:
+            points, _ = formats.sound_points(list(self.run.rows("points.jsonl")), self.plain_spec)
+        return self.checkpoints.from_first(list(points))
+
+    def _remake_points(self) -> bool:
+        """Evaluate again, from the checkpoints kept of them, milestones behind that have no point.
+
+        Returns whether there were such.
+        """
+        recorded, remade = self._recorded(), False
+        for step in [s for s in self.milestones if s <= self.progress.step and s not in recorded]:
+            state = self._state()
+            if reason := self.checkpoints.load_step(step, state):
+                self.say(f"warning: the point of step {step} is lost, and its checkpoint: {reason}")
+                continue
+            self.model.load_state_dict(state["model"])
+            self.progress = Progress(**state["progress"])
+            self.say(f"the point of step {step} is lost: its checkpoint is evaluated again")
+            if self.world.first:
+                rows = [row for row in self.run.rows("probes.jsonl") if row["step"] != step]
+                self._put("probes.jsonl", rows)
+            self._take_point(self.milestones[step].chinchilla)
+            remade = True
+        if remade:
+            self._take_newest()
+        if self.world.first:
+            for file in ("points.jsonl", "probes.jsonl") if remade else ():
+                self._put(file, self.run.rows(file))
+            self._remake_metrics()
+        return remade
+
+    def _remake_metrics(self) -> None:
+        """A row at each milestone behind, where it is lost, with what its checkpoint knows."""
+        rows = list(self.run.rows("metrics.jsonl"))
+        logged = {row["step"] for row in rows}
+        lost = [s for s in self.milestones if s <= self.progress.step and s not in logged]
+        for step in lost:
+            with contextlib.suppress(OSError, ValueError, KeyError):  # a torn one is warned of
+                told = read_index(step_folder(self.run.checkpoints, step))["values"]["progress"]
+                rows.append(
+                    {
+                        "step": step,
+                        "tokens": step * self.recipe.batch_tokens,
+                        "lr": self.recipe.lr(step),
+                        "skipped_steps": told["skipped_steps"],
+                        "seconds": round(told["seconds"], 4),
+                    }
+                )
+        if lost:
+            self._put("metrics.jsonl", rows)
+
+    def _put(self, file: str, rows: Iterable[dict[str, Any]]) -> None:
+        """Replace a file's rows, in the order of their steps; none leave it as it is."""
+        if ordered := sorted(rows, key=lambda row: row["step"]):
+            self.run.write_rows(file, ordered)
 
     def _write_manifest(self) -> None:
         run, spec, hardware, world = self.run, self.spec, self.hardware, self.world
@@ -433,12 +524,13 @@ class Trainer:
         # One file a diff: a run resumed by changed code keeps both.
         if diff:
             name = f"code-{code['diff_sha256'][:8]}.diff"
-            (run.path / name).write_text(diff, encoding="utf-8")
-        try:
-            before = run.read_manifest()
-            earlier = [*before["earlier"], {k: before[k] for k in (*code, "device")}]
-        except (FileNotFoundError, KeyError):
-            earlier = []
+            run.write(name, diff)
+        if before := self._manifest_before():
+            start = {key: before[key] for key in (*code, *PLACEMENT) if key in before}
+            earlier = [*before.get("earlier", []), start]
+        else:
+            # What the steps behind were made by is not known any more, and must not seem to be.
+            earlier = [{"revision": "not recorded"}] if self.progress.step else []
         run.write_manifest(
             {
                 "run": run.name,
@@ -455,6 +547,7 @@ class Trainer:
                 "parallel": self.parallel.how,
                 "backends": dict(backend.NAMES),
                 "compiled": hardware.compiled,
+                "micro_batch_rows": self.rows,
                 "counts": to_dict(spec.counts),
                 "data": {
                     "name": spec.data.name,
@@ -467,6 +560,14 @@ class Trainer:
                 "command": provenance.redact(os.environ.get("ARCHLADDER_COMMAND", "")),
             }
         )
+
+    def _manifest_before(self) -> dict[str, Any]:
+        """The manifest of the start before; empty where there is none that can be read."""
+        try:
+            before = self.run.read_manifest()
+        except (FileNotFoundError, DamagedRecord):
+            return {}
+        return before if before.get("run", self.run.name) == self.run.name else {}
 
     def _status(self, state: str, **extra: float) -> None:
         if not self.world.first:

@@ -115,7 +115,7 @@ def control_table(one: Comparison) -> pd.DataFrame:
         {
             "confound": f.what,
             "what differs": str(f).partition(": ")[2],
-            "what it does, or runs": ", ".join(f.runs),
+            "what it does, or runs": ": ".join(filter(None, (f.severity, ", ".join(f.runs)))),
         }
         for f in one.findings
     ]

@@ -6,16 +6,15 @@ seconds are in metrics.jsonl, and are joined to the points by step.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import yaml
 
-from ablations.records import RunDirectory, SettingError, read_sweep
+from ablations.records import DamagedRecord, RunDirectory, SettingError, read_sweep
 from analysis.laws import FLOPS
 from analysis.sources.csv_file import read_rows
 
@@ -31,6 +30,8 @@ class Run:
     """What one run directory says beside its points."""
 
     name: str
+    identity: str
+    """The same for the same run, in whichever sweep."""
     mix: str
     size: str
     seed: int
@@ -52,48 +53,89 @@ class Sweep:
     points: pd.DataFrame
     runs: tuple[Run, ...]
     dropped: tuple[str, ...] = ()
+    """What was left out of it and why, a clause each: points, runs and rows."""
 
 
 def load_sweep(sweep_dir: Path) -> Sweep:
     """Read a sweep directory.
 
-    Points whose loss is not a positive number (a run that diverged) are left out and named in
-    `dropped`. Raises SettingError where there is no such sweep, nothing has been evaluated yet, or
-    a record is damaged.
+    Left out and named in `dropped`: points whose loss is not a positive number (a run that
+    diverged), runs whose records cannot be relied on, and runs that were trained once and lie
+    there twice. Raises SettingError where there is no such sweep, or nothing is left of it.
     """
     rows: list[dict[str, Any]] = []
     runs: list[Run] = []
+    dropped: list[str] = []
+    lost: list[str] = []
     for directory in read_sweep(sweep_dir):
         try:
             run, points = _read_run(directory)
-        except (ValueError, yaml.YAMLError) as error:
-            raise SettingError(
-                f"{directory.path} holds a record that cannot be read "
-                f"({' '.join(str(error).split())}); mend it, or move that run away."
-            ) from None
+        except DamagedRecord as problem:
+            dropped.append(f"run {directory.name}: {problem}")
+            continue
         runs.append(run)
         rows += points
+        lost += [f"of run {run.name}: {fault}" for fault in _lost_rows(directory, run, points)]
     if not runs:
         raise SettingError(
-            f"sweep={sweep_dir.name} holds no run yet; start one with python sweeps/run.py."
+            f"sweep={sweep_dir.name} holds no run that can be read: {_first(dropped)}."
+            if dropped
+            else f"sweep={sweep_dir.name} holds no run yet; start one with python sweeps/run.py."
         )
     if not rows:
         states = pd.Series([run.state for run in runs]).value_counts()
         told = ", ".join(f"{count} {state}" for state, count in states.items())
         raise SettingError(
             f"sweep={sweep_dir.name} has no points yet ({told}); a run writes its first one at its "
-            "first Chinchilla multiple."
+            f"first Chinchilla multiple{'; left out: ' if dropped else ''}{_first(dropped)}."
         )
     table = _tidy(pd.DataFrame(rows))
     good = _is_positive(table["loss"]) & _is_positive(table["N"]) & _is_positive(table["D"])
-    dropped = tuple(
-        f"{row.run} at step {row.step}: loss {row.loss}" for row in table[~good].itertuples()
-    )
+    dropped += [
+        f"run {row.run} at step {row.step}, as its loss, {row.loss:g}, its N or its D is no "
+        "positive number"
+        for row in table[~good].itertuples()
+    ]
     if not good.any():
         raise SettingError(
             f"sweep={sweep_dir.name} has no point with a finite loss; its runs diverged."
         )
-    return Sweep(sweep_dir.name, sweep_dir, _ordered(table[good]), tuple(runs), dropped)
+    return without_copies(
+        Sweep(sweep_dir.name, sweep_dir, _ordered(table[good]), tuple(runs), (*dropped, *lost))
+    )
+
+
+def without_copies(sweep: Sweep) -> Sweep:
+    """The sweep with each training counted once.
+
+    A run is its identity, so two folders of one name (in two sweeps) are one. So are two of one mix
+    and size that read the same batches to the same losses, to the last bit, whatever they are
+    called: a setting that changed no number. The one with most points stays.
+    """
+    points: dict[str, set[Any]] = {run.name: set() for run in sweep.runs}
+    columns = ["run", "mix", "size", "step", "D", "data_hash", "loss"]
+    for name, *point in sweep.points[columns].itertuples(index=False):
+        points[name].add(tuple(point))
+    kept: list[Run] = []
+    left_out: dict[str, str] = {}
+    for run in sorted(sweep.runs, key=lambda run: (run.state != "done", -run.n_points)):
+        for other in kept:
+            hashed = all(point[4] for point in points[run.name])
+            same = points[run.name] and points[run.name] <= points[other.name] and hashed
+            if run.identity == other.identity or same:
+                equal = "the same losses" if same else "other losses"
+                left_out[run.name] = f"run {run.name}: it is run {other.name}, with {equal}"
+                break
+        else:
+            kept.append(run)
+    if not left_out:
+        return sweep
+    return replace(
+        sweep,
+        runs=tuple(run for run in sweep.runs if run.name not in left_out),
+        points=sweep.points[~sweep.points["run"].isin(list(left_out))].reset_index(drop=True),
+        dropped=(*sweep.dropped, *left_out.values()),
+    )
 
 
 def load_csv(path: Path, by_compute: bool = False) -> pd.DataFrame:
@@ -165,13 +207,12 @@ def _without_loss(table: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]:
     loss = pd.to_numeric(table["loss"], errors="coerce")
     word = table["loss"].notna() & loss.isna()
     bad = ~np.isfinite(loss) & ~word
-    dropped = tuple(
-        f"line {int(str(index)) + 2} ({', '.join(f'{name}={row[name]}' for name in named)}): "
-        f"loss {'empty' if pd.isna(row['loss']) else row['loss']}"
-        for index, row in table[bad].iterrows()
-        for named in [[name for name in ("run", "mix", "N", "D") if name in table]]
-    )
-    return table[~bad], dropped
+    dropped = []
+    for index, row in table[bad].iterrows():
+        named = ", ".join(f"{name}={row[name]}" for name in ("run", "mix", "N", "D") if name in row)
+        value = "empty" if pd.isna(row["loss"]) else row["loss"]
+        dropped.append(f"line {int(str(index)) + 2} ({named}), as its loss is {value}")
+    return table[~bad], tuple(dropped)
 
 
 def _refuse_rows(
@@ -203,35 +244,38 @@ def _is_positive(values: pd.Series) -> pd.Series:
 
 
 def _read_run(directory: RunDirectory) -> tuple[Run, list[dict[str, Any]]]:
-    spec = _mapping(directory.read_spec())
+    """Raises DamagedRecord where the records cannot be relied on."""
+    if problem := directory.problem():
+        raise DamagedRecord(problem)
+    spec = directory.read_spec()
+    if not {"mix", "size", "seed"} <= spec.keys():
+        raise DamagedRecord("spec.yaml names no mix, size and seed")
     status = directory.read_status()
     try:
-        manifest = _mapping(directory.read_manifest())
+        manifest = directory.read_manifest()
     except FileNotFoundError:
         manifest = {}
     seconds = {
-        row["step"]: row["seconds"]
-        for row in directory.rows("metrics.jsonl")
-        if "step" in row and "seconds" in row
+        row["step"]: row["seconds"] for row in directory.rows("metrics.jsonl") if "seconds" in row
     }
-    by_step = {row["step"]: row for row in directory.rows("points.jsonl") if "step" in row}
     identity: dict[str, Any] = {
         "run": directory.name,
-        "mix": str(_name(spec, "mix")),
-        "size": str(_name(spec, "size")),
-        "seed": spec.get("seed", 0),
+        "mix": spec["mix"]["name"],
+        "size": spec["size"]["name"],
+        "seed": spec["seed"],
         "state": status.get("state", "queued"),
     }
     points = [
         identity | dict(_flat(row)) | {"seconds": seconds.get(step, np.nan)}
-        for step, row in sorted(by_step.items())
+        for step, row in directory.points().items()
     ]
     planned = _mapping(spec.get("recipe")).get("milestones")
     run = Run(
         name=directory.name,
+        identity=directory.name,
         mix=identity["mix"],
         size=identity["size"],
-        seed=int(identity["seed"]),
+        seed=identity["seed"],
         state=str(identity["state"]),
         step=int(status.get("step") or 0),
         n_points=len(points),
@@ -241,6 +285,28 @@ def _read_run(directory: RunDirectory) -> tuple[Run, list[dict[str, Any]]]:
         manifest=manifest,
     )
     return run, points
+
+
+def _lost_rows(directory: RunDirectory, run: Run, points: list[dict[str, Any]]) -> list[str]:
+    """What is missing beside the points of a run that can be used, a clause each."""
+    faults = []
+    for file in ("metrics.jsonl", "probes.jsonl"):
+        own = directory.faults(file)
+        more = f", and {len(own) - 1} more" if len(own) > 1 else ""
+        faults += [f"{own[0]}{more}"] if own else []
+    untimed = [str(point["step"]) for point in points if not point["seconds"] > 0]
+    if untimed and (directory.path / "metrics.jsonl").exists():
+        faults.append(f"metrics.jsonl has no time of step {', '.join(untimed)}")
+    if _mapping(run.spec.get("evaluation")).get("probes"):
+        probed = {row["step"] for row in directory.rows("probes.jsonl")}
+        unprobed = [str(point["step"]) for point in points if point["step"] not in probed]
+        faults += [f"probes.jsonl has no row of step {', '.join(unprobed)}"] if unprobed else []
+    return faults
+
+
+def _first(clauses: Sequence[str]) -> str:
+    more = f"; and {len(clauses) - 3} more" if len(clauses) > 3 else ""
+    return "; ".join(clauses[:3]) + more
 
 
 def _flat(row: dict[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -256,11 +322,6 @@ def _flat(row: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def _mapping(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
-
-
-def _name(spec: dict[str, Any], key: str) -> Any:
-    value = spec.get(key, "?")
-    return value.get("name", "?") if isinstance(value, dict) else value
 
 
 def _tidy(table: pd.DataFrame) -> pd.DataFrame:

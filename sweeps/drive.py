@@ -57,7 +57,7 @@ def on_this_machine(
             code=claim.code,
         )
     stopped = any(
-        states[run.name]["state"] in ("queued", "preempted")
+        states[run.name].get("state") in ("queued", "preempted")
         and not state.read_submission(run).get("cancelled")
         for run in claim.begun
     )

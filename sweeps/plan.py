@@ -178,12 +178,12 @@ def make_plan(
         core_flops = next(rate for least, rate in CORE_FLOPS if least <= counts.N)
         speed = here.peak_flops * here.mfu if by_gpu else core_flops * cpus
         seconds = spec.recipe.tokens / rate if rate else flops / speed
-        status = RunDirectory(runs_root / spec.sweep / spec.run_name).read_status()
+        run = RunDirectory(runs_root / spec.sweep / spec.run_name)
         estimates.append(
             Estimate(
                 spec,
                 counts.N,
-                status.get("state", "new") if spec.corpus else "no corpus",
+                run.state if spec.corpus else "no corpus",
                 flops,
                 seconds / ranks,
                 rate is not None,
@@ -207,18 +207,18 @@ def measured_rates(
     for status_file in runs_root.glob("*/*/status.json"):
         run = RunDirectory(status_file.parent)
         status = run.read_status()
-        if status.get("state") != "done" or not status.get("seconds"):
+        if status.get("state") != "done" or not (status.get("seconds") and status.get("tokens")):
             continue
         try:
             spec, manifest = run.read_spec(), run.read_manifest()
             key = (spec["mix"]["name"], manifest["counts"]["N"], spec["recipe"]["context"])
             where = manifest["device"]
             fits = where["kind"] == kind and device in where.get("name", "")
-        except (OSError, KeyError, TypeError, ValueError):
+            a_device = status["tokens"] / where.get("count", 1)
+        except (OSError, KeyError, TypeError, ValueError, ZeroDivisionError):
             continue  # a run of another version, or half removed
         if fits:
             tokens, seconds = totals.get(key, (0.0, 0.0))
-            a_device = status["tokens"] / where.get("count", 1)
             totals[key] = (tokens + a_device, seconds + status["seconds"])
     return {key: tokens / seconds for key, (tokens, seconds) in totals.items()}
 
@@ -311,7 +311,7 @@ def _show_totals(plan: Plan, console: Console) -> None:
         place = place.replace("time, ", f"time, {plan.devices} processes a run, ")
     if plan.cluster:
         place = f"on Slurm ({plan.parallel} at a time, beside waiting in its queue)"
-    begun = sum(e.state in ("running", "preempted", "failed") for e in todo)
+    begun = sum(e.state in ("running", "preempted", "failed", "damaged") for e in todo)
     words = f", {begun} begun and going on" if begun else ""
     console.print(
         f"{_many(len(plan.estimates), 'run')}, {len(plan.estimates) - len(todo)} done{words}; to "

@@ -111,6 +111,7 @@ def _sweep(composed: list[dict[str, Any]]) -> int:
     specs = [resolve(s, plan_only=True) for s in settings]
     _check_unique(specs)
     _check_paths(specs, runs_root)
+    _say_damaged(specs, runs_root, console)
     at_once = driver["max_parallel"]
     if not isinstance(cluster, Slurm):
         at_once = _fitting(specs, cluster, at_once)
@@ -280,9 +281,24 @@ def _check_control(specs: list[RunSpec], runs_root: Path, treatments: list[str])
     for sweep in {spec.sweep for spec in specs}:
         there: dict[str, Any] = {}
         if planned and (runs_root / sweep).is_dir():
-            there = {run.name: run.read_spec() for run in read_sweep(runs_root / sweep)}
+            runs = read_sweep(runs_root / sweep)
+            there = {run.name: run.read_spec() for run in runs if not run.spec_problem()}
         asked = {s.run_name: to_dict(s) for s in specs if s.sweep == sweep}
         check({**there, **asked}, treatments)
+
+
+def _say_damaged(specs: list[RunSpec], runs_root: Path, console: Console) -> None:
+    """Name the runs of the sweeps whose records cannot be relied on, and what becomes of them."""
+    from ablations.records import read_sweep
+
+    asked = {(spec.sweep, spec.run_name) for spec in specs}
+    for sweep in dict.fromkeys(spec.sweep for spec in specs):
+        runs = read_sweep(runs_root / sweep) if (runs_root / sweep).is_dir() else []
+        for run in runs:
+            if problem := run.problem():
+                goes_on = "goes on from what it has kept"
+                words = goes_on if (sweep, run.name) in asked else "counts nowhere"
+                console.print(f"damaged: {run.name}: {problem}; it {words}", soft_wrap=True)
 
 
 def _say_new(requests: list[Request], console: Console) -> None:
@@ -295,7 +311,7 @@ def _say_new(requests: list[Request], console: Console) -> None:
             continue
         stem = request.run.name.rpartition("-")[0]
         for other in read_sweep(request.sweep):
-            if other.name.rpartition("-")[0] == stem:
+            if other.name.rpartition("-")[0] == stem and not other.spec_problem():
                 mine, theirs = flatten(request.spec), flatten(other.read_spec())
                 changed = [k for k in mine if mine[k] != theirs.get(k)]
                 shown = [k for k in changed if not k.startswith(("recipe.", "resources."))]
@@ -315,7 +331,7 @@ def _finish(specs: list[RunSpec], runs_root: Path, root: str, console: Console) 
     states = [look.state for look in looks]
     view.summary(looks, console)
     console.print(view.counted(states))
-    if set(states) & {"preempted", "cancelled", "lost", "failed"}:
+    if set(states) & {"preempted", "cancelled", "lost", "failed", "damaged"}:
         console.print("The same command again goes on from their last checkpoints.")
     if "done" in states:
         sweep = runs[0].path.parent.name

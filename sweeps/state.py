@@ -24,7 +24,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from ablations.records import RunDirectory, write_atomic
+from ablations import formats
+from ablations.records import DamagedRecord, RunDirectory
 from sweeps import slurm
 
 UNENDED = ("queued", "running", "preempted")
@@ -39,7 +40,7 @@ class Look:
 
     run: RunDirectory
     state: str
-    """One of records.STATES, or new, starting, cancelled, lost."""
+    """One of records.STATES, or new, starting, cancelled, lost, damaged."""
     alive: bool | None
     """Whether something trains it or will; None where that cannot be known from here."""
     note: str = ""
@@ -52,7 +53,7 @@ class Look:
         """Times it has begun training."""
         try:
             return len(self.run.read_manifest()["earlier"]) + 1
-        except (OSError, KeyError, ValueError):
+        except (OSError, KeyError, DamagedRecord):
             return 0
 
 
@@ -116,41 +117,55 @@ def driver_lock(sweep: Path, job: str) -> Path:
 
 
 def read_submission(run: RunDirectory) -> dict[str, Any]:
-    """submission.json, or `{}` where the run was never handed to anyone."""
+    """submission.json, or `{}` where the run was never handed to anyone, or where `look` says what
+    is wrong with it."""
+    return _submission(run)[0]
+
+
+def _submission(run: RunDirectory) -> tuple[dict[str, Any], str]:
+    """(submission.json, what is wrong with it): nothing of what was copied from another run."""
+    path = run.path / "submission.json"
+    if run.is_of_another:
+        return {}, ""
     try:
-        return json.loads((run.path / "submission.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
+        kinds, needed = formats.SUBMISSION, ("launcher", "job")
+        return formats.read_object(path, formats.parse_json, kinds, needed), ""
+    except (FileNotFoundError, NotADirectoryError):
+        return {}, ""
+    except DamagedRecord as fault:
+        return {}, f"{fault}, so it is not known who was given the run"
 
 
 def write_submission(run: RunDirectory, submission: dict[str, Any]) -> None:
-    write_atomic(run.path / "submission.json", json.dumps(submission, indent=1) + "\n")
+    run.write("submission.json", json.dumps(submission, indent=1) + "\n")
 
 
 def look(runs: Sequence[RunDirectory]) -> list[Look]:
     """Each run's state now. Asks Slurm once, where a run that is not done was handed to it."""
-    read = [(run, run.read_status(), read_submission(run)) for run in runs]
+    read = [(run, run.read_status(), _submission(run)) for run in runs]
     names = {
         submission["job"]
-        for _, status, submission in read
+        for _, status, (submission, _) in read
         if submission.get("launcher") == "slurm" and status.get("state") != "done"
     }
     jobs = slurm.jobs(names) if names else {}
-    return [_look(run, status, submission, jobs) for run, status, submission in read]
+    return [_look(run, status, *handed, jobs) for run, status, handed in read]
 
 
 def _look(
     run: RunDirectory,
     status: dict[str, Any],
     submission: dict[str, Any],
+    unsubmitted: str,
     jobs: dict[tuple[str, int], slurm.Job] | None,
 ) -> Look:
     state, job = status.get("state", "new"), None
-    if state == "done" or not (run.path / "spec.yaml").exists():
-        return Look(run, state, False, "", None, status, submission)
+    problem = run.problem()
+    if (state == "done" and not problem) or not run.path.exists():
+        return Look(run, state, False, unsubmitted, None, status, submission)
     if submission.get("launcher") == "slurm":
         if jobs is not None:
-            job = jobs.get((submission["job"], submission["index"]))
+            job = jobs.get((submission["job"], submission.get("index", 0)))
         alive: bool | None = None if jobs is None else job is not None and job.alive
     else:
         own = submission.get("job", "")
@@ -176,12 +191,15 @@ def _look(
         state = "queued"
     elif state == "queued" and alive and (job.state == "RUNNING" if job else _begun(submission)):
         state = "starting"
+    if problem and alive is False and state in ("new", "done"):
+        state = "damaged"
+    note = "; ".join(filter(None, (note, problem, unsubmitted)))
     return Look(run, state, alive, note, job, status, submission)
 
 
 def slurm_log(run: RunDirectory, submission: dict[str, Any]) -> Path | None:
     """Where Slurm wrote what a run's job said; None where it never began."""
-    index = submission["index"]
+    index = submission.get("index", 0)
     # A job that is no array has no index in its name.
     named = re.compile(rf"\d+_{index}_0_log\.out" + (r"|\d+_0_log\.out" if index == 0 else ""))
     folder = job_folder(run.path.parent, submission["job"])

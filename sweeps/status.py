@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from rich.console import Console
 
+from ablations import formats
 from ablations.records import RunDirectory, project_root, read_sweep, visible
 from models.errors import SettingError
 from models.terminal import readable
@@ -165,6 +166,16 @@ def _retry(given: argparse.Namespace, root: Path, out: Console) -> int:
         look for look in looks if not look.alive and look.submission
         and (look.state in ("failed", "lost") if given.failed else look.state != "done")
     ]  # fmt: skip
+    lost = [look for look in again if not _can_retry(look)]
+    for look in lost:
+        out.print(
+            f"{look.run.name} cannot be retried by its records ({look.note}); give the sweep's "
+            "command again, which writes them anew",
+            soft_wrap=True,
+        )
+    again = [look for look in again if look not in lost]
+    if lost and not again:
+        return 1
     if not again:
         out.print(f"nothing to retry: {view.counted([look.state for look in looks])}")
         return 0
@@ -193,7 +204,16 @@ def _retry(given: argparse.Namespace, root: Path, out: Console) -> int:
             watch_slurm(submitted, poll_seconds, out)
     looks = state.look([look.run for look in again])
     view.summary(looks, out)
-    return 0 if all(look.state == "done" for look in looks) else 1
+    return 1 if lost or any(look.state != "done" for look in looks) else 0
+
+
+def _can_retry(look: Look) -> bool:
+    """Whether a run's spec is its own, and its submission says how it was begun."""
+    told = look.submission
+    if look.run.spec_problem() or not {"how", "command", "code"} <= told.keys():
+        return False
+    kinds = formats.HOW[told["launcher"]]
+    return not formats.fault_of(told["how"], kinds, tuple(kinds))
 
 
 def _code(look: Look) -> Path:
@@ -216,7 +236,7 @@ def _logs(given: argparse.Namespace, root: Path, _out: Console) -> int:
         raise SettingError(f"run={given.run} is {len(runs)} runs ({names}, …); name one.")
     (look,) = state.look(runs)
     path = view.log(look)
-    if not path.exists():
+    if not path.is_file():
         raise SettingError(f"run={look.run.name} has not said anything yet ({look.state}).")
     with path.open(encoding="utf-8", errors="replace") as file:
         while True:

@@ -5,6 +5,7 @@ happen under the sweep's lock, so that two drivers submit nothing twice.
 """
 
 import contextlib
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -187,21 +188,41 @@ def _undone_on_error(requests: Sequence[Request]) -> Iterator[_Made]:
 
 @contextlib.contextmanager
 def _all_or_nothing(requests: Sequence[Request]) -> Iterator[_Made]:
-    """On an error everything made inside goes, and the records of older runs come back."""
-    before = {
-        file: file.read_bytes()
+    """On an error everything made inside goes, and the records of older runs come back.
+
+    They are kept beside, by another link, so that a disk that is full has room for their return.
+    """
+    records = [
+        request.run.path / name
         for request in requests
         for name in ("spec.yaml", "status.json", "submission.json")
-        if (file := request.run.path / name).exists()
-    }
+    ]
+    older = {file: file.with_name(f".{file.name}.before") for file in records if file.is_file()}
+    new = [file for file in records if not file.exists()]
     with _undone_on_error(requests) as made:
         try:
+            for file, beside in older.items():
+                beside.unlink(missing_ok=True)  # of a driver that was killed
+                _link(file, beside)
             yield made
         except BaseException:
-            for file, content in before.items():
-                with contextlib.suppress(OSError):
-                    file.write_bytes(content)
+            for file, beside in older.items():
+                with contextlib.suppress(FileNotFoundError):
+                    beside.replace(file)
+            for file in new:
+                file.unlink(missing_ok=True)
             raise
+        finally:
+            # Renaming a link to a file that is still the same one does nothing.
+            for beside in older.values():
+                beside.unlink(missing_ok=True)
+
+
+def _link(file: Path, beside: Path) -> None:
+    try:
+        os.link(file, beside)
+    except OSError:  # a file system without links
+        shutil.copyfile(file, beside)
 
 
 def _freeze(sweep: Path, made: _Made) -> Path:
@@ -258,6 +279,7 @@ def _write(request: Request, made: _Made, **submission: Any) -> None:
     if not run.path.exists():
         run.path.mkdir()
         made.folders.append(run.path)
+    run.make_way("log.txt")
     # Again for a run that stopped: resources and paths may have changed, identity has not.
     run.write_spec(_from_anywhere(request.spec))
     submission["command"] = provenance.redact(submission["command"])

@@ -43,13 +43,14 @@ def console() -> Console:
 def progress(status: dict[str, Any]) -> dict[str, str]:
     """What a run says of itself, by column, blanks where not known yet."""
     step, steps = status.get("step", 0), status.get("steps")
-    if not steps or not status.get("seconds"):
+    tokens, seconds = status.get("tokens", 0), status.get("seconds")
+    if not steps or not seconds:
         return {"step": "starting"} if status.get("state") == "running" else {}
-    rate = status.get("tokens_per_second", status["tokens"] / status["seconds"])
+    rate = status.get("tokens_per_second", tokens / seconds)
     shown = f"{rate:,.0f}" + (f" ({status['mfu']:.0%} MFU)" if "mfu" in status else "")
     return {
         "step": f"{step:,}/{steps:,}",
-        "tokens": f"{status['tokens']:,}",
+        "tokens": f"{tokens:,}",
         "tokens/s": shown,
         "loss": f"{status['loss']:.3f}" if "loss" in status else "",
         "bpb": f"{status['bpb']:.3f}" if "bpb" in status else "",
@@ -135,45 +136,44 @@ def summary(looks: Sequence[Look], out: Console) -> None:
             look.run.name,
             look.state,
             told.get("step", "").split("/")[0] if look.state == "done" else told.get("step", ""),
-            f"{point['loss']:.4f}" if point else "",
-            f"{point['bpb']:.4f}" if point else "",
+            f"{point['loss']:.4f}" if "loss" in point else "",
+            f"{point['bpb']:.4f}" if "bpb" in point else "",
             told.get("tokens/s", ""),
             f"{look.status.get('seconds', 0) / 3600:.2f}",
             str(look.attempts or ""),
         )
     out.print(fitted(table, out, LEAST))
     for look in looks:
-        if look.state in ("failed", "lost", "cancelled", "preempted"):
+        if look.state in ("failed", "lost", "cancelled", "preempted", "damaged") or look.note:
             out.print(line(look), soft_wrap=True)
     for folder in dict.fromkeys(look.run.path.parent for look in looks):
         out.print(f"runs: {folder}/RUN", soft_wrap=True)
 
 
-def last_point(run: RunDirectory) -> dict[str, Any] | None:
-    """The newest row of points.jsonl."""
-    point = None
-    for point in run.rows("points.jsonl"):  # noqa: B007
-        pass
-    return point
+def last_point(run: RunDirectory) -> dict[str, Any]:
+    """The newest row of points.jsonl; empty without one."""
+    rows = list(run.rows("points.jsonl"))
+    return rows[-1] if rows else {}
 
 
 def line(look: Look) -> str:
     """What became of a run, in a line with its log."""
     if look.state == "done":
         point = last_point(look.run)
-        result = f", loss {point['loss']:.4f}" if point else ""
+        result = f", loss {point['loss']:.4f}" if "loss" in point else ""
+        result += f"; {look.note}" if look.note else ""
         return f"done    {look.run.name}  {look.status.get('seconds', 0):.0f} s{result}"
     reason = look.note or look.status.get("error", "")
     reason = "" if reason == look.state else reason
     words = {"preempted": "stopped", "failed": "failed "}
     word = words.get(look.state, look.state)
-    where = f"  (log: {log(look)})" if log(look).exists() else ""
+    where = f"  (log: {log(look)})" if log(look).is_file() else ""
     return f"{word} {look.run.name}{f'  {reason}' if reason else ''}{where}"
 
 
 def log(look: Look) -> Path:
     """Where a run's last words are: its own log, or Slurm's where it never began to write one."""
-    if look.run.log.exists() or look.submission.get("launcher") != "slurm":
+    if look.run.log.is_file() or look.submission.get("launcher") != "slurm":
         return look.run.log
     return slurm_log(look.run, look.submission) or look.run.log
 

@@ -7,12 +7,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ablations.command import exit_code
 from ablations.evaluate import budget
 from ablations.evaluate.budget import PROBES, EvaluationSettings
-from ablations.records import RunDirectory, read_sweep
+from ablations.records import DamagedRecord, RunDirectory, read_sweep
 from ablations.settings import from_dict
 from ablations.spec import DEVICES, PRECISIONS, RunSpec, load
 from models.errors import SettingError, one_of
@@ -77,7 +75,12 @@ def _settings(arguments: Sequence[str]) -> dict[str, str]:
 def _runs(folder: Path) -> list[RunDirectory]:
     if (folder / "spec.yaml").exists():
         return [RunDirectory(folder)]
-    runs = read_sweep(folder) if folder.is_dir() else []
+    runs = []
+    for run in read_sweep(folder) if folder.is_dir() else []:
+        if problem := run.spec_problem():
+            print(f"left out: {run.name}: {problem}", file=sys.stderr)
+        else:
+            runs.append(run)
     if not runs:
         raise SettingError(
             f"RUN_DIR={folder} is neither a run directory, with a spec.yaml, nor a folder of them."
@@ -213,7 +216,7 @@ class _Job:
             (row["probe"], row["length"])
             for row in self.run.rows("probes.jsonl")
             if row["step"] == step
-            and (row["version"], row["examples"]) == (VERSION, self.evaluation.examples)
+            and (row.get("version"), row.get("examples")) == (VERSION, self.evaluation.examples)
             # Of positions the last bucket is written last.
             and row.get("to", row["length"]) == row["length"]
         }
@@ -223,7 +226,7 @@ class _Job:
 def _load(run: RunDirectory) -> RunSpec:
     try:
         return load(run.read_spec())
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, DamagedRecord) as error:
         raise SettingError(
             f"RUN_DIR={run.path} has a spec.yaml that cannot be read ({error})."
         ) from None

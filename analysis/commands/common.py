@@ -56,7 +56,7 @@ def read_points(path: Path, where: str = "", by_compute: bool = False) -> pd.Dat
     if running:
         print(f"note: {running} of {len(sweep.runs)} runs have not finished.", file=sys.stderr)
     for point in sweep.dropped:
-        print(f"note: left out, as its loss is not a number: {point}.", file=sys.stderr)
+        print(f"note: left out: {point}.", file=sys.stderr)
     return sweep.points
 
 

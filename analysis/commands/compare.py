@@ -17,6 +17,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> str:
+    import pandas as pd
+
     from analysis import foreign, tables
     from analysis.compare import control_table
     from analysis.reporting.checklist import checklist
@@ -29,6 +31,8 @@ def run(options: argparse.Namespace) -> str:
     parts = {
         f"{one.mix} against {one.baseline}": control_table(one) for one in found.comparisons
     } | {"What a reviewer asks": checklist(found)}
+    if found.sweep.dropped:
+        parts["Left out"] = pd.DataFrame({"what": found.sweep.dropped})
     if form == "json":
         document = {title: table.to_dict("records") for title, table in parts.items()}
         return shown("json", document, [])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,6 +38,8 @@ def find(command: str, given: list[str], chosen: dict[str, str]) -> Findings:
     resamples = whole("resamples", chosen.get("resamples", "1000"), 20)
     seed = whole("seed", chosen.get("seed", "0"), 0)
     sweep = _source(chosen)
+    for what in sweep.dropped:
+        print(f"note: left out: {what}.", file=sys.stderr)
     baseline = chosen.get("baseline", "transformer")
     told = " ".join([f"python -m analysis {command}", *given])
     return find_in(sweep, baseline, resamples, seed, told)

@@ -152,7 +152,7 @@ def caveats(result: Study, sweep: Sweep, comparisons: list[Comparison]) -> Itera
     if open_runs:
         yield f"{len(open_runs)} of {len(sweep.runs)} runs have not finished (see Runs)."
     for point in sweep.dropped:
-        yield f"Left out, as its loss is not a number: {point}."
+        yield f"Left out: {point}."
     if result.fit is None:
         yield from doubts(result.points)
         return

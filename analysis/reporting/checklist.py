@@ -120,7 +120,7 @@ def _records(found: Findings) -> Iterator[tuple[str, str, str]]:
     if not runs:
         return
     done = len(runs) - len(found.open_runs)
-    told = f"{done} of {len(runs)} finished; {len(found.sweep.dropped)} points left out"
+    told = f"{done} of {len(runs)} finished; {len(found.sweep.dropped)} left out"
     good = done == len(runs) and not found.sweep.dropped
     yield "Are all runs finished, and all points kept?", _verdict(good), told
     if found.metrics["grad_norm"].notna().any():

@@ -27,8 +27,8 @@ def doubts(points: pd.DataFrame) -> Iterator[str]:
                 "at one size count as checkpoints of one run, which share its luck. Where each was "
                 "a training of its own, give a column run with a name for each."
             )
-    for point in points.attrs.get("dropped", ()):
-        yield f"Left out, as its loss is not a number: {point}."
+    for what in points.attrs.get("dropped", ()):
+        yield f"Left out: {what}."
     yield from _units(points)
 
 

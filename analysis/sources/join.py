@@ -10,11 +10,12 @@ from typing import Any
 import pandas as pd
 
 from ablations.records import SettingError
-from analysis.load import Run, Sweep
+from analysis.load import Run, Sweep, without_copies
 
 
 def join(sweeps: list[Sweep]) -> Sweep:
-    """One sweep of all runs and points, a run's name preceded by its sweep's.
+    """One sweep of all runs and points, a run's name preceded by its sweep's; a run that lies in
+    several of them counts once.
 
     Raises SettingError where the sweeps' losses are nats per token of different vocabularies or of
     different held-out text.
@@ -29,13 +30,14 @@ def join(sweeps: list[Sweep]) -> Sweep:
         frames.append(sweep.points.assign(run=sweep.path.name + "/" + sweep.points["run"]))
     points = pd.concat(frames, ignore_index=True)
     points = points.sort_values(["mix", "N", "seed", "D"], kind="stable", ignore_index=True)
-    return Sweep(
+    joined = Sweep(
         name="+".join(sweep.name for sweep in sweeps),
         path=Path(os.path.commonpath([sweep.path.parent for sweep in sweeps])),
         points=points,
         runs=tuple(runs),
-        dropped=tuple(point for sweep in sweeps for point in sweep.dropped),
+        dropped=tuple(f"in {sweep.name}: {what}" for sweep in sweeps for what in sweep.dropped),
     )
+    return without_copies(joined)
 
 
 def _check_units(sweeps: list[Sweep]) -> None:

@@ -65,8 +65,7 @@ def at_level(sweep: Sweep, where: dict[str, str]) -> Sweep:
         if points.empty:
             words = ",".join(f"{key}={value}" for key, value in where.items())
             raise SettingError(f"where={words} leaves runs of sweep={sweep.name} without points.")
-        dropped = tuple(one for one in sweep.dropped if one.split(" at step")[0] in names)
-        sweep = replace(sweep, points=points, runs=runs, dropped=dropped)
+        sweep = replace(sweep, points=points, runs=runs)
     if differing := levels(sweep.runs):
         words = "; ".join(
             f"{key}={', '.join(map(_word, values))}" for key, values in differing.items()

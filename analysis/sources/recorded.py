@@ -15,12 +15,15 @@ from ablations.records import RunDirectory
 from analysis.load import Run
 
 BY_STEP = ("batches", "tokens", "D", "learning rate", "evaluation tokens", "skipped steps")
-MANIFEST = (
-    "revision", "diff_sha256", "versions", "device", "precision", "parallel", "backends",
-    "compiled", "data",
-)  # fmt: skip
-RESTARTED = ("revision", "diff_sha256", "device")
+PLACEMENT = ("device", "precision", "parallel", "backends", "compiled", "micro_batch_rows")
+"""What a run computed on and how: it decides how sums round, and no identity holds it."""
+MANIFEST = ("revision", "diff_sha256", "versions", *PLACEMENT, "data")
+RESTARTED = ("revision", "diff_sha256", *PLACEMENT)
 """What a run that was stopped and started again may have changed between."""
+ROUNDING = (
+    "rounds otherwise, which can move a held-out loss by as much as another seed does "
+    "(docs/control.md)"
+)
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,13 @@ class Finding:
     """A run each, in that order; before and after for one run."""
     step: int | None = None
     """The first step at which they differ; None for what has no step."""
+
+    @property
+    def severity(self) -> str:
+        """What it does to a comparison, where that is known."""
+        placed = self.what.removesuffix(" within a run").partition(".")[0] in PLACEMENT
+        # A machine's name and what shares it make it slower, not other.
+        return ROUNDING if placed and not self.what.startswith("device.runs_at_once") else ""
 
     def __str__(self) -> str:
         told = f"{self.what}: {' → '.join(map(shortened, self.values))}"
@@ -69,6 +79,8 @@ def differences(sweep: Path, one: Run, other: Run) -> tuple[list[Finding], set[s
             for field in mine
             if field in its and mine[field] != its[field]
         ]
+        if not (mine.keys() & its.keys()) >= {"micro_batch_rows"}:
+            unknown.add("micro_batch_rows")
     else:
         unknown.add("manifest")
     return [*found, *restarts(one), *restarts(other)], unknown
@@ -121,7 +133,12 @@ def _narrowed(a: Any, b: Any) -> tuple[Any, Any]:
 
 
 def _manifest_fields(run: Run) -> Iterator[tuple[str, Any]]:
-    return flattened({key: run.manifest[key] for key in MANIFEST if key in run.manifest})
+    yield from flattened({key: run.manifest[key] for key in MANIFEST if key in run.manifest})
+    if "micro_batch_rows" not in run.manifest:  # not recorded yet, but perhaps set
+        resources, recipe = run.spec.get("resources") or {}, run.spec.get("recipe") or {}
+        tokens, context = resources.get("micro_batch_tokens"), recipe.get("context")
+        if tokens and context:
+            yield "micro_batch_rows", tokens // context
 
 
 def flattened(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

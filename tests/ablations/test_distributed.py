@@ -81,7 +81,15 @@ def test_ranks_give_the_losses_of_one(make_run, alone, how, n):
         for name in ("nats", "nats_se", "first_nats") if "nats" in a else ("loss", "bpb"):
             assert a[name] == pytest.approx(b[name], rel=1e-4)
     assert run.read_manifest()["device"]["count"] == n
+    assert (run.read_manifest()["micro_batch_rows"], alone.read_manifest()["micro_batch_rows"]) == (
+        1, 4,
+    )  # fmt: skip
     assert run.read_manifest()["parallel"] == how
+    if (how, n) == ("fsdp", 2):
+        before = (run.path / "points.jsonl").read_bytes()
+        (run.path / "points.jsonl").write_bytes(b"".join(before.splitlines(keepends=True)[1:]))
+        ranks(run, n)
+        assert (run.path / "points.jsonl").read_bytes() == before, "made again by both ranks"
 
 
 def test_who_a_process_is_by_torchrun_and_by_slurm(monkeypatch):

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from ablations.formats import run_name
 from ablations.records import RunDirectory
 from analysis.laws import Chinchilla
 
@@ -38,11 +39,9 @@ class SweepWriter:
     ) -> RunDirectory:  # fmt: skip
         N = round(SIZES[size] * n_factor)
         key = f"{mix}-{size}-{seed}{protocol or ''}"
-        identity = hashlib.sha256(key.encode()).hexdigest()[:8]
-        rng = np.random.default_rng(int(identity, 16))
-        run = RunDirectory(self.path / f"{mix}-{size}-s{seed}-{identity}")
+        rng = np.random.default_rng(int(hashlib.sha256(key.encode()).hexdigest()[:8], 16))
         batch = 4096
-        run.write_spec(
+        spec = (
             {
                 "sweep": self.path.name,
                 "mix": {"name": mix, "pattern": mix.split("_")},
@@ -60,6 +59,8 @@ class SweepWriter:
                 "resources": {"threads": 1, "at_once": 2},
             }
         )  # fmt: skip
+        run = RunDirectory(self.path / run_name(spec))
+        run.write_spec(spec)
         run.write_manifest(
             {
                 "run": run.name,
@@ -67,8 +68,10 @@ class SweepWriter:
                 "dirty": False,
                 "diff_sha256": "",
                 "versions": {"python": "3.11", "torch": "2.13"},
-                "device": {"kind": "cpu", "name": "test CPU", "threads": 1},
+                "device": {"kind": "cpu", "name": "test CPU", "count": 1, "threads": 1},
                 "precision": "fp32",
+                "parallel": None,
+                "micro_batch_rows": 16,
                 "backends": {} if mix == "transformer" else {"gated_delta_rule": "chunked"},
                 "counts": {"N": N, "flops_per_token": 6 * N},
                 "data": {"name": "embedded", "fingerprint": "feedbeef" * 4},

@@ -9,6 +9,7 @@ import pytest
 import yaml
 from synthetic_sweeps import SweepWriter, write_ladder
 
+from ablations.formats import run_name
 from ablations.records import RunDirectory
 from analysis.compare import Comparison, compare, control_table
 from analysis.load import load_sweep
@@ -27,6 +28,14 @@ def edit(sweep: SweepWriter, mix: str, file: str, *keys: str, value: object) -> 
             fields = fields[key]
         fields[keys[-1]] = value
         path.write_text(json.dumps(top))
+        if file == "spec.yaml":
+            named_by_its_spec(RunDirectory(path.parent))
+
+
+def named_by_its_spec(run: RunDirectory) -> None:
+    """Another spec is another run."""
+    moved = RunDirectory(run.path.rename(run.path.with_name(run_name(run.read_spec()))))
+    moved.write_manifest(moved.read_manifest() | {"run": moved.name})
 
 
 def edit_points(path: Path, **values: object) -> None:
@@ -65,13 +74,16 @@ def test_unequal_n_is_a_confound_past_the_tolerance_of_the_protocol(sweep: Sweep
     ("file", "keys", "value", "told"),
     [
         ("spec.yaml", ("recipe", "peak_lr"), 1e-3, "recipe.peak_lr: 0.003 → 0.001"),
-        ("spec.yaml", ("recipe", "batch_tokens"), 8192, "recipe.batch_tokens: 4096 → 8192"),
         ("spec.yaml", ("model", "d_model"), 64, "model width: +100.0 %"),
         ("spec.yaml", ("model", "norm_eps"), 1e-5, "model.norm_eps: absent → 1e-05"),
         ("spec.yaml", ("train", "optimizer"), "muon", "train.optimizer: adamw → muon"),
         ("manifest.json", ("precision",), "bf16", "precision: fp32 → bf16"),
         ("manifest.json", ("versions", "torch"), "2.14", "versions.torch: 2.13 → 2.14"),
         ("manifest.json", ("device", "kind"), "cuda", "device.kind: cpu → cuda"),
+        ("manifest.json", ("device", "count"), 2, "device.count: 1 → 2"),
+        ("manifest.json", ("device", "threads"), 4, "device.threads: 1 → 4"),
+        ("manifest.json", ("parallel",), "fsdp", "parallel: None → fsdp"),
+        ("manifest.json", ("micro_batch_rows",), 4, "micro_batch_rows: 16 → 4"),
         ("manifest.json", ("revision",), "f" * 40, "revision: 0123456789abcdef → ffffffff"),
         (
             "manifest.json",
@@ -108,7 +120,6 @@ def edit_rows(path: Path, at: int, **values: object) -> None:
     [
         ("points", {"data_hash": "other"}, "batches", "batches: not equal from step 489"),
         ("metrics", {"tokens": 1}, "tokens", "tokens: 2002944 → 1 from step 489"),
-        ("points", {"D": 1}, "D", "D: 2002944 → 1 from step 489"),
         ("metrics", {"lr": 2e-3}, "learning rate", "learning rate: 0.003 → 0.002 from step 489"),
         ("points", {"skipped_steps": 3}, "skipped steps", "skipped steps: 0 → 3 from step 489"),
         ("points", {"domains": {"prose": {"loss": 3.0, "tokens": 4096, "documents": 9}}},
@@ -136,6 +147,18 @@ def test_what_was_recorded_differently_is_found_with_step_values_and_runs(
     assert path.parent.name in row["what it does, or runs"]
 
 
+def test_tokens_that_differ_at_a_step_are_found(sweep: SweepWriter) -> None:
+    write_ladder(sweep, sizes=("50k",), seeds=(0,))
+    for path in sweep.path.glob("gdn3_attn1-*/points.jsonl"):
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        doubled = [row | {"D": 2 * row["D"], "C": 2 * row["C"]} for row in rows]
+        path.write_text("".join(json.dumps(row) + "\n" for row in doubled))
+    edit(sweep, "gdn3_attn1", "spec.yaml", "recipe", "batch_tokens", value=8192)
+    (finding,) = (one for one in compared(sweep).findings if one.what == "D")
+    assert str(finding) == "D: 1003520 → 2007040 from step 245"
+    assert "recipe.batch_tokens: 4096 → 8192" in compared(sweep).confounds
+
+
 def test_finished_runs_of_other_budgets_are_a_confound(sweep: SweepWriter) -> None:
     write_ladder(sweep, mixes=("transformer",), sizes=("50k",), seeds=(0,))
     sweep.run("gdn3_attn1", "50k", 0, multiples=(1, 2, 8))
@@ -152,6 +175,41 @@ def test_code_that_changed_while_a_run_was_stopped_is_a_confound(sweep: SweepWri
     (told,) = found.confounds
     assert told == "revision within a run: aaaaaaaa → 0123456789abcdef"
     assert found.findings[0].runs == (path.name,)
+
+
+def test_where_arms_were_placed_otherwise_the_table_says_what_that_does(sweep: SweepWriter) -> None:
+    write_ladder(sweep, sizes=("50k",))
+    edit(sweep, "gdn3_attn1", "manifest.json", "device", "count", value=2)
+    told = control_table(compared(sweep))["what it does, or runs"]
+    assert len(told) == 2
+    assert all(line.startswith("rounds otherwise, which can move a held-out loss") for line in told)
+
+
+def test_a_run_that_went_on_elsewhere_is_a_confound(sweep: SweepWriter) -> None:
+    write_ladder(sweep, sizes=("50k",), seeds=(0,))
+    (path,) = sweep.path.glob("gdn3_attn1-*")
+    run = RunDirectory(path)
+    told = run.read_manifest()
+    before = {key: told[key] for key in ("revision", "diff_sha256", "device", "precision")}
+    run.write_manifest(told | {"earlier": [before | {"precision": "bf16", "micro_batch_rows": 8}]})
+    assert compared(sweep).confounds == (
+        "precision within a run: bf16 → fp32", "micro_batch_rows within a run: 8 → 16",
+    )  # fmt: skip
+
+
+def test_a_micro_batch_that_was_not_recorded_is_unknown_unless_it_was_set(
+    sweep: SweepWriter,
+) -> None:
+    write_ladder(sweep, sizes=("50k",), seeds=(0,))
+    for path in sweep.path.glob("*/manifest.json"):
+        content = json.loads(path.read_text())
+        del content["micro_batch_rows"]
+        path.write_text(json.dumps(content))
+    assert compared(sweep).unknown == ("micro_batch_rows",)
+    for mix, tokens in (("transformer", 1024), ("gdn3_attn1", 4096)):
+        edit(sweep, mix, "spec.yaml", "resources", "micro_batch_tokens", value=tokens)
+    assert compared(sweep).unknown == ()
+    assert compared(sweep).confounds == ("micro_batch_rows: 4 → 16",)
 
 
 def test_where_only_some_pairs_differ_they_are_named(sweep: SweepWriter) -> None:
@@ -216,9 +274,8 @@ def test_mixes_without_a_common_size_and_seed_say_so(sweep: SweepWriter) -> None
 
 def test_several_runs_of_one_mix_size_and_seed_are_a_confound(sweep: SweepWriter) -> None:
     sweep.run("transformer", "50k", 0)
-    first = sweep.run("gdn3_attn1", "50k", 0, lr=1e-2).path
-    first.rename(first.with_name("gdn3_attn1-50k-s0-ffffffff"))
+    edit_points(sweep.run("gdn3_attn1", "50k", 0, lr=1e-2).path / "points.jsonl", loss=2.5)
     sweep.run("gdn3_attn1", "50k", 0)
-    (told,) = compared(sweep).confounds
+    (told,) = (line for line in compared(sweep).confounds if line.startswith("several runs"))
     assert "gdn3_attn1 50k/s0 ×2" in told
     assert "differing in recipe.peak_lr" in told

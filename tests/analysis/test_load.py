@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from synthetic_sweeps import SweepWriter, write_ladder
 
-from ablations.records import SettingError
+from ablations import formats
+from ablations.records import RunDirectory, SettingError
+from ablations.spec import load as load_spec
 from analysis.commands.common import read_points
 from analysis.load import load_csv, load_sweep
+from analysis.sources.join import join
+
+DEMO = Path(__file__).parents[2] / "notebooks" / "records" / "demo"
 
 
 def test_a_sweep_becomes_a_row_a_point_with_seconds_joined_by_step(sweep: SweepWriter) -> None:
@@ -37,7 +45,8 @@ def test_unfinished_runs_and_cut_lines_are_read_as_far_as_they_go(sweep: SweepWr
 def test_points_that_diverged_are_left_out_and_named(sweep: SweepWriter) -> None:
     run = sweep.run("transformer", "50k", 0)
     row = list(run.rows("points.jsonl"))[-1]
-    run.append("points.jsonl", row | {"step": 9999, "loss": float("nan")})
+    diverged = {"step": 9999, "D": 9999 * 4096, "C": 6 * row["N"] * 9999 * 4096}
+    run.append("points.jsonl", row | diverged | {"loss": float("nan"), "domains": {}})
     loaded = load_sweep(sweep.path)
     assert len(loaded.points) == 3
     assert "at step 9999" in loaded.dropped[0]
@@ -146,8 +155,112 @@ def test_a_damaged_record_is_named(sweep: SweepWriter) -> None:
     write_ladder(sweep, sizes=("50k",), seeds=(0,))
     (spec, *_) = sorted(sweep.path.glob("*/spec.yaml"))
     spec.write_text("mix: [")
-    with pytest.raises(SettingError, match=f"{spec.parent.name} holds a record that cannot"):
-        load_sweep(sweep.path)
+    loaded = load_sweep(sweep.path)
+    assert loaded.dropped == (f"run {spec.parent.name}: spec.yaml is no YAML",)
+    assert spec.parent.name not in {run.name for run in loaded.runs} | set(loaded.points["run"])
+
+
+@pytest.mark.parametrize("ending", ["-copy", " (1)", ".bak", "-2"])
+def test_copied_run_folders_are_no_further_evidence(sweep: SweepWriter, ending: str) -> None:
+    write_ladder(sweep, sizes=("50k",))
+    alone = load_sweep(sweep.path)
+    for path in list(sweep.path.iterdir()):
+        shutil.copytree(path, path.with_name(path.name + ending))
+    loaded = load_sweep(sweep.path)
+    pd.testing.assert_frame_equal(loaded.points, alone.points)
+    assert loaded.runs == alone.runs
+    assert len(loaded.dropped) == 4
+    for run in alone.runs:
+        words = f"run {run.name}{ending}: a copy of run {run.name}, which is read from"
+        assert any(told.startswith(words) for told in loaded.dropped)
+
+
+def test_a_spec_whose_hash_is_not_its_folders_is_refused_by_name_and_the_rest_goes_on(
+    sweep: SweepWriter,
+) -> None:
+    write_ladder(sweep, sizes=("50k",))
+    path = sorted(sweep.path.iterdir())[0]
+    spec = (path / "spec.yaml").read_text()
+    (path / "spec.yaml").write_text(spec.replace("peak_lr: 0.003", "peak_lr: 0.001"))
+    loaded = load_sweep(sweep.path)
+    (told,) = loaded.dropped
+    assert told.startswith(f"run {path.name}: spec.yaml is of run gdn3_attn1-50k-s0-")
+    assert len(loaded.runs) == 3
+
+
+def test_specs_of_an_earlier_version_have_the_identity_that_it_gave_them() -> None:
+    """Recorded by code that knew fewer settings: nothing of them is refused."""
+    demo = load_sweep(DEMO)
+    assert (len(demo.runs), demo.dropped) == (12, ())
+    spec = RunDirectory(DEMO / demo.runs[0].name).read_spec()
+    current = load_spec(spec).identity
+    assert demo.runs[0].name.endswith(current)
+    assert formats.identity({**spec, "another": 1}) != current
+
+
+@pytest.mark.parametrize(
+    ("edit", "told"),
+    [
+        ({"seed": 7}, "points.jsonl has a point of another run (seed=7)"),
+        ({"mix": "gdn"}, "points.jsonl has a point of another run (mix=gdn)"),
+        ({"epochs": 9.0, "again": True}, "points.jsonl has two points of step 245, which differ"),
+        ({"N": 7}, "points.jsonl has at step 245 N=7, and manifest.json 50112"),
+        ({"C": 7}, "points.jsonl has at step 245 C=7, and by manifest.json it is 3.0173e+11"),
+        ({"D": 10**6}, "points.jsonl has at step 245 a D that is not its steps of 4,096 tokens"),
+        (
+            {"domains": {"a": {"nats": 6.0, "tokens": 2, "loss": 3.0}}},
+            "points.jsonl has at step 245 a loss that its domains do not give",
+        ),
+        (
+            {"domains": {"a": {"nats": 6.0, "bytes": 2, "bpb": 3.0}}},
+            "points.jsonl has at step 245 a bpb of a domain that its sums do not give",
+        ),
+        ({"loss": "3"}, "points.jsonl line 1 has loss='3', which is no number"),
+    ],
+)
+def test_points_that_are_not_the_runs_own_leave_it_out(
+    sweep: SweepWriter, edit: dict[str, object], told: str
+) -> None:
+    write_ladder(sweep, sizes=("50k",))
+    path = sorted(sweep.path.iterdir())[0]
+    rows = list(RunDirectory(path).rows("points.jsonl"))
+    changed = [rows[0] | edit, *rows[1:], *(rows[:1] if "again" in edit else [])]
+    (path / "points.jsonl").write_text("".join(json.dumps(row) + "\n" for row in changed))
+    assert load_sweep(sweep.path).dropped == (f"run {path.name}: {told}",)
+
+
+def test_a_done_run_has_a_point_at_each_milestone_or_is_left_out(tmp_path: Path) -> None:
+    shutil.copytree(DEMO, tmp_path / "demo")
+    path = sorted((tmp_path / "demo").iterdir())[0]
+    lines = (path / "points.jsonl").read_text().splitlines(keepends=True)
+    (path / "points.jsonl").write_text("".join(lines[:2]))
+    step = json.loads(lines[2])["step"]
+    loaded = load_sweep(tmp_path / "demo")
+    assert loaded.dropped == (f"run {path.name}: points.jsonl lacks the point of step {step}",)
+    # A run that goes on has them yet to come.
+    (path / "status.json").write_text('{"state": "running"}')
+    assert load_sweep(tmp_path / "demo").dropped == ()
+
+
+def test_a_run_that_lies_in_two_sweeps_counts_once(sweep: SweepWriter, tmp_path: Path) -> None:
+    write_ladder(sweep, sizes=("50k",))
+    shutil.copytree(sweep.path, tmp_path / "runs" / "other")
+    loaded = [load_sweep(sweep.path), load_sweep(tmp_path / "runs" / "other")]
+    joined = join(loaded)
+    assert set(joined.points["run"]) == {f"trial/{run.name}" for run in loaded[0].runs}
+    assert len(joined.runs) == 4
+    name = loaded[0].runs[0].name
+    assert f"run other/{name}: it is run trial/{name}, with the same losses" in joined.dropped
+
+
+def test_the_same_training_under_another_name_counts_once(sweep: SweepWriter) -> None:
+    """A setting that changed no number, such as a limit that was not reached."""
+    write_ladder(sweep, sizes=("50k",))
+    first = load_sweep(sweep.path).runs[0]
+    sweep.run(first.mix, first.size, first.seed, lr=1e-2)  # whose losses are drawn the same
+    loaded = load_sweep(sweep.path)
+    assert len(loaded.runs) == 4
+    assert loaded.dropped[0].endswith("with the same losses")
 
 
 def test_a_csv_that_is_not_there_is_refused(tmp_path: Path) -> None:

@@ -253,7 +253,13 @@ def test_what_is_done_is_not_to_do_and_what_has_begun_is_said(tmp_path):
     plan = planned("mix=gdn", "size=50k", "seed=0,1,2", "sweep=s")
     for estimate, state in zip(plan.estimates, ("done", "preempted", None), strict=True):
         if state:
-            RunDirectory(tmp_path / "s" / estimate.spec.run_name).write_status(state)
+            run = RunDirectory(tmp_path / "s" / estimate.spec.run_name)
+            run.write_spec(to_dict(estimate.spec))
+            run.write_status(state)
+        if state == "done":
+            for milestone in estimate.spec.recipe.milestones:
+                D = milestone.step * estimate.spec.recipe.batch_tokens
+                run.append("points.jsonl", {"step": milestone.step, "N": 1, "D": D, "loss": 1.0})
     again = planned("mix=gdn", "size=50k", "seed=0,1,2", "sweep=s", runs_root=tmp_path)
     assert len(again.todo) == 2
     assert "3 runs, 1 done, 1 begun and going on" in shown(again)

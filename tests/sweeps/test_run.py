@@ -182,17 +182,17 @@ def test_a_stopped_sweep_goes_on_to_the_same_bits(tmp_path):
 @pytest.mark.slow
 def test_a_failed_run_takes_no_other_down_and_is_named(tmp_path):
     command = ("-m", "mix=gdn,transformer", *SMALL, f"runs={tmp_path}", "max_parallel=1")
-    # A folder where the failing run's records should go: only its own worker stumbles over it.
+    # No checkpoint can be written there: only the run's own worker stumbles over it.
     planned = sweep("mix=gdn", *SMALL, f"runs={tmp_path}")
     assert planned.returncode == 0, planned.stdout + planned.stderr
     (victim,) = (tmp_path / "default").glob("gdn-*")
     for file in ("points.jsonl", "status.json"):
         (victim / file).unlink()
-    (victim / "points.jsonl").mkdir()
     shutil.rmtree(victim / "checkpoints")
+    (victim / "checkpoints").symlink_to("/proc")
     done = sweep(*command)
     assert done.returncode == 1, done.stdout + done.stderr
-    assert "points.jsonl" in done.stdout
+    assert "checkpoints/step-" in done.stdout
     assert RunDirectory(victim).read_status()["state"] == "failed"
     (other,) = (tmp_path / "default").glob("transformer-*")
     assert RunDirectory(other).read_status()["state"] == "done"

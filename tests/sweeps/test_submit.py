@@ -133,6 +133,11 @@ def test_the_same_again_submits_nothing_and_what_ended_is_resumed(controller, ch
     assert (len(again.begun), len(again.alive)) == (0, 2)
     assert len(controller.jobs) == 2
     # One is done, one is lost: only that one goes on, with its own records.
+    recipe = asked[0].spec["recipe"]
+    for milestone in recipe["milestones"]:
+        D = milestone["step"] * recipe["batch_tokens"]
+        point = {"step": milestone["step"], "N": 1, "D": D, "loss": 1.0}
+        asked[0].run.append("points.jsonl", point)
     asked[0].run.write_status("done", step=5)
     (key,) = [k for k in controller.jobs if k[1] == 1]
     controller.jobs[key] = slurm.Job("x", "NODE_FAIL", "None", "")
@@ -243,6 +248,39 @@ def test_a_refusal_of_the_second_array_takes_the_first_back(controller, checkout
         submit.to_slurm([*small, *large], cluster, None, "c")
     assert {p.name: p.read_bytes() for p in small[0].run.path.iterdir()} == before
     assert not large[0].run.path.exists()
+
+
+@pytest.mark.parametrize("full_from", [1, 2, 3])
+def test_records_are_whole_where_the_disk_is_full_from_the_nth_on(
+    controller, checkout, tmp_path, monkeypatch, full_from
+):
+    """The old ones come back, though there is no room to write them."""
+    cluster, (asked,) = parse(slurm_settings()), requests(tmp_path / "sweep", 0)
+    submit.to_slurm([asked], cluster, None, "before")
+    follow.cancel(state.look([asked.run]))
+    before = {path.name: path.read_bytes() for path in asked.run.path.iterdir()}
+    sync, written = os.fsync, []
+
+    def full(handle):
+        written.append(handle)
+        if len(written) >= full_from:
+            raise OSError(28, "No space left on device")
+        sync(handle)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", full)
+        with pytest.raises(SettingError, match="cannot be written"):
+            submit.to_slurm([asked], cluster, None, "after")
+    assert {path.name: path.read_bytes() for path in asked.run.path.iterdir()} == before
+
+
+def test_a_refusal_leaves_no_record_where_there_was_none(controller, checkout, tmp_path):
+    (asked,) = requests(tmp_path / "sweep", 0)
+    asked.run.write_spec(asked.spec)
+    controller.refuse = {"gpu", None}
+    with pytest.raises(SettingError):
+        submit.to_slurm([asked], parse(slurm_settings()), None, "c")
+    assert [path.name for path in asked.run.path.iterdir()] == ["spec.yaml"]
 
 
 def test_where_slurm_does_not_answer_nothing_is_submitted(controller, checkout, tmp_path):
