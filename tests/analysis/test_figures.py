@@ -276,4 +276,4 @@ def test_a_figure_that_cannot_be_drawn_says_what_is_missing(tmp_path: Path) -> N
     found = find(load_sweep(writer.path), "transformer", 30, 0, "c")
     gallery = draw(found, tmp_path / "out", ("fits", "frontier"))
     assert gallery.shown == {}
-    assert "1 size(s), and A, alpha and E cannot be told apart" in gallery.lacking["frontier"]
+    assert "1 size(s), and E, A and alpha cannot be told apart" in gallery.lacking["frontier"]

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from synthetic_sweeps import SweepWriter, write_ladder
 
+from ablations.formats import run_name
 from ablations.records import visible
 from analysis import tables
 from analysis.__main__ import main
@@ -164,7 +165,7 @@ def test_latex_takes_no_name_for_a_command() -> None:
 
 MIX = "=[x](javascript:alert(1))<img src=x onerror=alert(2)>**b**`c`|d$\\e$\x1b[31m_"
 DOMAIN = "@<b>&\U00100041 `|\u202e\n"
-ERROR = "boom\x1b[2J <script>x</script> ![i](http://e/x)\n# h\ud800"
+ERROR = "boom\x1b[2J <script>x</script> ![i](http://e/x)\n# h"
 
 
 @pytest.fixture(scope="module")
@@ -186,13 +187,15 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
         points.write_text("".join(json.dumps(row) + "\n" for row in rows))
         manifest = json.loads((run / "manifest.json").read_text())
         manifest |= {"command": f"python `x` ``` {ERROR}", "revision": "<i>[r](x:y)</i>"}
-        manifest["device"]["name"] = MIX
+        manifest["device"]["name"], manifest["run"] = MIX, run_name(spec)
         (run / "manifest.json").write_text(json.dumps(manifest))
         status: dict[str, Any] = json.loads((run / "status.json").read_text())
         if spec["mix"]["name"] == MIX and "200k" in run.name:
             (run / "status.json").write_text(
                 json.dumps(status | {"state": "failed", "error": ERROR})
             )
+        # A run is read where its folder has the name that its spec gives it.
+        run.rename(run.parent / run_name(spec))
     arguments = [f"runs={folder}/runs", f"out={folder}/out", "resamples=20"]
     assert main(["report", "sweep=trial", *arguments]) == 0
     return folder / "out"

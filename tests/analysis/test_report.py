@@ -12,18 +12,20 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from synthetic_sweeps import SweepWriter, write_ladder
+from synthetic_sweeps import TRUTH, SweepWriter, grid_points, write_ladder
 
 from analysis.__main__ import main
 from analysis.figures import drawing
 from analysis.figures.drawing import Gallery
-from analysis.fitting.noise import LackOfFit, Trend
+from analysis.fit import fit
+from analysis.fitting.noise import LackOfFit
 from analysis.load import load_sweep
 from analysis.reporting import sections
-from analysis.reporting.answer import answers, noise_doubts
+from analysis.reporting.answer import answers, headline, noise_doubts
 from analysis.reporting.document import markdown
 from analysis.reporting.findings import find
 from analysis.reporting.study import study
+from analysis.savings import Saving
 
 EVERY_KIND = ("pdf", "png", "svg", "csv", "json")
 
@@ -184,14 +186,29 @@ def test_where_the_law_fails_and_no_seeds_measure_the_answer_is_no_verdict(
 
 
 def test_what_keeps_intervals_from_holding_is_told() -> None:
-    points = pd.DataFrame({"run": ["a", "a", "b"], "D": [1.0, 1.0, 1.0]})
-    assert list(noise_doubts(points[1:], LackOfFit(1.0, 0.4, 0.1, 0.1), Trend(3.0, 0.2))) == []
-    small, again = noise_doubts(points, None, Trend(3.0, 0.01))
-    assert "3.0 times as much at small sizes" in small
-    assert "too narrow at small sizes" in small
+    points = grid_points({name: TRUTH[name] for name in ("transformer", "gdn3_attn1")}, noise=1e-4)
+    assert list(noise_doubts(fit(points), LackOfFit(1.0, 0.4, 0.1, 0.1))) == []
+    (again,) = noise_doubts(fit(pd.concat([points, points[:1]])), None)
     assert again.startswith("1 point(s) repeat the D of another point of their run")
-    (large,) = noise_doubts(points[1:], None, Trend(0.25, 0.01))
-    assert "4.0 times as much at large sizes" in large
+    bent = points.assign(loss=points["loss"].where(points.index != 4, points["loss"] * 1.03))
+    (off,) = noise_doubts(fit(bent), None)
+    assert "The law of transformer misses its own points" in off
+    assert "up to 2." in off or "up to 3" in off
+
+
+def test_the_headline_stands_where_the_design_supports_it() -> None:
+    def saving(N: float, ratio: float) -> Saving:
+        return Saving(
+            "m", "b", N, ratio * N, 3.0, 1.3, 1.1, 1.5, 0.99, 0, ratio * N / 1.3, 1, 1, 1, ""
+        )
+
+    ladder = [saving(N, 160) for N in (1e8, 3e8, 1e9)]
+    assert headline(ladder) == (ladder[-1], "")
+    # An isoFLOP design: the largest model saw one token per parameter.
+    isoflop = [saving(1e8, 100), saving(3e8, 11), saving(1e9, 1)]
+    chosen, why = headline(isoflop)
+    assert chosen is isoflop[1]
+    assert "not at N = 1B, which was trained on 1 tokens per parameter" in why
 
 
 def test_a_sweep_that_still_runs_says_what_is_missing_and_marks_its_points(

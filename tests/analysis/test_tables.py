@@ -140,7 +140,11 @@ def test_the_checklist_answers_from_the_records(tmp_path: Path) -> None:
     assert answers["Several seeds everywhere?"] == "yes"
     assert answers["Four sizes or more?"] == "**no**"
     assert answers["One revision of the code, without changes?"] == "yes"
+    writer = SweepWriter(tmp_path / "worse")
+    write_ladder(writer, ("transformer",))
+    write_ladder(writer, ("gdn3_attn1",), ("100k", "200k"))
     writer.run("gdn3_attn1", "50k", 0, n_factor=1.02)
+    writer.run("gdn3_attn1", "50k", 1)
     writer.run("gdn", "400k", 0, finished=1)
     bad = checklist(find(load_sweep(writer.path), "transformer", 30, 0, "c"))
     answers = dict(zip(bad["question"], bad["answer"], strict=True))
