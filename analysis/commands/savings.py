@@ -83,7 +83,11 @@ def run(options: argparse.Namespace) -> str:
         return shown(
             "table", {}, [{key: row[key] for key in brief} for row in rows], [told, *notes]
         )
-    return shown(options.format, {"savings": rows, "notes": notes}, rows)
+    laws = {
+        mix: one.law.as_dict() | {"rms": one.rms, "largest_error": one.largest_error}
+        for mix, one in fit.mixes.items()
+    }
+    return shown(options.format, {"savings": rows, "laws": laws, "notes": notes}, rows)
 
 
 def questions(options: argparse.Namespace, points: "pd.DataFrame") -> "list[Question]":

@@ -194,15 +194,13 @@ class MixedModel:
 
     @cached_property
     def weights(self) -> Array:
-        """One over each point's posterior mean variance (n,), their geometric mean 1."""
+        """One over the posterior mean variance of a point at its N (n,), their geometric mean 1."""
+        if not self.slope.any():
+            return np.ones(self.fit.n)
         level = self.share * self.squares
-        variance = np.full(self.fit.n, level.sum())
-        for effect, own in ((self.runs, self.run), (self.tilts, self.tilt)):
-            if own.any():
-                variance += (level @ self._variances(effect, own, slice(None)))[effect.level] * (
-                    effect.value**2 if effect is self.tilts else 1.0
-                )
-        return np.exp(np.log(variance).mean()) / variance
+        run = (level @ self._variances(self.runs, self.run, slice(None)))[self.runs.level]
+        variance = level.sum() + run
+        return np.asarray(np.exp(np.log(variance).mean()) / variance)
 
     @cached_property
     def best(self) -> Fit:
@@ -212,15 +210,15 @@ class MixedModel:
         the optimum (`starts`, `gradient_norm`) remains that of the unweighted one, in `least`.
         """
         fit = self.fit
-        if fit.loss != "squares" or (weights_of(fit.points) != 1).any():
+        robust, weighted = fit.loss != "squares", (weights_of(fit.points) != 1).any()
+        if robust or weighted or not self.slope.any():
             return fit
         log_loss = np.log(fit.points["loss"].to_numpy(float))
         residual, blocks, mixes = fit.residual.copy(), [], dict(fit.mixes)
         for block in fit.blocks:
             own, weight = log_loss[block.rows], self.weights[block.rows]
-            theta = polish(block.problem, block.theta[None].copy(), own[None], weight[None]).theta[
-                0
-            ]
+            polished = polish(block.problem, block.theta[None].copy(), own[None], weight[None])
+            theta = polished.theta[0]
             low, high = block.problem.bounds(own)
             free = (theta > low) & (theta < high)
             blocks.append(replace(block, theta=theta, free=free, weight=weight))

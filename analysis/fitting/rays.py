@@ -21,8 +21,8 @@ from analysis.laws import FLOPS, Array, Ray
 
 # Points within this factor of one another in D / N, or in C, count as equal.
 SAME = 1.1
-# A robust parabola starts from one through three points; of more triples every k-th is tried.
-MOST_TRIPLES, MAX_TURNS = 5000, 200
+# Points among which a robust parabola looks for the three to start through.
+MOST_STARTS, MAX_TURNS = 25, 200
 
 
 def flops(points: pd.DataFrame) -> Array:
@@ -97,7 +97,8 @@ def fit_rays(
 class Parabola:
     """The best size at one C, NaN where the curve has no minimum.
 
-    `inside`: whether it lies between the sizes measured. `rms`: of the relative residuals.
+    `inside`: whether it lies between the sizes measured. `rms` and
+    `largest_error` are of its relative residuals.
     """
 
     C: float
@@ -107,6 +108,7 @@ class Parabola:
     loss: float
     inside: bool
     rms: float
+    largest_error: float
 
 
 @dataclass(frozen=True)
@@ -164,47 +166,51 @@ def fit_isoflop(
 
 def _parabola(own: pd.DataFrame, C: Array, chosen: Criterion) -> Parabola:
     log_N, budget = np.log(own["N"].to_numpy(float)), float(np.exp(np.log(C).mean()))
-    centre = log_N.mean()
-    c2, c1, c0, rms = _quadratic(log_N - centre, own["loss"].to_numpy(float), chosen)
+    centre, loss = log_N.mean(), own["loss"].to_numpy(float)
+    powers = np.vander(log_N - centre, 3)
+    c2, c1, c0 = coefficients = _quadratic(powers, loss, chosen)
+    off = powers @ coefficients / loss - 1
+    errors = float(np.sqrt((off**2).mean())), float(np.abs(off).max())
     if c2 <= 0:
-        return Parabola(budget, len(own), np.nan, np.nan, np.nan, False, rms)
+        return Parabola(budget, len(own), np.nan, np.nan, np.nan, False, *errors)
     best = -c1 / (2 * c2)
     N = float(np.exp(centre + best))
     # D by N at this budget: C / (6 N), times what the mix's FLOPs per token are beside 6 N.
     D = float(np.exp(np.log(own["N"] * own["D"]).mean())) / N
     inside = bool(log_N.min() <= centre + best <= log_N.max())
-    return Parabola(budget, len(own), N, D, float(c0 - c1**2 / (4 * c2)), inside, rms)
+    return Parabola(budget, len(own), N, D, float(c0 - c1**2 / (4 * c2)), inside, *errors)
 
 
-def _quadratic(x: Array, loss: Array, chosen: Criterion) -> tuple[float, float, float, float]:
-    """c2, c1, c0 of the parabola of least `chosen` loss of its relative residuals, and their rms.
+def _quadratic(powers: Array, loss: Array, chosen: Criterion) -> Array:
+    """Coefficients (3,) of the parabola of least `chosen` loss of its relative residuals.
 
-    A robust loss starts from the parabola through three of the points that leaves the least
-    absolute residuals, which no single point can pull away, and is reached by reweighting.
+    `powers` (n, 3) are those of centred log N. A robust loss starts from the parabola through three
+    points that leaves the least absolute residuals, which no single point can pull away, and is
+    reached by reweighting.
     """
-    powers = np.vander(x, 3)
+    coefficients = _solved(powers, loss)
+    if isinstance(chosen, Huber) and np.isinf(chosen.delta):
+        return coefficients
 
     def relative(c: Array) -> Array:
         return np.asarray(powers @ c / loss - 1)
 
-    coefficients = _solved(powers, loss)
-    if not (isinstance(chosen, Huber) and np.isinf(chosen.delta)):
-        triples = [
-            list(one) for one in combinations(range(len(x)), 3) if len(set(x[list(one)])) == 3
-        ]
-        step = -(-len(triples) // MOST_TRIPLES)
-        through = [_solved(powers[one], loss[one]) for one in triples[::step]]
+    x = powers[:, 1]
+    spread = np.linspace(0, len(x) - 1, min(len(x), MOST_STARTS)).round().astype(int)
+    some = np.argsort(x, kind="stable")[spread]
+    triples = [list(one) for one in combinations(some, 3) if len(set(x[list(one)])) == 3]
+    if triples:
+        through = [_solved(powers[one], loss[one]) for one in triples]
         coefficients = min(through, key=lambda c: float(np.abs(relative(c)).sum()))
-        for _ in range(MAX_TURNS):
-            if isinstance(chosen, Student):
-                chosen = chosen.rescaled(relative(coefficients), np.ones_like(loss))
-            weight = np.sqrt(chosen.majoriser(relative(coefficients))) / loss
-            before = coefficients
-            coefficients = _solved(powers * weight[:, None], loss * weight)
-            if np.abs(coefficients - before).max() <= 1e-10 * np.abs(before).max():
-                break
-    c2, c1, c0 = map(float, coefficients)
-    return c2, c1, c0, float(np.sqrt((relative(coefficients) ** 2).mean()))
+    for _ in range(MAX_TURNS):
+        if isinstance(chosen, Student):
+            chosen = chosen.rescaled(relative(coefficients), np.ones_like(loss))
+        weight = np.sqrt(chosen.majoriser(relative(coefficients))) / loss
+        before = coefficients
+        coefficients = _solved(powers * weight[:, None], loss * weight)
+        if np.abs(coefficients - before).max() <= 1e-10 * np.abs(before).max():
+            break
+    return coefficients
 
 
 def _solved(columns: Array, values: Array) -> Array:
