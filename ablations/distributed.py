@@ -88,22 +88,34 @@ class World:
 
 
 def environment() -> World:
-    """Who torchrun, or Slurm's srun, says this process is; alone where neither started it."""
+    """Who torchrun, or Slurm's srun, says this process is; alone where neither started it.
+
+    Raises SettingError where what they say cannot be.
+    """
     env = os.environ
+    world = World()
     if "RANK" in env and "WORLD_SIZE" in env:
-        size = int(env["WORLD_SIZE"])
-        return World(
-            int(env["RANK"]), size, int(env.get("LOCAL_RANK", 0)),
-            int(env.get("LOCAL_WORLD_SIZE", size)),
-        )  # fmt: skip
+        size = _number("WORLD_SIZE", 1)
+        local = _number("LOCAL_RANK", 0), _number("LOCAL_WORLD_SIZE", size)
+        world = World(_number("RANK", 0), size, *local)
     # Of the step: a batch script is told the tasks of its job as well, and is not one of them.
-    size = int(env.get("SLURM_STEP_NUM_TASKS", "1"))
-    if "SLURM_PROCID" in env and size > 1:
-        return World(
-            int(env["SLURM_PROCID"]), size, int(env.get("SLURM_LOCALID", 0)),
-            max(1, size // int(env.get("SLURM_STEP_NUM_NODES", "1"))),
-        )  # fmt: skip
-    return World()
+    elif (size := _number("SLURM_STEP_NUM_TASKS", 1)) > 1:
+        nodes = max(1, _number("SLURM_STEP_NUM_NODES", 1))
+        local = _number("SLURM_LOCALID", 0), max(1, size // nodes)
+        world = World(_number("SLURM_PROCID", 0), size, *local)
+    if world.rank >= world.size:
+        raise SettingError(f"rank {world.rank} is none of {world.size} ranks (RANK, WORLD_SIZE).")
+    return world
+
+
+def _number(name: str, missing: int) -> int:
+    value = os.environ.get(name, str(missing))
+    if not value.isdecimal():
+        raise SettingError(
+            f"{name}={value!r} must be a whole number, as torchrun and srun set it; unset it for "
+            "a process that trains alone."
+        )
+    return int(value)
 
 
 @contextlib.contextmanager
@@ -201,10 +213,10 @@ def _meeting_point() -> tuple[str, int]:
     """Host and port of the first rank: as torchrun says, else made of Slurm's job and step."""
     env = os.environ
     if "MASTER_ADDR" in env:
-        return env["MASTER_ADDR"], int(env.get("MASTER_PORT", "29500"))
+        return env["MASTER_ADDR"], _number("MASTER_PORT", 29500)
     nodes = env.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST", "localhost")
     # One port a job and step, so that two on a node do not meet.
-    job, step = (int(env.get(name, "0")) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
+    job, step = _number("SLURM_JOB_ID", 0), _number("SLURM_STEP_ID", 0)
     return _first_host(nodes), 20_000 + (job + 7919 * step) % 20_000
 
 

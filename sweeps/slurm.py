@@ -155,6 +155,8 @@ def submit(
         # A job begins in the folder it was submitted from: without this Python would look there
         # first, and find the checkout's code instead of the copy.
         "PYTHONSAFEPATH": "1",
+        # What is set here reaches the ranks also where `extra` keeps the shell's own out of jobs.
+        "SLURM_EXPORT_ENV": "ALL",
     }  # fmt: skip
     lines = [f"export {name}={shlex.quote(value)}" for name, value in exports.items()]
     executor = _executor(cluster, shape, job, folder, lines)

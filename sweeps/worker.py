@@ -39,11 +39,16 @@ def main(run_dir: str, *, submitted: bool = False) -> int:
     # Only now what is slow to import: a stop in the first second is a stop like any other.
     from ablations.distributed import environment
     from ablations.records import RunDirectory, project_root
+    from models.errors import SettingError
     from sweeps.freeze import keep_cache
 
     keep_cache(project_root())
     run = RunDirectory(Path(run_dir))
-    first = environment().first
+    try:
+        first = environment().first
+    except SettingError as error:
+        _say(f"error: {error}")
+        return 2
     patience = 120.0 if submitted else 1.0
     with _lock(run, patience, asked) if first else contextlib.nullcontext(True) as held:
         if held:

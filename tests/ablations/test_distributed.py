@@ -105,6 +105,10 @@ def test_who_a_process_is_by_torchrun_and_by_slurm(monkeypatch):
     for name, value in torchrun.items():
         monkeypatch.setenv(name, str(value))
     assert environment() == World(3, 4, 1, 2)
+    for rank, words in (("4", "rank 4 is none of 4 ranks"), ("", "RANK='' must be a whole")):
+        monkeypatch.setenv("RANK", rank)
+        with pytest.raises(SettingError, match=words):
+            environment()
 
 
 @pytest.fixture
