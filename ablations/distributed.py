@@ -14,7 +14,9 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Iterator
+import socket
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -27,6 +29,7 @@ from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.nn.parallel import DistributedDataParallel
 
 from ablations.resources import check_ranks
+from models.errors import SettingError
 from models.language_model import LanguageModel
 
 T = TypeVar("T")
@@ -94,44 +97,136 @@ class World:
 
 
 def environment() -> World:
-    """Who torchrun, or Slurm's srun, says this process is; alone where neither started it."""
+    """Who torchrun, or Slurm's srun, says this process is; alone where neither started it.
+
+    Raises SettingError where what they say cannot be.
+    """
     env = os.environ
+    world = World()
     if "RANK" in env and "WORLD_SIZE" in env:
-        size = int(env["WORLD_SIZE"])
-        return World(
-            int(env["RANK"]), size, int(env.get("LOCAL_RANK", 0)),
-            int(env.get("LOCAL_WORLD_SIZE", size)),
-        )  # fmt: skip
-    if "SLURM_PROCID" in env and int(env.get("SLURM_NTASKS", "1")) > 1:
-        size = int(env["SLURM_NTASKS"])
-        return World(
-            int(env["SLURM_PROCID"]), size, int(env.get("SLURM_LOCALID", 0)),
-            max(1, size // int(env.get("SLURM_NNODES", "1"))),
-        )  # fmt: skip
-    return World()
+        size = _number("WORLD_SIZE", 1)
+        local = _number("LOCAL_RANK", 0), _number("LOCAL_WORLD_SIZE", size)
+        world = World(_number("RANK", 0), size, *local)
+    # Of the step: a batch script is told the tasks of its job as well, and is not one of them.
+    elif (size := _number("SLURM_STEP_NUM_TASKS", 1)) > 1:
+        nodes = max(1, _number("SLURM_STEP_NUM_NODES", 1))
+        local = _number("SLURM_LOCALID", 0), max(1, size // nodes)
+        world = World(_number("SLURM_PROCID", 0), size, *local)
+    if world.rank >= world.size:
+        raise SettingError(f"rank {world.rank} is none of {world.size} ranks (RANK, WORLD_SIZE).")
+    return world
+
+
+def _number(name: str, missing: int) -> int:
+    value = os.environ.get(name, str(missing))
+    if not value.isdecimal():
+        raise SettingError(
+            f"{name}={value!r} must be a whole number, as torchrun and srun set it; unset it for "
+            "a process that trains alone."
+        )
+    return int(value)
 
 
 @contextlib.contextmanager
-def joined(world: World, device_kind: str) -> Iterator[None]:
-    """The process group while a run trains; nothing for a process alone."""
+def joined(world: World, device_kind: str, stop: Callable[[], bool]) -> Iterator[bool]:
+    """The process group while a run trains; nothing for a process alone.
+
+    False where `stop` was true on some rank before all had come. Raises SettingError where they do
+    not come within PATIENCE.
+    """
     if world.size == 1 or dist.is_initialized():
-        yield
+        yield True
         return
-    env = os.environ
-    if "MASTER_ADDR" not in env:
-        env["MASTER_ADDR"] = _first_host(env.get("SLURM_JOB_NODELIST", "localhost"))
-        # One port a job, so that two jobs on a node do not meet.
-        env["MASTER_PORT"] = str(20_000 + int(env.get("SLURM_JOB_ID", "0")) % 20_000)
+    store = _meet(world, stop)
+    if store is None:
+        yield False
+        return
     if device_kind == "cuda":
         torch.cuda.set_device(world.local_rank)
     # gloo beside nccl: checkpoints agree over the CPU while the devices compute.
     backend = "cpu:gloo,cuda:nccl" if device_kind == "cuda" else "gloo"
-    # A node name that does not resolve would otherwise be tried for half an hour.
-    dist.init_process_group(backend, rank=world.rank, world_size=world.size, timeout=PATIENCE)
+    dist.init_process_group(
+        backend, store=store, rank=world.rank, world_size=world.size, timeout=PATIENCE
+    )
     try:
-        yield
+        yield True
     finally:
         dist.destroy_process_group()
+
+
+def _meet(world: World, stop: Callable[[], bool]) -> dist.Store | None:
+    """Where ranks tell each other their addresses, once all are there; None where one was stopped.
+
+    torch's own meeting cannot be interrupted: a signal waits until it is over.
+    """
+    host, port = _meeting_point()
+    deadline = time.monotonic() + PATIENCE.total_seconds()
+    store, arrived = None, 1
+    while time.monotonic() < deadline:
+        if store is None:
+            store = _store(world, host, port)
+        if store is not None:
+            try:
+                verdict = _verdict(store, world, arrived, stop())
+            except dist.DistError:
+                return None  # the first rank has left
+            if verdict:
+                store.set_timeout(PATIENCE)
+                return store if verdict == b"together" else None
+            arrived = 0
+        elif stop():
+            return None
+        time.sleep(0.05)
+    minutes = PATIENCE.total_seconds() / 60
+    raise SettingError(
+        f"rank {world.rank} waited {minutes:.0f} min at {host}:{port} for the others of the "
+        f"{world.size} that its environment names (RANK and WORLD_SIZE, or those of a Slurm step); "
+        "start them all, or this one without these variables."
+    )
+
+
+def _verdict(store: dist.Store, world: World, arrived: int, stopping: bool) -> bytes:
+    """What the ranks agreed on, `together` or `stopped`; nothing yet where some are missing."""
+    if store.add("arrived", arrived) == world.size:
+        return store.compare_set("verdict", "", "together")
+    if stopping:
+        return store.compare_set("verdict", "", "stopped")
+    return store.get("verdict") if store.check(["verdict"]) else b""
+
+
+def _store(world: World, host: str, port: int) -> dist.Store | None:
+    """The first rank's store, or the one that torchrun keeps; None where it is not there yet."""
+    kept = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    hosting = world.first and not kept
+    if not hosting:
+        # torch says every failed attempt to connect: knock first.
+        try:
+            socket.create_connection((host, port), timeout=1.0).close()
+        except OSError:
+            return None
+    try:
+        store = dist.TCPStore(
+            host, port, world.size, hosting, timeout=timedelta(seconds=2), wait_for_workers=False
+        )
+    except dist.DistError as error:
+        if not hosting:
+            return None
+        raise SettingError(
+            f"MASTER_PORT={port} cannot be listened on here ({str(error).splitlines()[0]}); give "
+            "a free one."
+        ) from error
+    return dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+
+
+def _meeting_point() -> tuple[str, int]:
+    """Host and port of the first rank: as torchrun says, else made of Slurm's job and step."""
+    env = os.environ
+    if "MASTER_ADDR" in env:
+        return env["MASTER_ADDR"], _number("MASTER_PORT", 29500)
+    nodes = env.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST", "localhost")
+    # One port a job and step, so that two on a node do not meet.
+    job, step = _number("SLURM_JOB_ID", 0), _number("SLURM_STEP_ID", 0)
+    return _first_host(nodes), 20_000 + (job + 7919 * step) % 20_000
 
 
 def _first_host(nodes: str) -> str:

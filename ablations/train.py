@@ -87,7 +87,13 @@ def train(
     if not world.first:
         say = _nothing
     hardware = choose_hardware(spec, world, say)
-    with arithmetic(spec.resources.threads), joined(world, hardware.device.type):
+    kind = hardware.device.type
+    with arithmetic(spec.resources.threads), joined(world, kind, stop) as together:
+        if not together:
+            if world.first:
+                status = {k: v for k, v in run.read_status().items() if k != "error"}
+                run.write_status(**{**status, "state": "preempted"})
+            return "preempted"
         operators = choose_operators(spec, hardware)
         if operators is None:
             return Trainer(run, spec, hardware, world, say).run_to_end(stop)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -88,17 +89,54 @@ class Slurm:
         return self.sizes.get(size, self.default)
 
 
+FROM_SITE = {
+    "SBATCH_PARTITION": "partition",
+    "SBATCH_ACCOUNT": "account",
+    "SBATCH_QOS": "qos",
+    "SBATCH_CONSTRAINT": "constraint",
+}
+"""Variables by which a site or a user says what is null in conf/cluster; SBATCH_RESERVATION beside
+them. They are read when a sweep is planned and recorded with it, so that a check, a submission and
+a later retry from any shell ask for the same."""
+DRIVERS_OWN = (
+    *("array", "clusters", "error", "job-name", "open-mode", "output", "parsable", "signal"),
+    *("test-only", "wait", "wrap"),
+)
+"""Options of sbatch by which a driver finds its jobs again; not for `extra`."""
 OWN = ("launcher", "sizes", "warn_seconds", "poll_seconds", "gpu_kind")
 
 
 def parse(settings: Mapping[str, Any]) -> Local | Slurm:
-    """conf/cluster as composed -> where to run. Raises SettingError on what cannot be used."""
+    """conf/cluster as composed -> where to run, what it leaves open filled in from the environment
+    (FROM_SITE). Raises SettingError on what cannot be used."""
     cluster = restore(settings)
+    if isinstance(cluster, Slurm):
+        shapes = {size: _completed(shape) for size, shape in cluster.sizes.items()}
+        cluster = dataclasses.replace(cluster, default=_completed(cluster.default), sizes=shapes)
     known = [path.stem for path in (project_root() / "conf" / "size").glob("*.yaml")]
     for size in cluster.sizes if isinstance(cluster, Slurm) else ():
         if size not in known:
             raise one_of("cluster.sizes", size, known)
     return cluster
+
+
+def _completed(shape: Shape) -> Shape:
+    """`shape` with what the environment says of sbatch's options that it leaves open."""
+    given = {_option(line) for line in shape.extra}
+    found: dict[str, Any] = {
+        name: os.environ[variable]
+        for variable, name in FROM_SITE.items()
+        if os.environ.get(variable) and getattr(shape, name) is None and name not in given
+    }
+    extra = shape.extra
+    if (reservation := os.environ.get("SBATCH_RESERVATION")) and "reservation" not in given:
+        extra = (*extra, f"reservation={reservation}")
+    return dataclasses.replace(shape, extra=extra, **found)
+
+
+def _option(line: str) -> str:
+    """The name of an option as `extra` has it."""
+    return line.removeprefix("--").partition("=")[0]
 
 
 def restore(settings: Mapping[str, Any]) -> Local | Slurm:
@@ -137,6 +175,12 @@ def _shape(settings: Mapping[str, Any], path: str) -> Shape:
             raise SettingError(f"{path}.{name}={getattr(shape, name)} must be at least {least}.")
     if shape.memory_gb is not None and shape.memory_gb <= 0:
         raise SettingError(f"{path}.memory_gb={shape.memory_gb:g} must be above 0, or null.")
+    for line in shape.extra:
+        # sbatch takes any beginning of a name that is that of one option only.
+        if any(own.startswith(_option(line)) for own in DRIVERS_OWN if len(_option(line)) > 1):
+            raise SettingError(
+                f"{path}.extra={line} is not for extra: by it a sweep finds its jobs again."
+            )
     return shape
 
 

@@ -8,12 +8,12 @@ from rich.console import Console
 
 from ablations.records import RunDirectory
 from models.errors import SettingError
-from sweeps import state, view
+from sweeps import slurm, state, view
 from sweeps.cluster import Local, Slurm
 from sweeps.follow import follow
 from sweeps.local import run_all
 from sweeps.plan import gpus_of_this_machine
-from sweeps.submit import Request, to_slurm, to_this_machine
+from sweeps.submit import LeftBehind, Request, to_slurm, to_this_machine
 
 POLL_SECONDS = 1.0
 """Between looks at runs that another driver on this machine trains."""
@@ -102,12 +102,17 @@ def hand_to_slurm(
 ) -> list[RunDirectory]:
     """Submit what is not done or alive; returns the runs to watch. Ctrl-C meanwhile takes all of
     it back."""
+    if unread := slurm.unread():
+        console.print(
+            f"not read: {', '.join(unread)}; cluster.extra takes any option of sbatch",
+            soft_wrap=True,
+        )
     asked: list[int] = []
     try:
         with view.listening(asked):
             claim = to_slurm(requests, cluster, at_once, command, code, lambda: bool(asked))
     except (KeyboardInterrupt, SettingError) as error:
-        if not asked:
+        if not asked or isinstance(error, LeftBehind):
             raise
         # A terminal's Ctrl-C also ends sbatch, which then looks as if it had refused.
         console.print("stopped: nothing is submitted")

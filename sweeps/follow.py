@@ -102,8 +102,10 @@ def cancel(looks: Sequence[Look]) -> list[str]:
         for look in looks:
             with contextlib.suppress(OSError):
                 state.write_submission(look.run, {**look.submission, "cancelled": True})
-        slurm.cancel([look.job.id for look in looks if look.job and look.job.alive])
-        return [problem for look in looks if (problem := _stop(look))]
+        problems = [problem for look in looks if (problem := _stop(look))]
+        if said := slurm.cancel([look.job.id for look in looks if look.job and look.job.alive]):
+            problems.append(f"Slurm cancels nothing: {said}.")
+        return problems
 
 
 def _stop(look: Look) -> str | None:

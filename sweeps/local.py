@@ -22,6 +22,7 @@ from rich.console import Console
 
 from ablations.records import RunDirectory, project_root
 from sweeps import state, view
+from sweeps.environment import of_this_machine
 from sweeps.worker import ELSEWHERE, RESUMABLE
 
 POLL_SECONDS = 0.25
@@ -74,7 +75,7 @@ def run_all(
     jobs = [Job(RunDirectory(path)) for path in runs]
     root = code or project_root()
     environment = {
-        **os.environ,
+        **of_this_machine(os.environ),
         "PYTHONPATH": os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")])),
         # The copy of the code, not what lies in the folder that the command was typed in.
         "PYTHONSAFEPATH": "1",
@@ -124,7 +125,10 @@ def _take(places: Sequence[str], devices: int) -> list[Gpu] | None:
         name = place.split(".")[0]
         if name in taken or len(taken) == devices:
             continue
-        path = Path(tempfile.gettempdir(), f"archladder-{os.getuid()}-gpu-{place}.lock")
+        # Slurm may number the GPUs of every job from 0, and gives no two jobs the same one.
+        job = os.environ.get("SLURM_JOB_ID", "")
+        file = f"archladder-{os.getuid()}{job and f'-job-{job}'}-gpu-{place}.lock"
+        path = Path(tempfile.gettempdir(), file)
         lock = path.open("ab")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

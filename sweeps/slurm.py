@@ -21,7 +21,8 @@ from typing import Any
 
 from models.errors import SettingError
 from sweeps.arrays import MOST_ELEMENTS
-from sweeps.cluster import Shape, Slurm
+from sweeps.cluster import FROM_SITE, Shape, Slurm
+from sweeps.environment import handed_on, of_this_machine
 
 ENDED = (
     *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL"),
@@ -51,26 +52,43 @@ class Job:
 def jobs(names: Iterable[str]) -> dict[tuple[str, int], Job] | None:
     """{(job name, index in its array): job}; None where Slurm cannot be asked."""
     columns = "%i|%K|%T|%r|%N|%j"
-    said = _ask("squeue", "-h", "-r", "-t", "all", "-n", ",".join(sorted(names)), "-o", columns)
-    if said is None:
+    names = sorted(names)
+    said = _ask("squeue", "-h", "-r", "-t", "all", "-n", ",".join(names), "-o", columns)
+    # It may fail with exit code 0, and then prints an empty queue.
+    if said.problem or "squeue: error" in said.errors:
         return None
-    found = {}
-    for line in said.splitlines():
-        number, index, state, reason, nodes, name = line.split("|", 5)
-        found[name, int(index) if index.isdigit() else 0] = Job(number, state, reason, nodes)
-    return found
+    found, unread = {}, False
+    for line in said.text.splitlines():
+        number, index, state, reason, nodes, name = (line.split("|", 5) + [""] * 5)[:6]
+        if name in names:
+            found[name, int(index) if index.isdigit() else 0] = Job(number, state, reason, nodes)
+        else:
+            unread = True
+    # A site may greet before it answers; where it only greets, nothing was answered.
+    return None if unread and not found else found
 
 
-def cancel(ids: Sequence[str]) -> None:
-    """scancel; a job that has ended meanwhile is no error."""
-    if ids:
-        _ask("scancel", *ids)
+def cancel(ids: Sequence[str]) -> str:
+    """scancel; a job that has ended meanwhile is no error. Returns why it could not be done."""
+    return _ask("scancel", "-Q", *ids).problem if ids else ""
 
 
-def cancel_named(names: Iterable[str]) -> None:
-    """scancel by the names of job arrays, whether or not their numbers ever came back."""
-    for name in names:
-        _ask("scancel", f"--name={name}")
+def cancel_named(names: Iterable[str]) -> str:
+    """scancel by the names of job arrays, whether or not their numbers ever came back. Returns why
+    it could not be done."""
+    problems = [_ask("scancel", "-Q", f"--name={name}").problem for name in names]
+    return next(filter(None, problems), "")
+
+
+def requeue(job: str) -> str:
+    """Queue a job again, from inside it. Returns why it could not be done."""
+    return _ask("scontrol", "requeue", job).problem
+
+
+def unread() -> list[str]:
+    """Names of variables that sbatch would obey and that a submission does not."""
+    read = (*FROM_SITE, "SBATCH_RESERVATION", "SBATCH_CLUSTERS")
+    return sorted(n for n in os.environ if n.startswith("SBATCH_") and n not in read)
 
 
 def check(cluster: Slurm, sizes: Mapping[str, str]) -> None:
@@ -84,6 +102,7 @@ def check(cluster: Slurm, sizes: Mapping[str, str]) -> None:
                 f"cluster.launcher=slurm needs Slurm, and {tool} is not found here; submit from a "
                 "login node, or set cluster=local."
             )
+    _check_cluster()
     tried: dict[Shape, str] = {}
     for size, run in sizes.items():
         tried.setdefault(cluster.shape(size), run)
@@ -91,18 +110,23 @@ def check(cluster: Slurm, sizes: Mapping[str, str]) -> None:
         text = _executor(cluster, shape, "test", Path("/tmp"), [])._make_submission_file_text(
             "true", "test"
         )
-        try:
-            asked = subprocess.run(
-                ["sbatch", "--test-only"], input=text, capture_output=True, text=True, check=False,
-                timeout=ASK_SECONDS,
-            )  # fmt: skip
-        except subprocess.TimeoutExpired as error:
-            raise SettingError(
-                f"Slurm does not answer: sbatch said nothing for {ASK_SECONDS} s; nothing is "
-                "submitted until it does (sinfo)."
-            ) from error
-        if asked.returncode:
-            raise SettingError(f"Slurm refuses run {run} ({shape}): {_words(asked.stderr)}.")
+        asked = _ask("sbatch", "--test-only", text=text)
+        if asked.problem:
+            raise SettingError(f"Slurm refuses run {run} ({shape}): {asked.problem}.")
+
+
+def _check_cluster() -> None:
+    """Raise SettingError where this shell speaks to another cluster than this machine's: jobs are
+    submitted, watched and cancelled here, also from a shell that says something else."""
+    for name in ("SLURM_CLUSTERS", "SBATCH_CLUSTERS"):
+        if wanted := os.environ.get(name):
+            found = re.search(r"^ClusterName\s*=\s*(\S+)", _config(), re.MULTILINE)
+            here = found[1] if found else "unknown"
+            if wanted != here:
+                raise SettingError(
+                    f"{name}={wanted} is another cluster than this machine's ({here}), where jobs "
+                    f"would go; submit from a login node of {wanted}, or unset {name}."
+                )
 
 
 def submit(
@@ -122,7 +146,6 @@ def submit(
     array that has to end first. Raises SettingError with Slurm's words where it refuses.
     """
     from submitit.core.utils import FailedJobError, FailedSubmissionError
-    from submitit.helpers import clean_env
 
     from sweeps import worker
 
@@ -132,6 +155,8 @@ def submit(
         # A job begins in the folder it was submitted from: without this Python would look there
         # first, and find the checkout's code instead of the copy.
         "PYTHONSAFEPATH": "1",
+        # What is set here reaches the ranks also where `extra` keeps the shell's own out of jobs.
+        "SLURM_EXPORT_ENV": "ALL",
     }  # fmt: skip
     lines = [f"export {name}={shlex.quote(value)}" for name, value in exports.items()]
     executor = _executor(cluster, shape, job, folder, lines)
@@ -140,24 +165,24 @@ def submit(
         extra = executor.parameters["additional_parameters"]
         extra["dependency"] = ",".join(filter(None, [extra.get("dependency"), f"afterany:{after}"]))
     try:
-        # A driver that itself runs inside a job must not hand its own job's variables on; where
-        # Slurm's configuration is, is no such variable. What sbatch says is in the error.
-        place = {name: os.environ[name] for name in ("SLURM_CONF",) if name in os.environ}
-        with clean_env(), contextlib.redirect_stderr(io.StringIO()):
-            os.environ.update(place)
+        # As in `check`. What sbatch says is in the error.
+        with handed_on(), contextlib.redirect_stderr(io.StringIO()):
             submitted = executor.map_array(worker.under_slurm, [str(path) for path in runs])
     except (FailedSubmissionError, FailedJobError, subprocess.SubprocessError) as error:
-        raise SettingError(f"Slurm refuses {runs[0].name} ({shape}): {_words(str(error))}.") from (
-            error
-        )
+        words = _words(str(error)) or f"sbatch said nothing for {ASK_SECONDS} s"
+        raise SettingError(f"Slurm refuses {runs[0].name} ({shape}): {words}.") from error
     return str(submitted[0].job_id).partition("_")[0]
 
 
 def elements() -> int:
     """Most elements of one array at this site."""
-    said = _ask("scontrol", "show", "config") or ""
-    found = re.search(r"MaxArraySize\s*=\s*(\d+)", said)
-    return min(MOST_ELEMENTS, int(found[1]) - 1) if found else MOST_ELEMENTS
+    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", _config(), re.MULTILINE)
+    # 0 where the site takes no arrays: then a job a run.
+    return max(1, min(MOST_ELEMENTS, int(found[1]) - 1)) if found else MOST_ELEMENTS
+
+
+def _config() -> str:
+    return _ask("scontrol", "show", "config").text
 
 
 def _executor(cluster: Slurm, shape: Shape, job: str, folder: Path, lines: list[str]) -> Any:
@@ -165,6 +190,8 @@ def _executor(cluster: Slurm, shape: Shape, job: str, folder: Path, lines: list[
 
     shape = shape.expanded()
     logging.getLogger("submitit").setLevel(logging.ERROR)
+    # submitit would wait for ever, and for the lock of the sweep so would everybody else.
+    submitit.SlurmExecutor._make_submission_command = _sbatch  # type: ignore[method-assign,assignment]
     extra: dict[str, Any] = {"requeue": True}
     for option in shape.extra:
         name, _, value = option.removeprefix("--").partition("=")
@@ -194,6 +221,10 @@ def _executor(cluster: Slurm, shape: Shape, job: str, folder: Path, lines: list[
     return executor
 
 
+def _sbatch(_executor: Any, script: Path) -> list[str]:
+    return ["timeout", "-k", "5", str(ASK_SECONDS), "sbatch", str(script)]
+
+
 def _words(said: str) -> str:
     """What Slurm said, in a line."""
     lines = [line.strip() for line in said.splitlines() if line.strip()]
@@ -202,11 +233,30 @@ def _words(said: str) -> str:
     return "; ".join(dict.fromkeys(told or lines)).rstrip(".")
 
 
-def _ask(*command: str) -> str | None:
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
+@dataclass(frozen=True)
+class _Answer:
+    """What a command of Slurm printed; `problem` is why it did not do as asked, in a line."""
+
+    text: str = ""
+    errors: str = ""
+    problem: str = ""
+
+
+def _ask(*command: str, text: str | None = None) -> _Answer:
+    """Run a command of Slurm in the environment that submissions are made in."""
+    tool = command[0]
+    try:
         done = subprocess.run(
-            command, capture_output=True, text=True, check=False, timeout=ASK_SECONDS
-        )
-        if done.returncode == 0:
-            return done.stdout
-    return None
+            command, input=text, capture_output=True, text=True, errors="replace", check=False,
+            timeout=ASK_SECONDS, env=of_this_machine(os.environ),
+        )  # fmt: skip
+    except FileNotFoundError:
+        return _Answer(problem=f"{tool} is not found here")
+    except subprocess.TimeoutExpired:
+        return _Answer(problem=f"{tool} said nothing for {ASK_SECONDS} s")
+    except OSError as error:
+        return _Answer(problem=f"{tool} cannot be started ({error.strerror})")
+    problem = ""
+    if done.returncode:
+        problem = _words(done.stderr) or f"{tool} ended with code {done.returncode}"
+    return _Answer(done.stdout, done.stderr, problem)

@@ -40,6 +40,10 @@ class Request:
         return self.run.path.parent
 
 
+class LeftBehind(SettingError):
+    """A submission that failed and could not be taken back."""
+
+
 @dataclass(frozen=True)
 class Claim:
     """What became of requests: runs handed on just now, and runs that were alive before."""
@@ -91,8 +95,13 @@ def to_slurm(
                     )
                     if stopped():
                         raise KeyboardInterrupt
-            except BaseException:
-                slurm.cancel_named(submitted)
+            except BaseException as error:
+                if problem := slurm.cancel_named(submitted):
+                    why, left = str(error) or "Stopped.", " ".join(submitted)
+                    raise LeftBehind(
+                        f"{why} What was submitted before could not be taken back ({problem}); "
+                        f"cancel it with scancel --name=NAME: {left}."
+                    ) from error
                 raise
         return Claim([request.run for request in todo], alive)
 

@@ -219,10 +219,11 @@ class Display:
 
 @contextlib.contextmanager
 def listening(asked: list[int]) -> Iterator[None]:
-    """Ctrl-C, TERM and a closed terminal become entries of `asked`."""
+    """Ctrl-C, TERM and, except under nohup, a closed terminal become entries of `asked`."""
     before = {
         number: signal.signal(number, lambda received, _frame: asked.append(received))
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN
     }
     try:
         yield

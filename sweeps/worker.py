@@ -4,16 +4,17 @@ TERM or INT asks it to save and stop; the same command then goes on where it was
 run directory: a second finds the lock and leaves. Exit code 0 done, 2 a setting that cannot be
 used, 75 stopped and to be resumed, 76 trained by another process, 1 failed.
 
-Under Slurm USR2 says that the time limit is near: the run saves and has its job queued again. TERM
-says that the job is preempted or cancelled: the run saves and waits to be killed. It must not
-queue itself again, which would bring cancelled jobs back, nor end, which Slurm counts as failed.
+In a job that a driver submitted to Slurm, USR2 says that the time limit is near: the run saves and
+has its job queued again. TERM says that the job is preempted or cancelled: the run saves and waits
+to be killed. It must not queue itself again, which would bring cancelled jobs back, nor end, which
+Slurm counts as failed. In a job of the user's own a worker saves and ends: that job is not its to
+queue again.
 """
 
 import contextlib
 import logging
 import os
 import signal
-import subprocess
 import sys
 import time
 import traceback
@@ -27,12 +28,16 @@ KILLED_WITHIN_SECONDS = 600
 """Longest grace that Slurm is waited for after a stop."""
 
 
-def main(run_dir: str) -> int:
-    """Train the run at `run_dir`; what it says goes to standard output, which the driver logs."""
+def main(run_dir: str, *, submitted: bool = False) -> int:
+    """Train the run at `run_dir`; what it says goes to standard output, which the driver logs.
+
+    submitted: whether this is an element of a job array that a driver submitted.
+    """
     asked: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
         signal.signal(number, lambda received, _frame: asked.append(received))
     # Only now what is slow to import: a stop in the first second is a stop like any other.
+    from ablations.distributed import environment
     from ablations.records import RunDirectory, project_root, readable
     from models.errors import SettingError
     from sweeps.freeze import keep_cache
@@ -40,44 +45,57 @@ def main(run_dir: str) -> int:
     readable()
     keep_cache(project_root())
     run = RunDirectory(Path(run_dir))
-    from ablations.distributed import environment
-
-    first = environment().first
-    with _lock(run) if first else contextlib.nullcontext(True) as held:
-        if not held:
+    try:
+        first = environment().first
+    except SettingError as error:
+        _say(f"error: {error}")
+        return 2
+    patience = 120.0 if submitted else 1.0
+    with _lock(run, patience, asked) if first else contextlib.nullcontext(True) as held:
+        if held:
+            code = _train(run, asked, first)
+        elif asked:
+            code = RESUMABLE
+        else:
             _say("another process trains this run; leaving it alone")
-            return ELSEWHERE
-        try:
-            from ablations.spec import load
-            from ablations.train import TrainingFailed, train
-
-            spec = load(run.read_spec())
-            if first:
-                _say(
-                    f"{run.name}: {spec.recipe.steps} steps of {spec.recipe.batch_tokens:,} tokens"
-                )
-            state = train(run, spec, stop=lambda: bool(asked), say=_say)
-            if first:
-                _say(state)
-            if state == "done":
-                return 0
-        except SettingError as error:
-            _failed(run, str(error))
-            return 2
-        except OSError as error:
-            where = error.filename or run.path
-            _failed(run, f"{error.strerror or error}: {where}; the last whole checkpoint is kept")
-            return 1
-        except TrainingFailed as error:
-            _failed(run, str(error))
-            return 1
-        except Exception as error:
-            traceback.print_exc()
-            _failed(run, f"{type(error).__name__}: {error}")
-            return 1
-    if "SLURM_JOB_ID" in os.environ:
+            code = ELSEWHERE
+    if code == RESUMABLE and submitted:
         _leave_to_slurm(asked, first)
-    return RESUMABLE
+    return code
+
+
+def _train(run: Any, asked: list[int], first: bool) -> int:
+    """The exit code of a run that this process is to train."""
+    from ablations.spec import load
+    from ablations.train import TrainingFailed, train
+    from models.errors import SettingError
+
+    try:
+        spec = load(run.read_spec())
+        if run.state == "done":
+            if first:
+                _say("done already")
+            return 0
+        if first:
+            _say(f"{run.name}: {spec.recipe.steps} steps of {spec.recipe.batch_tokens:,} tokens")
+        state = train(run, spec, stop=lambda: bool(asked), say=_say)
+        if first:
+            _say(state)
+        return 0 if state == "done" else RESUMABLE
+    except SettingError as error:
+        _failed(run, str(error))
+        return 2
+    except OSError as error:
+        where = error.filename or run.path
+        _failed(run, f"{error.strerror or error}: {where}; the last whole checkpoint is kept")
+        return 1
+    except TrainingFailed as error:
+        _failed(run, str(error))
+        return 1
+    except Exception as error:
+        traceback.print_exc()
+        _failed(run, f"{type(error).__name__}: {error}")
+        return 1
 
 
 def under_slurm(run_dir: str) -> None:
@@ -88,19 +106,18 @@ def under_slurm(run_dir: str) -> None:
     logging.getLogger("submitit").setLevel(logging.ERROR)
     signal.signal(signal.SIGCONT, signal.SIG_DFL)  # submitit reports each
     _say(f"Slurm job {_slurm_job()} on {os.environ.get('SLURMD_NODENAME')}")
-    if code := main(run_dir):
+    if code := main(run_dir, submitted=True):
         sys.exit(code)
 
 
 @contextlib.contextmanager
-def _lock(run: Any) -> Iterator[bool]:
-    """The run's lock, tried again for a moment: whoever looks whether it is held holds it shortly,
-    and a file server notices late that the node which held it is gone."""
-    patience = 120.0 if "SLURM_JOB_ID" in os.environ else 1.0
+def _lock(run: Any, patience: float, asked: list[int]) -> Iterator[bool]:
+    """Acquire the run's lock, retrying for `patience` seconds or until a stop is asked: status
+    checks hold it briefly, and a file server may release a dead node's lock late."""
     until = time.monotonic() + patience
     while True:
         with run.lock() as held:
-            if held or time.monotonic() > until:
+            if held or asked or time.monotonic() > until:
                 yield held
                 return
         time.sleep(0.1)
@@ -108,16 +125,16 @@ def _lock(run: Any) -> Iterator[bool]:
 
 def _leave_to_slurm(asked: list[int], first: bool) -> None:
     """After a stop that saved: queue the job again where its time was up, and wait for the end."""
+    from sweeps import slurm
+
     until = time.monotonic() + KILLED_WITHIN_SECONDS
     requeued = False
     while time.monotonic() < until:
         if first and not requeued and signal.SIGUSR2 in asked and signal.SIGTERM not in asked:
             job = _slurm_job()
             _say(f"time limit near: job {job} is queued again")
-            command = ["scontrol", "requeue", job]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode:
-                _say(f"it could not be: {done.stderr.strip()}; the same sweep command goes on")
+            if problem := slurm.requeue(job):
+                _say(f"it could not be: {problem}; the same sweep command goes on")
                 return
             requeued = True
         if requeued and signal.SIGTERM in asked:
@@ -141,9 +158,10 @@ def _say(text: str) -> None:
 def _failed(run: Any, error: str) -> None:
     _say(f"error: {error}")
     try:
-        status = {**run.read_status(), "error": error}
-        status.pop("state", None)
-        run.write_status("failed", **status)
+        if run.state == "done":
+            return  # what went wrong since takes nothing from it
+        status = run.read_status()
+        run.write_status(**{**status, "state": "failed", "error": error})
     except OSError:
         _say(f"error: could not write {run.path / 'status.json'}")
 

@@ -4,10 +4,14 @@ import os
 import socket
 import subprocess
 import sys
+import threading
+from datetime import timedelta
 
 import pytest
+import torch.distributed as dist
 
-from ablations.distributed import World, _first_host, choose_parallel, environment
+from ablations import distributed
+from ablations.distributed import World, _first_host, _meet, choose_parallel, environment
 from ablations.records import project_root
 from ablations.train import train
 from models.errors import SettingError
@@ -93,17 +97,81 @@ def test_ranks_give_the_losses_of_one(make_run, alone, how, n):
 
 
 def test_who_a_process_is_by_torchrun_and_by_slurm(monkeypatch):
-    for name in ("RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM_NTASKS"):
+    for name in ("RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS"):
         monkeypatch.delenv(name, raising=False)
     assert environment() == World()
-    slurm = {"PROCID": 5, "NTASKS": 8, "LOCALID": 1, "NNODES": 2}
-    for name, value in slurm.items():
+    # A batch script is told the tasks of its job and is none of them.
+    job = {"PROCID": 0, "NTASKS": 8, "LOCALID": 0, "NNODES": 2}
+    for name, value in job.items():
+        monkeypatch.setenv(f"SLURM_{name}", str(value))
+    assert environment() == World()
+    step = {"PROCID": 5, "STEP_NUM_TASKS": 8, "LOCALID": 1, "STEP_NUM_NODES": 2}
+    for name, value in step.items():
         monkeypatch.setenv(f"SLURM_{name}", str(value))
     assert environment() == World(5, 8, 1, 4)
     torchrun = {"RANK": 3, "WORLD_SIZE": 4, "LOCAL_RANK": 1, "LOCAL_WORLD_SIZE": 2}
     for name, value in torchrun.items():
         monkeypatch.setenv(name, str(value))
     assert environment() == World(3, 4, 1, 2)
+    for rank, words in (("4", "rank 4 is none of 4 ranks"), ("", "RANK='' must be a whole")):
+        monkeypatch.setenv("RANK", rank)
+        with pytest.raises(SettingError, match=words):
+            environment()
+
+
+@pytest.fixture
+def port(monkeypatch):
+    """A free port that the ranks of this process meet at."""
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        number = found.getsockname()[1]
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
+    monkeypatch.setenv("MASTER_PORT", str(number))
+    monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
+    return number
+
+
+def meet(size, stops=(), come=None):
+    """What each rank of `size` that comes is told, `stops` being the ranks that are stopped."""
+    told = {}
+
+    def rank(number):
+        told[number] = _meet(World(number, size), lambda: number in stops)
+
+    threads = [threading.Thread(target=rank, args=(n,)) for n in come or range(size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+        assert not thread.is_alive()
+    return told
+
+
+def test_ranks_that_all_come_meet_also_at_the_store_that_torchrun_keeps(port, monkeypatch):
+    told = meet(3)
+    told[0].set("word", "heard")
+    assert told[2].get("word") == b"heard"
+    del told
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    agent = dist.TCPStore("localhost", port, None, True, wait_for_workers=False)
+    told = meet(2)
+    told[1].set("word", "heard")
+    assert told[0].get("word") == b"heard"
+    assert agent.num_keys() > 0
+
+
+@pytest.mark.parametrize(("stops", "come"), [((1,), (0, 1)), ((0,), (0, 1)), ((1,), (1,))])
+def test_a_stop_of_one_rank_before_all_have_come_ends_the_wait_of_all(port, stops, come):
+    assert meet(3, stops, come) == dict.fromkeys(come)
+
+
+def test_ranks_that_never_come_are_named(port, monkeypatch):
+    monkeypatch.setattr(distributed, "PATIENCE", timedelta(seconds=0.5))
+    for rank in (0, 1):
+        with pytest.raises(SettingError, match=rf"rank {rank} waited .*:{port} for .* the 2 that"):
+            _meet(World(rank, 2), lambda: False)
+    with socket.create_server(("", port)), pytest.raises(SettingError, match="cannot be listened"):
+        _meet(World(0, 2), lambda: False)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import fcntl
 import io
 import json
 import os
+import shutil
 import signal
 import tempfile
 import threading
@@ -18,7 +19,7 @@ from ablations.records import RunDirectory
 from ablations.settings import to_dict
 from ablations.spec import resolve
 from models.errors import SettingError
-from sweeps import drive
+from sweeps import drive, view
 from sweeps.cluster import Local
 from sweeps.local import run_all
 from sweeps.state import write_submission
@@ -63,6 +64,7 @@ begun = time.monotonic()
 time.sleep(0.4)
 gpus = os.environ.get("CUDA_VISIBLE_DEVICES")
 (run / "told.json").write_text(json.dumps([gpus, begun, time.monotonic()]))
+(run / "environment.json").write_text(json.dumps(dict(os.environ)))
 (run / "status.json").write_text(json.dumps({"state": "done"}))
 """
 
@@ -112,6 +114,48 @@ def test_a_gpu_that_another_driver_uses_is_left_to_it(pretend, tmp_path):
         fcntl.flock(lock, fcntl.LOCK_EX)
         told = pretend(3, 3, gpus=["0", "1"])
     assert {gpu for gpu, _, _ in told} == {"1"}
+
+
+def test_jobs_of_slurm_on_one_node_do_not_wait_for_one_anothers_gpus(
+    pretend, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("SLURM_JOB_ID", "7")  # whose only GPU is number 0, as that of another job is
+    with (tmp_path / f"archladder-{os.getuid()}-job-6-gpu-0.0.lock").open("ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert [gpu for gpu, *_ in pretend(1, 1, gpus=["0"])] == ["0"]
+
+
+def test_workers_know_only_the_ranks_that_their_driver_made(pretend, tmp_path, monkeypatch):
+    placed = {
+        "SLURM_PROCID": "0", "SLURM_NTASKS": "2", "SLURM_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "1",
+        "RANK": "1", "WORLD_SIZE": "8", "MASTER_ADDR": "elsewhere", "GROUP_RANK": "3",
+        "TORCHELASTIC_USE_AGENT_STORE": "True", "OMPI_COMM_WORLD_RANK": "1", "PMI_RANK": "1",
+    }  # fmt: skip
+    for name, value in {**placed, "NCCL_DEBUG": "INFO"}.items():
+        monkeypatch.setenv(name, value)
+    pretend(1, 1)
+    told = json.loads((tmp_path / "sweep" / "run0" / "environment.json").read_text())
+    assert not placed.keys() & told.keys()
+    assert told["NCCL_DEBUG"] == "INFO"
+    shutil.rmtree(tmp_path / "sweep")
+    pretend(1, 1, devices=2)
+    told = json.loads((tmp_path / "sweep" / "run0" / "environment.json").read_text())
+    assert (told["WORLD_SIZE"], told["MASTER_ADDR"]) == ("2", "localhost")
+    assert told["RANK"] in ("0", "1")
+    assert not {"GROUP_RANK", "TORCHELASTIC_USE_AGENT_STORE", "SLURM_JOB_ID"} & told.keys()
+
+
+def test_a_driver_under_nohup_outlives_its_terminal():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        asked = []
+        with view.listening(asked):
+            os.kill(os.getpid(), signal.SIGHUP)
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert asked == [signal.SIGTERM]
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_run_cancelled_before_its_turn_is_not_begun(pretend, tmp_path):

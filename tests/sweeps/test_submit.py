@@ -15,7 +15,7 @@ from ablations.records import RunDirectory
 from ablations.settings import to_dict
 from ablations.spec import resolve
 from models.errors import SettingError
-from sweeps import follow, freeze, slurm, state, submit, view
+from sweeps import drive, follow, freeze, slurm, state, submit, view
 from sweeps.cluster import parse
 from tests.ablations.conftest import settings
 from tests.sweeps.test_cluster import slurm as slurm_settings
@@ -334,6 +334,22 @@ def test_a_submission_that_is_stopped_midway_is_taken_back(controller, checkout,
     assert len(controller.jobs) == 1
     assert {job.state for job in controller.jobs.values()} == {"CANCELLED"}
     assert not (tmp_path / "sweep").exists()
+
+
+def test_what_slurm_does_not_cancel_is_told(controller, checkout, tmp_path, monkeypatch):
+    monkeypatch.setattr(slurm, "cancel", lambda _: "no controller")
+    monkeypatch.setattr(slurm, "cancel_named", lambda _: "no controller")
+    cluster = parse(slurm_settings())
+    asked = requests(tmp_path / "sweep", 0, 1)
+    submit.to_slurm(asked[:1], cluster, None, "c")
+    (problem,) = follow.cancel(state.look([asked[0].run]))
+    assert problem == "Slurm cancels nothing: no controller."
+    # Not even where the driver was stopped does it say that nothing is submitted.
+    monkeypatch.setattr(view, "listening", lambda asked: contextlib.nullcontext(asked.append(2)))
+    with pytest.raises(SettingError, match=r"could not be taken back \(no controller\)") as error:
+        drive.hand_to_slurm(asked[1:], cluster, None, "c", view.console())
+    (job,) = {job for job, _ in controller.jobs} - {state.read_submission(asked[0].run)["job"]}
+    assert job in str(error.value)
 
 
 def test_a_copy_of_the_code_outlives_the_checkout(checkout, tmp_path):
