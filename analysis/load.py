@@ -53,7 +53,9 @@ class Sweep:
     points: pd.DataFrame
     runs: tuple[Run, ...]
     dropped: tuple[str, ...] = ()
-    """What was left out of it and why, a clause each: points, runs and rows."""
+    """What was left out of it and why, a clause each: points and runs."""
+    incomplete: tuple[str, ...] = ()
+    """What the records of runs that are read still lack, a clause each."""
 
 
 def load_sweep(sweep_dir: Path) -> Sweep:
@@ -75,7 +77,7 @@ def load_sweep(sweep_dir: Path) -> Sweep:
             continue
         runs.append(run)
         rows += points
-        lost += [f"of run {run.name}: {fault}" for fault in _lost_rows(directory, run, points)]
+        lost += [f"run {run.name}: {fault}" for fault in _lost_rows(directory, run, points)]
     if not runs:
         raise SettingError(
             f"sweep={sweep_dir.name} holds no run that can be read: {_first(dropped)}."
@@ -101,7 +103,14 @@ def load_sweep(sweep_dir: Path) -> Sweep:
             f"sweep={sweep_dir.name} has no point with a finite loss; its runs diverged."
         )
     return without_copies(
-        Sweep(sweep_dir.name, sweep_dir, _ordered(table[good]), tuple(runs), (*dropped, *lost))
+        Sweep(
+            sweep_dir.name,
+            sweep_dir,
+            _ordered(table[good]),
+            tuple(runs),
+            tuple(dropped),
+            tuple(lost),
+        )
     )
 
 
@@ -144,9 +153,10 @@ def load_csv(path: Path, by_compute: bool = False) -> pd.DataFrame:
     either decimal mark, and tabs separate columns as commas do.
 
     Without a `run` column, the rows of one mix, size and seed count as one run; without `seed` too
-    that is noted in `attrs["runs_assumed"]`. Rows with an empty or infinite loss are left out and
-    named in `attrs["dropped"]`. `by_compute` takes C in place of N and D, for a law in C alone
-    (N is then 1 and D is C / 6, noted in `attrs["compute_only"]`).
+    that is noted in `attrs["runs_assumed"]`, and in `attrs["seeds_assumed"]` that nothing says
+    which mixes saw the same batches. Rows with an empty or infinite loss are left out and named in
+    `attrs["dropped"]`. `by_compute` takes C in place of N and D, for a law in C alone (N is then 1
+    and D is C / 6, noted in `attrs["compute_only"]`).
 
     Raises SettingError naming the missing columns, or the rows that cannot be used: rows as counted
     under the header, and lines as an editor counts them.
@@ -196,9 +206,17 @@ def load_csv(path: Path, by_compute: bool = False) -> pd.DataFrame:
                 f"points={path} holds rows twice (line {_some(lines)} of the file), and a point "
                 "counted twice narrows every interval; leave one of each."
             )
-    assumed = not {"run", "seed"} & set(table)
+    columns = set(table.columns)
     points = _ordered(_tidy(table.reset_index(drop=True)))
-    points.attrs |= {"runs_assumed": assumed, "dropped": dropped, "compute_only": compute_only}
+    if (points.groupby("run")[["mix", "size"]].nunique() > 1).any(axis=None):
+        # One name for runs of several mixes or sizes, such as a seed.
+        points["run"] = points["mix"] + "-" + points["size"] + "-" + points["run"]
+    points.attrs |= {
+        "runs_assumed": not {"run", "seed"} & columns,
+        "seeds_assumed": "seed" not in columns,
+        "compute_only": compute_only,
+        "dropped": dropped,
+    }
     return points
 
 

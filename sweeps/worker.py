@@ -72,7 +72,7 @@ def _train(run: Any, asked: list[int], first: bool) -> int:
 
     try:
         spec = load(run.read_spec())
-        if run.state == "done":
+        if _is_whole(run, sorted(milestone.step for milestone in spec.recipe.milestones)):
             if first:
                 _say("done already")
             return 0
@@ -96,6 +96,16 @@ def _train(run: Any, asked: list[int], first: bool) -> int:
         traceback.print_exc()
         _failed(run, f"{type(error).__name__}: {error}")
         return 1
+
+
+def _is_whole(run: Any, milestones: list[int]) -> bool:
+    """Whether a run is done and its records need no mending, so that no rank waits for another."""
+    if run.state != "done" or run.faults("points.jsonl") or run.faults("metrics.jsonl"):
+        return False
+    points, logged = (
+        [row.get("step") for row in run.rows(file)] for file in ("points.jsonl", "metrics.jsonl")
+    )
+    return points == milestones and set(milestones) <= set(logged)
 
 
 def under_slurm(run_dir: str) -> None:
@@ -158,9 +168,9 @@ def _say(text: str) -> None:
 def _failed(run: Any, error: str) -> None:
     _say(f"error: {error}")
     try:
-        if run.state == "done":
-            return  # what went wrong since takes nothing from it
         status = run.read_status()
+        if status.get("state") == "done":
+            return  # what went wrong since takes nothing from it
         run.write_status(**{**status, "state": "failed", "error": error})
     except OSError:
         _say(f"error: could not write {run.path / 'status.json'}")

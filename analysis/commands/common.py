@@ -31,14 +31,34 @@ def add_points(parser: argparse.ArgumentParser, loss: str, model: str) -> None:
     )
 
 
+def pairs(name: str, text: str, example: str) -> dict[str, str]:
+    """a=1,b=2 as a mapping. Raises SettingError for a part that is none, or a key given twice."""
+    found: dict[str, str] = {}
+    for part in filter(None, text.split(",")):
+        key, equals, value = (one.strip() for one in part.partition("="))
+        if not equals or not value:
+            raise SettingError(f"{name}={part} is not a setting; give one like {example}.")
+        if key in found:
+            raise SettingError(f"{name}={text} gives {key} twice.")
+        found[key] = value
+    return found
+
+
 def levels_of(text: str) -> dict[str, str]:
     """protocol.lr_multiplier=1,train.optim=adamw as a mapping."""
+    return pairs("where", text, "protocol.lr_multiplier=1")
+
+
+def held(text: str) -> dict[str, float]:
+    """alpha=0.22,beta=0.22 as numbers."""
     found = {}
-    for part in filter(None, text.split(",")):
-        key, equals, value = part.partition("=")
-        if not equals or not value:
-            raise SettingError(f"where={part} is no level; give e.g. protocol.lr_multiplier=1.")
-        found[key.strip()] = value.strip()
+    for key, value in pairs("fix", text, "alpha=0.22").items():
+        try:
+            found[key] = float(value)
+        except ValueError:
+            raise SettingError(
+                f"fix={key}={value} is not a setting; give one like alpha=0.22."
+            ) from None
     return found
 
 

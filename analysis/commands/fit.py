@@ -7,6 +7,7 @@ from ablations.records import SettingError
 from analysis.commands.common import (
     FORMATS,
     add_points,
+    held,
     known,
     number,
     positive,
@@ -146,15 +147,3 @@ def _doubts(points: "pd.DataFrame") -> list[str]:
     from analysis.sources.checks import doubts
 
     return list(doubts(points))
-
-
-def held(text: str) -> dict[str, float]:
-    """alpha=0.22,beta=0.22 as numbers."""
-    found = {}
-    for part in filter(None, text.split(",")):
-        name, _, value = part.partition("=")
-        try:
-            found[name.strip()] = float(value)
-        except ValueError:
-            raise SettingError(f"fix={part} is not a setting; give one like alpha=0.22.") from None
-    return found

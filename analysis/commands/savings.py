@@ -7,6 +7,7 @@ from ablations.records import SettingError
 from analysis.commands.common import (
     FORMATS,
     add_points,
+    held,
     known,
     number,
     positive,
@@ -40,7 +41,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> str:
-    from analysis.commands.fit import held
     from analysis.fit import LOSSES
     from analysis.fitting.noise import lack_of_fit
     from analysis.other_savings import KINDS, savings_of

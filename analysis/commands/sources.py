@@ -40,6 +40,8 @@ def find(command: str, given: list[str], chosen: dict[str, str]) -> Findings:
     sweep = _source(chosen)
     for what in sweep.dropped:
         print(f"note: left out: {what}.", file=sys.stderr)
+    for what in sweep.incomplete:
+        print(f"note: incomplete: {what}.", file=sys.stderr)
     baseline = chosen.get("baseline", "transformer")
     told = " ".join([f"python -m analysis {command}", *given])
     return find_in(sweep, baseline, resamples, seed, told)

@@ -6,19 +6,23 @@
   their effects are correlated.
 - The tilt is the law's misfit within a size: the slope in log D by which a mix's curve leaves it,
   the same for all seeds, correlated between the mixes of a size.
-- The variances of both go with N as N^slope; a point's does not.
+- The variances of both go with N as N^slope; that of point noise does not.
 
-The law itself stays where least squares puts it, whatever the variances: generalised least squares
-trades the distance to the points against the correlations it believes in, and leaves the data where
-the law is only close. The working weights are diagonal (Liang & Zeger 1986, "working
-independence"): one over a point's variance at its N.
+The law itself stays where least squares puts it, whatever the correlations: generalised least
+squares trades the distance to the points against the correlations it believes in, and leaves the
+data where the law is only close. Points are weighted by one over the variance of a point and its
+run at that N ("working independence", Liang & Zeger 1986). Tilts do not enter the weights: where
+the law misses its points, that is no reason to look at some of them less.
+
+With two points a run, a tilt of its own would leave nothing of the points within it: then there
+are no tilts. Points with weights of their own have point noise of variance over weight.
 
 Variances are drawn and not fixed, as few runs know them badly: from the restricted likelihood
 (REML; Patterson & Thompson 1971) on a grid. Priors: flat in the logs of the variances of a point
 and of a run's mean (Box & Tiao 1973, 5.2), falling off where a run's standard deviation passes
 RUN_TO_POINT times a point's; uniform in the correlation of runs; for tilts, which mixes tend to
 share, flat in the log ratio that the correlation follows from, above zero; normal for the slope,
-around none.
+around zero.
 """
 
 from __future__ import annotations
@@ -40,16 +44,18 @@ from analysis.laws import Array, Indices
 RUN_REACH, SHARED_REACH = 12.0, 6.0
 TILT_REACH, TILT_SHARED_REACH = 12.0, 9.0
 SLOPE_REACH = 3.0
-# Grid lines of (run, run shared, tilt, tilt shared, slope): over all of it, then where mass is.
+# Grid lines of (run, run shared, tilt, tilt shared, slope): over all of it, then where mass is, as
+# often as it takes until the mass of each axis spans LEAST_LINES. A line has mass above KEPT of the
+# axis's highest.
 COARSE, FINE = (7, 6, 6, 5, 5), (9, 7, 7, 5, 7)
-KEPT = 1e-3
+KEPT, LEAST_LINES, MOST_PASSES = 1e-3, 4, 4
 # Three sizes of one seed cannot tell a run effect from the law, so the prior decides how large one
 # may be beside a point's noise. Chosen on simulated ladders (docs/intervals.md).
 RUN_TO_POINT = 5.0
 # Fewer sizes cannot tell noise that depends on N from the law.
-LEAST_SIZES = 4
+LEAST_SIZES_FOR_SLOPE = 4
 SLOPE_SD = 1.25
-# With one point a run its noise is the run's: a point's own is then this part of the variance.
+# With one point a run its noise is the run's: the run's variance over what is left to the point.
 ALONE = 1e4
 # Directions that the law's coefficients hardly move, relative to the one they move most.
 NEGLIGIBLE = 1e-9
@@ -182,7 +188,7 @@ class MixedModel:
         """Noise of log loss (resamples, n): that of another ladder of the same design."""
         cell = rng.choice(len(self.share), size=resamples, p=self.share)
         level = np.sqrt(self.squares[cell] / rng.chisquare(self.dof, resamples))
-        noise = rng.normal(size=(resamples, self.fit.n))
+        noise = rng.normal(size=(resamples, self.fit.n)) / np.sqrt(weights_of(self.fit.points))
         for effect, variance, shared in (
             (self.runs, self.run, self.run_shared),
             (self.tilts, self.tilt, self.tilt_shared),
@@ -210,7 +216,7 @@ class MixedModel:
         the optimum (`starts`, `gradient_norm`) remains that of the unweighted one, in `least`.
         """
         fit = self.fit
-        robust, weighted = fit.loss != "squares", (weights_of(fit.points) != 1).any()
+        robust, weighted = fit.loss != "squares", np.ptp(weights_of(fit.points)) > 0
         if robust or weighted or not self.slope.any():
             return fit
         log_loss = np.log(fit.points["loss"].to_numpy(float))
@@ -238,10 +244,15 @@ class MixedModel:
 
 
 def tangent(fit: Fit) -> Array:
-    """Orthonormal basis (n, p) of the directions in which the law's coefficients move log loss."""
+    """Orthonormal basis (n, p) of the directions in which the law's coefficients move log loss.
+
+    Those that are held move nothing. One at a bound may leave it with other noise, and does.
+    """
     parts = []
     for block in fit.blocks:
         jacobian = block.problem.jacobian(block.theta[None])[0]
+        held = [block.problem.place[name] for name in block.problem.pinned]
+        jacobian = np.delete(jacobian, np.concatenate(held) if held else [], axis=1)
         jacobian = jacobian / np.maximum(np.linalg.norm(jacobian, axis=0), 1e-300)
         basis, size, _ = np.linalg.svd(jacobian, full_matrices=False)
         basis = basis[:, size > NEGLIGIBLE * size[0]]
@@ -254,10 +265,11 @@ def tangent(fit: Fit) -> Array:
 def effects_of(points: pd.DataFrame) -> tuple[Effect, Effect]:
     """The effects of runs and of tilts, a tilt for each mix at each size."""
     runs, batches = cluster_ids(points), cluster_ids(points, paired=True)
-    curves = pd.factorize(points["mix"].astype(str) + "/" + points["size"].astype(str))[0]
-    sizes = pd.factorize(points["size"].astype(str))[0]
-    log_D = np.log(points["D"].to_numpy(float))
-    within = log_D - (np.bincount(runs, log_D) / np.bincount(runs))[runs]
+    curves = np.asarray(points.groupby(["mix", "size"], sort=False).ngroup(), np.intp)
+    sizes = np.asarray(pd.factorize(points["size"])[0], np.intp)
+    log_D, weight = np.log(points["D"].to_numpy(float)), weights_of(points)
+    # Centred by weight, so that a run and its tilt stay orthogonal.
+    within = log_D - (np.bincount(runs, weight * log_D) / np.bincount(runs, weight))[runs]
     log_N = np.log(points["N"].to_numpy(float))
     centre = np.unique(np.column_stack([runs, log_N]), axis=0)[:, 1].mean()
 
@@ -275,11 +287,14 @@ def effects_of(points: pd.DataFrame) -> tuple[Effect, Effect]:
 def mixed_model(fit: Fit, slope_mean: float = 0.0) -> MixedModel:
     """Estimate the noise of a fit. `slope_mean` displaces the prior of the slope in N."""
     runs, tilts = effects_of(fit.points)
-    basis = tangent(fit)
-    columns = np.column_stack([basis, -fit.residual])
-    dof = max(fit.n - basis.shape[1], 1)
+    # Scaled so that every point's own noise has one variance.
+    root = np.sqrt(weights_of(fit.points))
+    seen_runs, seen_tilts = (replace(one, value=one.value * root) for one in (runs, tilts))
+    columns = np.column_stack([np.linalg.qr(tangent(fit) * root[:, None])[0], -fit.residual * root])
+    dof = max(fit.n - columns.shape[1] + 1, 1)
     most = int(np.bincount(runs.level).max())
-    has_tilts = most > 2 and bool(tilts.size.max() > 1e-9)
+    has_tilts = most > 2 and bool(seen_tilts.size.max() > 1e-9)
+    sizes = fit.points["size"].nunique()
     # The axes of the grid: their ends, equal where there is nothing to vary.
     ends = np.array(
         [
@@ -287,34 +302,39 @@ def mixed_model(fit: Fit, slope_mean: float = 0.0) -> MixedModel:
             (-SHARED_REACH, SHARED_REACH) if runs.largest_family > 1 else (0.0, 0.0),
             (0.0, TILT_REACH) if has_tilts else (0.0, 0.0),
             (0.0, TILT_SHARED_REACH) if has_tilts and tilts.largest_family > 1 else (0.0, 0.0),
-            (-SLOPE_REACH, SLOPE_REACH)
-            if fit.points["size"].nunique() >= LEAST_SIZES
-            else (0.0, 0.0),
+            (-SLOPE_REACH, SLOPE_REACH) if sizes >= LEAST_SIZES_FOR_SLOPE else (0.0, 0.0),
         ]
     )
-    for lines in (COARSE, FINE):
+    for number in range(MOST_PASSES):
         axes = [
             np.linspace(low, high, count) if high > low else np.array([low])
-            for (low, high), count in zip(ends, lines, strict=True)
+            for (low, high), count in zip(ends, FINE if number else COARSE, strict=True)
         ]
-        cells, squares, log_share = _posterior(columns, runs, tilts, axes, dof, most, slope_mean)
+        cells, squares, log_share = _posterior(
+            columns, seen_runs, seen_tilts, axes, dof, most, slope_mean
+        )
         share = np.exp(log_share - log_share.max())
         share /= share.sum()
-        ends = _where_mass_is(share.reshape([len(axis) for axis in axes]), axes)
+        ends, spanned = _where_mass_is(share.reshape([len(axis) for axis in axes]), axes)
+        if number and spanned >= LEAST_LINES:
+            break
     run, run_shared, tilt, tilt_shared, slope = cells
     return MixedModel(
         fit, runs, tilts, share, run, run_shared, tilt, tilt_shared, slope, squares, dof
     )
 
 
-def _where_mass_is(share: Array, axes: list[Array]) -> Array:
-    """Ends of each axis's part with mass, a grid line beyond it on either side: (axes, 2)."""
-    ends = []
+def _where_mass_is(share: Array, axes: list[Array]) -> tuple[Array, int]:
+    """Ends of each axis's part with mass, a grid line beyond it on either side, (axes, 2); and the
+    fewest lines with mass on an axis of several."""
+    ends, spanned = [], []
     for place, axis in enumerate(axes):
-        others = tuple(i for i in range(len(axes)) if i != place)
-        kept = np.flatnonzero(share.sum(others) > KEPT)
+        mass = share.sum(tuple(i for i in range(len(axes)) if i != place))
+        kept = np.flatnonzero(mass > KEPT * mass.max())
         ends.append((axis[max(kept[0] - 1, 0)], axis[min(kept[-1] + 1, len(axis) - 1)]))
-    return np.array(ends)
+        if len(axis) > 1:
+            spanned.append(len(kept))
+    return np.array(ends), min(spanned, default=LEAST_LINES)
 
 
 def _correlation(log_ratio: Array, mixes: int) -> Array:

@@ -18,15 +18,19 @@ from analysis.laws import Array, Indices
 def cluster_ids(points: pd.DataFrame, paired: bool = False) -> Indices:
     """For each point, the index of its run, or of the runs of all mixes that saw its batches, (n,).
 
-    Runs of one size and seed saw the same batches. Where a mix has several of them, nothing says
-    which run of another mix saw the same, and each stands alone.
+    A run is of one mix and size, whatever else has its name. Runs of one size and seed saw the same
+    batches. Where a mix has several of them, or no seeds were given, nothing says which run of
+    another mix saw the same, and each stands alone.
     """
+    names = [name for name in ("mix", "size", "run") if name in points]
+    runs = points.groupby(names, sort=False).ngroup().to_numpy()
     if not paired:
-        return pd.factorize(points["run"])[0]
-    pair = points["size"].astype(str) + "/" + points["seed"].astype(str)
-    repeats = points.groupby(["mix", pair])["run"].transform("nunique")
-    alone = repeats.groupby(pair).transform("max") > 1
-    return pd.factorize(pair.where(~alone, "run " + points["run"].astype(str)))[0]
+        return np.asarray(runs, np.intp)
+    pair = points.groupby(["size", "seed"], sort=False).ngroup()
+    repeats = pd.Series(runs, points.index).groupby([points["mix"], pair]).transform("nunique")
+    alone = (repeats.groupby(pair).transform("max") > 1) | bool(points.attrs.get("seeds_assumed"))
+    family = np.where(alone.to_numpy(), -1 - runs, pair.to_numpy())
+    return np.asarray(pd.factorize(family)[0], np.intp)
 
 
 def hat_matrix(fit: Fit) -> Array:

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from ablations.records import SettingError
-from analysis.fit import MixFit, fit
+from analysis.fit import MixFit, fit, weights_of
 from analysis.fitting.losses import DELTA, Criterion, Huber, Loss, Student, criterion
 from analysis.laws import FLOPS, Array, Ray
 
@@ -168,7 +168,7 @@ def _parabola(own: pd.DataFrame, C: Array, chosen: Criterion) -> Parabola:
     log_N, budget = np.log(own["N"].to_numpy(float)), float(np.exp(np.log(C).mean()))
     centre, loss = log_N.mean(), own["loss"].to_numpy(float)
     powers = np.vander(log_N - centre, 3)
-    c2, c1, c0 = coefficients = _quadratic(powers, loss, chosen)
+    c2, c1, c0 = coefficients = _quadratic(powers, own, chosen)
     off = powers @ coefficients / loss - 1
     errors = float(np.sqrt((off**2).mean())), float(np.abs(off).max())
     if c2 <= 0:
@@ -181,40 +181,39 @@ def _parabola(own: pd.DataFrame, C: Array, chosen: Criterion) -> Parabola:
     return Parabola(budget, len(own), N, D, float(c0 - c1**2 / (4 * c2)), inside, *errors)
 
 
-def _quadratic(powers: Array, loss: Array, chosen: Criterion) -> Array:
+def _quadratic(powers: Array, own: pd.DataFrame, chosen: Criterion) -> Array:
     """Coefficients (3,) of the parabola of least `chosen` loss of its relative residuals.
 
-    `powers` (n, 3) are those of centred log N. A robust loss starts from the parabola through three
-    points that leaves the least absolute residuals, which no single point can pull away, and is
-    reached by reweighting.
+    `powers` (n, 3) are those of centred log N; points count by their weights where they have them.
+    A robust loss starts from the parabola through three points that leaves the least absolute
+    residuals, which no single point can pull away, and is reached by reweighting.
     """
-    coefficients = _solved(powers, loss)
+    relative = powers / own["loss"].to_numpy(float)[:, None]
+    root = np.sqrt(weights_of(own))
+
+    def solved(scale: Array) -> Array:
+        columns = relative * scale[:, None]
+        return np.asarray(np.linalg.lstsq(columns, scale, rcond=None)[0], float)
+
+    coefficients = solved(root)
     if isinstance(chosen, Huber) and np.isinf(chosen.delta):
         return coefficients
-
-    def relative(c: Array) -> Array:
-        return np.asarray(powers @ c / loss - 1)
-
     x = powers[:, 1]
     spread = np.linspace(0, len(x) - 1, min(len(x), MOST_STARTS)).round().astype(int)
     some = np.argsort(x, kind="stable")[spread]
     triples = [list(one) for one in combinations(some, 3) if len(set(x[list(one)])) == 3]
     if triples:
-        through = [_solved(powers[one], loss[one]) for one in triples]
-        coefficients = min(through, key=lambda c: float(np.abs(relative(c)).sum()))
+        through = [np.linalg.solve(relative[one], np.ones(3)) for one in triples]
+        coefficients = min(through, key=lambda c: float((root**2 * np.abs(relative @ c - 1)).sum()))
     for _ in range(MAX_TURNS):
+        off = relative @ coefficients - 1
         if isinstance(chosen, Student):
-            chosen = chosen.rescaled(relative(coefficients), np.ones_like(loss))
-        weight = np.sqrt(chosen.majoriser(relative(coefficients))) / loss
+            chosen = chosen.rescaled(off, root**2)
         before = coefficients
-        coefficients = _solved(powers * weight[:, None], loss * weight)
+        coefficients = solved(root * np.sqrt(chosen.majoriser(off)))
         if np.abs(coefficients - before).max() <= 1e-10 * np.abs(before).max():
             break
     return coefficients
-
-
-def _solved(columns: Array, values: Array) -> Array:
-    return np.asarray(np.linalg.lstsq(columns, values, rcond=None)[0], float)
 
 
 def _line(x: Array, y: Array) -> tuple[float, float, float]:

@@ -153,6 +153,8 @@ def caveats(result: Study, sweep: Sweep, comparisons: list[Comparison]) -> Itera
         yield f"{len(open_runs)} of {len(sweep.runs)} runs have not finished (see Runs)."
     for point in sweep.dropped:
         yield f"Left out: {point}."
+    for what in sweep.incomplete:
+        yield f"Incomplete: {what}."
     if result.fit is None:
         yield from doubts(result.points)
         return
@@ -182,8 +184,8 @@ def noise_doubts(fit: Fit, lack: LackOfFit | None) -> Iterable[str]:
     for mix, one in fit.mixes.items():
         if one.largest_error > NOTABLE_ERROR:
             yield (
-                f"The law of {mix} misses its own points by {100 * one.rms:.2g} % (rms), up to "
-                f"{100 * one.largest_error:.2g} %: it is only close, and beyond the points worse."
+                f"The law of {mix} lies off its own points by {100 * one.rms:.2g} % (rms), up to "
+                f"{100 * one.largest_error:.2g} %, noise included."
             )
     if lack is not None and lack.found:
         yield (

@@ -208,7 +208,8 @@ def _noise_words(mixed: MixedModel) -> str:
     if mixed.alone:
         told = f"a point and its run {point} together, as each run has one point"
     else:
-        told = f"a point {point}, a run {run}, the law's misfit along D {misfit}"
+        told = f"a point {point}, a run {run}"
+        told += f", the law's misfit along D {misfit}" if mixed.tilt.any() else ""
     if mixed.has_batches:
         told += f"; correlation of runs of two mixes on the same batches {mixed.correlation:+.2f}"
     else:

@@ -110,9 +110,9 @@ def fitted(
     points = _baseline_first(points, baseline)
     if model != "averaged":
         one = fit(points, model, loss, delta, held=fixed)
-        noise = mixed_model(one)
+        noise = mixed_model(one) if method == "mixed" else None
         draws = bootstrap(one, method, resamples, seed, paired, noise)
-        return (noise.best if method == "mixed" else one), draws
+        return (noise.best if noise else one), draws
     if fixed:
         raise SettingError(
             "fix= needs one model, and model=averaged is several; give --model free."

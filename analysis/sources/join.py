@@ -36,6 +36,9 @@ def join(sweeps: list[Sweep]) -> Sweep:
         points=points,
         runs=tuple(runs),
         dropped=tuple(f"in {sweep.name}: {what}" for sweep in sweeps for what in sweep.dropped),
+        incomplete=tuple(
+            f"in {sweep.name}: {what}" for sweep in sweeps for what in sweep.incomplete
+        ),
     )
     return without_copies(joined)
 

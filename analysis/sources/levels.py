@@ -81,14 +81,18 @@ def at_level(sweep: Sweep, where: dict[str, str]) -> Sweep:
 
 def _order(value: Any) -> tuple[int, float, str]:
     try:
-        return 0, float(value), ""
-    except (TypeError, ValueError):
-        return 1, 0.0, str(value)
+        return 0, float(_word(value)), ""
+    except ValueError:
+        return 1, 0.0, _word(value)
 
 
 def _word(value: Any) -> str:
-    """One spelling for a number, however it was written."""
+    """One spelling for a value, however it was written: 1.0 as 1, true as True."""
+    text = str(value)
+    if text.lower() in ("true", "false"):
+        return text.lower()
     try:
-        return f"{float(value):g}"
-    except (TypeError, ValueError):
-        return str(value)
+        number = float(text)
+    except ValueError:
+        return text
+    return str(int(number)) if number.is_integer() and abs(number) < 1e15 else repr(number)

@@ -59,7 +59,7 @@ def test_one_level_is_that_level_alone(two_rates: Path) -> None:
     [
         ("protocol.lr_multiplier=2", "leaves no run of sweep=rates; it has"),
         ("protocol.lr_multipler=1", "names no setting of sweep=rates"),
-        ("protocol.lr_multiplier", "is no level; give e.g. protocol.lr_multiplier=1"),
+        ("protocol.lr_multiplier", "is not a setting; give one like protocol.lr_multiplier=1"),
     ],
 )
 def test_a_level_that_is_not_there_is_said_in_a_sentence(

@@ -18,7 +18,7 @@ from tests.ablations.conftest import settings
 def run(tmp_path):
     """A run that is queued, and has a budget of two steps."""
     spec = resolve(settings(protocol__chinchilla=[0.0002]))
-    run = RunDirectory(tmp_path / "run")
+    run = RunDirectory(tmp_path / spec.run_name)
     run.write_spec(to_dict(spec))
     run.write_status("queued")
     return run
