@@ -55,6 +55,9 @@ Law = Literal["chinchilla", "gamma"]
 # so freely that their separate values say nothing (Belsley, Kuh & Welsch 1980 call 30 strong).
 ILL_CONDITIONED = 300.0
 SAME_OBJECTIVE = 1e-6
+ONE_CURVE = 0.1
+# Weights further apart leave nothing of the lightest points in double precision.
+WEIGHTS_APART = 1e12
 MAX_TURNS = 200
 # No model is as bad, nor as good: a uniform guess among a million tokens costs 14 nats.
 LARGEST_LOSS, LEAST_LOSS = 1e3, 1e-6
@@ -224,12 +227,25 @@ def lacking(
             f"{sizes} size(s), and {_listed(by_size)} cannot be told apart with fewer than "
             f"{len(by_size)}; train another size"
         )
+    if not shared and {"A", "alpha", "B", "beta"} <= own and _on_one_curve(points):
+        return (
+            "D given by N, within 10 %: what N and what D does to the loss cannot be told apart; "
+            "train a size for more than one budget, or fit law=ray"
+        )
     if budgets < len(by_budget):
         return (
             f"{budgets} value(s) of D, and {_listed(by_budget)} cannot be told apart with fewer "
             f"than {len(by_budget)}; evaluate at more token budgets"
         )
     return ""
+
+
+def _on_one_curve(points: pd.DataFrame) -> bool:
+    """Whether log D is a parabola in log N, within a standard deviation of ONE_CURVE."""
+    log_N, log_D = (np.log(points[name].to_numpy(float)) for name in ("N", "D"))
+    powers = np.vander(log_N - log_N.mean(), 3)
+    left = log_D - powers @ np.linalg.lstsq(powers, log_D, rcond=None)[0]
+    return float(left.std()) < ONE_CURVE
 
 
 def _listed(names: Iterable[str]) -> str:
@@ -291,6 +307,12 @@ def _check(
         raise SettingError(f"loss={largest:g} is no loss in nats per token; it must be below 1000.")
     if (lowest := float(points["loss"].min())) < LEAST_LOSS:
         raise SettingError(f"loss={lowest:g} is no loss in nats per token; it must be above 1e-6.")
+    weights = weights_of(points)
+    if weights.max() > WEIGHTS_APART * weights.min():
+        raise SettingError(
+            f"weight goes from {weights.min():g} to {weights.max():g}; the largest must be at most "
+            f"{WEIGHTS_APART:g} times the smallest."
+        )
     may_be_held = ("E",) if law == "gamma" else ("E", "alpha", "beta")
     for name, value in held.items():
         if name == "A" and value == 0 and "alpha" in held:

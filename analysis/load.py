@@ -21,6 +21,7 @@ from analysis.sources.csv_file import read_rows
 REQUIRED = ("mix", "N", "D", "loss")
 NAMES = ("mix", "run", "size", "seed")
 NUMBERS = ("N", "N_total", "N_body", "D", "C", "epochs", "chinchilla", "loss", "bpb", "seconds")
+POSITIVE = ("C", "seconds")
 # Two N closer than this are one size: the controlled protocol matches N within 0.5 %.
 SAME_SIZE = 1.02
 
@@ -197,9 +198,12 @@ def load_csv(path: Path, by_compute: bool = False) -> pd.DataFrame:
     for name in (name for name in NUMBERS if name in table):
         # Empty is not recorded; a word there would be taken for that.
         given = pd.to_numeric(table[name], errors="coerce")
-        _refuse_rows(path, table, name, given.isna() & table[name].notna(), table[name])
+        bad = given.isna() & table[name].notna()
+        if name in POSITIVE:
+            bad |= table[name].notna() & ~_is_positive(given)
+        _refuse_rows(path, table, name, bad, table[name])
     if {"run", "seed"} & set(table):
-        again = table.duplicated()
+        again = table.duplicated([name for name in (*NAMES, "N", "D", "loss") if name in table])
         if again.any():
             lines = [int(index) + 2 for index in table.index[again]]
             raise SettingError(
@@ -211,6 +215,12 @@ def load_csv(path: Path, by_compute: bool = False) -> pd.DataFrame:
     if (points.groupby("run")[["mix", "size"]].nunique() > 1).any(axis=None):
         # One name for runs of several mixes or sizes, such as a seed.
         points["run"] = points["mix"] + "-" + points["size"] + "-" + points["run"]
+    for (mix, size), own in points.groupby(["mix", "size"])["N"]:
+        if own.max() > SAME_SIZE * own.min():
+            raise SettingError(
+                f"points={path} has mix={mix} at size={size} with N from {own.min():.4g} to "
+                f"{own.max():.4g}, and a size has one N; name each, or leave the column out."
+            )
     points.attrs |= {
         "runs_assumed": not {"run", "seed"} & columns,
         "seeds_assumed": "seed" not in columns,
@@ -242,7 +252,7 @@ def _refuse_rows(
     lines = [int(index) + 2 for index in table.index[bad]]
     value = given[bad].iloc[0]
     first = "empty" if pd.isna(value) else f"{name}={value}"
-    kind = "a positive finite number" if name in (*REQUIRED, "weight") else "a number"
+    kind = "a positive finite number" if name in (*REQUIRED, *POSITIVE, "weight") else "a number"
     kind = "a name" if name in NAMES else kind
     raise SettingError(
         f"points={path} needs {kind} for {name} in row {_some(rows)} "

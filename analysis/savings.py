@@ -84,7 +84,7 @@ def savings_factor(
 
     NaN where neither does.
     """
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         return baseline.tokens(N, target_loss) / mix.tokens(N, target_loss)
 
 
@@ -92,7 +92,7 @@ def matched_factor(
     baseline: Chinchilla, mix: Chinchilla, N: Array | float, D: Array | float
 ) -> Array:
     """D / D_mix at the loss that the baseline's law gives at (N, D): 0 where the mix never does."""
-    with np.errstate(divide="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         return D / mix.tokens(N, baseline.loss(N, D))
 
 

@@ -87,6 +87,8 @@ def _decimals(uncertainty: float, value: float) -> int:
     """Two digits of an uncertainty that begins with 1 or 2, one of any other."""
     if not (math.isfinite(uncertainty) and uncertainty > 0):
         uncertainty = abs(value) / 100 or 0.01
+    if not math.isfinite(uncertainty):
+        return 0
     power = math.floor(math.log10(uncertainty))
     leading = uncertainty / 10**power
     return min(max(-power + (1 if leading < 3 else 0), 0), 6)

@@ -59,6 +59,8 @@ def run(options: argparse.Namespace) -> str:
         raise SettingError(f"chinchilla={given['chinchilla']} must be three multiples or more.")
     seeds = tuple(whole("seeds", text, 1) for text in given["seeds"].split(","))
     peak, mfu = (number(key, given[key]) for key in ("tflops", "mfu"))
+    if mfu > 1:
+        raise SettingError(f"mfu={given['mfu']} must be a share of the peak, at most 1.")
     sizes = sizes_of(given["sizes"], given["baseline"], given["mix"])
     largest = max(size.N for size in sizes)
     N, D = largest, largest * TOKENS_PER_PARAMETER * multiples[-1]

@@ -14,6 +14,9 @@ import pandas as pd
 from analysis.fit import Fit
 from analysis.laws import Array, Indices
 
+# Seeds whose log losses differ by less are copies of one another, or were not trained.
+NO_SCATTER = 1e-9
+
 
 def cluster_ids(points: pd.DataFrame, paired: bool = False) -> Indices:
     """For each point, the index of its run, or of the runs of all mixes that saw its batches, (n,).
@@ -146,6 +149,7 @@ def lack_of_fit(fit: Fit) -> LackOfFit | None:
 
     Points of one run move together, so the scatter of seeds has no more degrees of freedom than
     there are repeated runs: fewer than points would give, which errs towards finding nothing.
+    Seeds of equal losses are no measure of anything, and have no test.
     """
     from scipy.stats import f as f_distribution
 
@@ -160,6 +164,8 @@ def lack_of_fit(fit: Fit) -> LackOfFit | None:
         return None
     scatter = float(((table["residual"] - cells.transform("mean")) ** 2).sum() / repeats)
     leftover = float((count * cells.mean() ** 2).sum() / dof_lack)
-    F = leftover / max(scatter, 1e-300)
+    if scatter < NO_SCATTER**2:
+        return None
+    F = leftover / scatter
     p = float(f_distribution.sf(F, dof_lack, dof_seeds))
     return LackOfFit(F, p, float(np.sqrt(scatter)), float(np.sqrt(leftover)))

@@ -21,6 +21,8 @@ from analysis.laws import FLOPS, Array, Ray
 
 # Points within this factor of one another in D / N, or in C, count as equal.
 SAME = 1.1
+# A parabola less deep than this, relative to the loss, is rounding.
+NO_DEPTH = 1e-9
 # Points among which a robust parabola looks for the three to start through.
 MOST_STARTS, MAX_TURNS = 25, 200
 
@@ -171,7 +173,8 @@ def _parabola(own: pd.DataFrame, C: Array, chosen: Criterion) -> Parabola:
     c2, c1, c0 = coefficients = _quadratic(powers, own, chosen)
     off = powers @ coefficients / loss - 1
     errors = float(np.sqrt((off**2).mean())), float(np.abs(off).max())
-    if c2 <= 0:
+    reach = np.ptp(log_N) / 2
+    if c2 * reach**2 <= NO_DEPTH * loss.mean():
         return Parabola(budget, len(own), np.nan, np.nan, np.nan, False, *errors)
     best = -c1 / (2 * c2)
     N = float(np.exp(centre + best))

@@ -181,15 +181,19 @@ def caveats(result: Study, sweep: Sweep, comparisons: list[Comparison]) -> Itera
 def noise_doubts(fit: Fit, lack: LackOfFit | None) -> Iterable[str]:
     """What speaks against the points, the fit and its intervals, as far as the points show it."""
     yield from doubts(fit.points)
+    off = np.abs(np.expm1(fit.residual))
     for mix, one in fit.mixes.items():
         if one.largest_error > NOTABLE_ERROR:
+            own = (fit.points["mix"] == mix).to_numpy()
+            N, D, loss = fit.points[["N", "D", "loss"]].iloc[int(np.argmax(own * off))]
             yield (
-                f"The law of {mix} lies off its own points by {100 * one.rms:.2g} % (rms), up to "
-                f"{100 * one.largest_error:.2g} %, noise included."
+                f"The law of {mix} lies off its own points by {100 * one.rms:.2g} % (rms), noise "
+                f"included, and most, by {100 * one.largest_error:.2g} %, off that at N = "
+                f"{N:.4g}, D = {D:.4g} with loss {loss:.4g}."
             )
     if lack is not None and lack.found:
         yield (
-            f"The law does not describe these points (lack of fit, F = {lack.F:.1f}, "
+            f"The law does not describe these points (lack of fit, F = {lack.F:.3g}, "
             f"p = {lack.p:.2g}): residuals of seed means would need a seed-to-seed scatter "
             f"of {100 * lack.leftover:.2f} %, and it is {100 * lack.scatter:.2f} %. "
             "Intervals of the fit hold the misfit along D and not that along N: extrapolations are "

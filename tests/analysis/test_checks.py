@@ -1,6 +1,7 @@
 """Doubts about points: units, assumed runs, losses left out; laws that fewer points identify."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,8 @@ from synthetic_sweeps import TRUTH, grid_points
 
 from analysis.__main__ import main
 from analysis.fit import fit, lacking
+from analysis.fitting.noise import lack_of_fit
+from analysis.laws import Chinchilla
 from analysis.load import load_csv
 from analysis.sources.checks import doubts
 
@@ -29,12 +32,12 @@ def test_a_mix_in_bits_beside_one_in_nats_is_named(factor: float) -> None:
     own = points["mix"] == "gdn3_attn1"
     points["loss"] = points["loss"].where(~own, points["loss"] * factor)
     (told,) = doubts(points)
-    assert "looks counted in" in told
+    assert "as if it were counted in" in told
     three = grid_points(TRUTH)
     three["loss"] = three["loss"].where(three["mix"] != "gdn", three["loss"] / np.log(2))
     (told,) = doubts(three)
     assert "The loss of mix=gdn lies" in told
-    assert "counted in bits, theirs in nats" in told
+    assert "counted in bits and theirs in nats" in told
 
 
 def test_a_large_saving_is_no_other_unit() -> None:
@@ -136,3 +139,59 @@ def test_losses_by_compute_alone_are_fitted_along_their_ray(
     assert json.loads(capsys.readouterr().out)["mixes"]["a"]["E"] == 1.6
     assert main(["fit", str(path)]) == 2
     assert "has no column N, D" in capsys.readouterr().err
+
+
+def test_a_mix_that_truly_saves_is_still_told_when_it_is_in_bits() -> None:
+    base = TRUTH["transformer"]
+    points = grid_points({"base": base, "mix": Chinchilla(0.9, 60.0, 0.42, 90.0 * 3**-0.35, 0.35)})
+    points["loss"] = points["loss"].where(points["mix"] != "mix", points["loss"] / np.log(2))
+    assert any("as if it were counted in" in told for told in doubts(points))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda points: points.assign(D=points["D"] / 1e9), "D of mix=gdn3_attn1, transformer"),
+        (lambda points: points.assign(N=points["D"], D=points["N"]), "in each other's column"),
+        (lambda points: points.assign(C=6e-12 * points["N"] * points["D"]), "times 6 N D"),
+        (lambda points: points.assign(loss=2 + 0.1 * np.log(points["D"])), "does not fall with D"),
+    ],
+)
+def test_what_no_ladder_has_is_named(
+    change: Callable[[pd.DataFrame], pd.DataFrame], words: str
+) -> None:
+    assert any(words in told for told in doubts(change(two_mixes())))
+
+
+def test_copied_seeds_and_sizes_of_other_n_are_named() -> None:
+    points = two_mixes()
+    again = points.assign(run=points["run"] + "-again", seed=1)
+    (told,) = doubts(pd.concat([points, again], ignore_index=True))
+    assert "copied rows are no seeds" in told
+    other = points.assign(N=points["N"].where(points["mix"] == "transformer", 1.5 * points["N"]))
+    assert any("stands for N = " in told for told in doubts(other))
+
+
+def test_seeds_of_equal_losses_show_no_lack_of_fit() -> None:
+    points = two_mixes()
+    again = points.assign(run=points["run"] + "-again", seed=1)
+    assert (
+        lack_of_fit(fit(pd.concat([points, again], ignore_index=True), "free", "squares")) is None
+    )
+
+
+def test_a_size_has_one_n(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "points.csv"
+    two_mixes().assign(size="small").to_csv(path, index=False)
+    assert main(["fit", str(path)]) == 2
+    assert "at size=small with N from 5e+04 to 4e+05" in capsys.readouterr().err
+
+
+def test_a_ladder_of_one_budget_a_size_cannot_tell_n_from_d() -> None:
+    N = np.repeat(np.geomspace(5e7, 4e8, 8), 2)
+    for power in (1.0, 0.8):
+        D = 20 * N**power * np.tile([1.0, 1.03], 8)
+        assert "D given by N" in lacking(pd.DataFrame({"N": N, "D": D, "loss": 2.0}))
+    # Published points with one budget each, over the plane, can.
+    spread = pd.DataFrame({"N": N, "D": N * np.tile([10.0, 20.0], 8), "loss": 2.0})
+    assert lacking(spread) == ""

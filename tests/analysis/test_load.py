@@ -97,7 +97,10 @@ def test_a_csv_without_runs_takes_mix_size_and_seed_for_one(tmp_path: Path) -> N
         ("", "is not a CSV"),
         ("mix,N,N ,D,loss\na,1e6,1e6,1e7,3\n", "has more than one column N"),
         ("mix,N,D,loss,seed\na,1e6,1e7,3,\na,1e6,2e7,3,0\n", "a name for seed in row 1"),
-        ("mix,N,D,loss,C\na,1e6,1e7,3,much\n", r"a number for C in row 1 .*it is C=much"),
+        (
+            "mix,N,D,loss,C\na,1e6,1e7,3,much\n",
+            r"number for C in row 1 .*it is C=much",
+        ),
         (
             "mix,N,D,loss,seed\na,1e6,1e7,3,0\na,1e6,2e7,3,0\na,1e6,1e7,3,0\n",
             r"holds rows twice \(line 4 of the file\)",
