@@ -295,19 +295,23 @@ class Trainer:
         begun, told = time.monotonic(), False
         while not self.verified:
             through = self.verification.wait(WAIT_SECONDS)
-            ranks = self.world.gather((through, self.verification.error, stop()))
-            for _, error, _ in ranks:
+            # Each rank's clock began at another time: all leave by what all were told.
+            late = time.monotonic() - begun > STOP_SECONDS
+            ranks = self.world.gather((through, self.verification.error, stop(), late))
+            for _, error, _, _ in ranks:
                 if error:
                     raise SettingError(error)
             self.verified = all(rank[0] for rank in ranks)
-            if not self.verified and any(rank[2] for rank in ranks):
-                if time.monotonic() - begun > STOP_SECONDS:
+            if self.verified:
+                break
+            if any(rank[2] for rank in ranks):
+                if any(rank[3] for rank in ranks):
                     self.say("stopped before the data was verified; no step since is kept")
                     return False
-            elif not self.verified and not told:
+            elif not told:
                 told = True
                 self.say("waiting until the corpus is verified, once a machine")
-                self._status("running")
+            self._status("running")
         return True
 
     def _gradient(self, batch: Any) -> tuple[float, float]:
