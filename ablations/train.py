@@ -490,9 +490,8 @@ class Trainer:
             self.model.load_state_dict(state["model"])
             self.progress = Progress(**state["progress"])
             self.say(f"the point of step {step} is lost: its checkpoint is evaluated again")
-            if self.world.first:
-                rows = [row for row in self.run.rows("probes.jsonl") if row["step"] != step]
-                self._put("probes.jsonl", rows)
+            if self.world.first and self.probes is not None:
+                self._drop_probes(step, set(self.probes.wanted))
             self._take_point(self.milestones[step].chinchilla)
             remade = True
         if remade:
@@ -502,6 +501,17 @@ class Trainer:
                 self._put(file, self.run.rows(file))
             self._remake_metrics()
         return remade
+
+    def _drop_probes(self, step: int, measured: set[tuple[str, int]]) -> None:
+        """Make room for the rows of a step that are about to be measured; the others stay."""
+        rows = list(self.run.rows("probes.jsonl"))
+        kept = [
+            row
+            for row in rows
+            if row["step"] != step or (row["probe"], row["length"]) not in measured
+        ]
+        if kept != rows:
+            self.run.write_rows("probes.jsonl", kept)
 
     def _remake_metrics(self) -> None:
         """A row at each milestone behind, where it is lost, with what its checkpoint knows."""
