@@ -295,19 +295,23 @@ class Trainer:
         begun, told = time.monotonic(), False
         while not self.verified:
             through = self.verification.wait(WAIT_SECONDS)
-            ranks = self.world.gather((through, self.verification.error, stop()))
-            for _, error, _ in ranks:
+            # Each rank's clock began at another time: all leave by what all were told.
+            late = time.monotonic() - begun > STOP_SECONDS
+            ranks = self.world.gather((through, self.verification.error, stop(), late))
+            for _, error, _, _ in ranks:
                 if error:
                     raise SettingError(error)
             self.verified = all(rank[0] for rank in ranks)
-            if not self.verified and any(rank[2] for rank in ranks):
-                if time.monotonic() - begun > STOP_SECONDS:
+            if self.verified:
+                break
+            if any(rank[2] for rank in ranks):
+                if any(rank[3] for rank in ranks):
                     self.say("stopped before the data was verified; no step since is kept")
                     return False
-            elif not self.verified and not told:
+            elif not told:
                 told = True
                 self.say("waiting until the corpus is verified, once a machine")
-                self._status("running")
+            self._status("running")
         return True
 
     def _gradient(self, batch: Any) -> tuple[float, float]:
@@ -397,7 +401,7 @@ class Trainer:
         if not self.world.first:
             return
         self.run.append(file, row)
-        if row["step"] <= self.told[file]:
+        if row["step"] <= self.last_tracked_step[file]:
             return  # the tracker has this row, with these numbers, from before a stop
         if file == "points.jsonl":
             row = {
@@ -425,13 +429,18 @@ class Trainer:
         self.checkpoints.save(self.progress.step, self._state())
 
     def _resume(self) -> None:
-        if any(self.run.checkpoints.glob("step-*")):
+        steps = self.recipe.steps
+        # Killed behind the last point, a run has its last checkpoint to write yet.
+        killed = self.run.read_status().get("step", steps) < steps
+        kept = any(self.run.checkpoints.glob("step-*"))
+        killed, kept = self.checkpoints.from_first((killed, kept))
+        if set(self.milestones) == set(self._recorded()) and not (killed and kept):
+            self.progress.step = steps
+            self.say("every point is recorded: nothing to train")
+        elif kept:
             self._take_newest()
-        elif set(self.milestones) == set(self._recorded()):
-            self.progress.step = self.recipe.steps
-            self.say("every point is recorded and no checkpoint is kept: nothing to train")
         # Rows past the checkpoint are written anew, to the same bits.
-        self.told = dict.fromkeys(FILES, self.progress.step)
+        self.last_tracked_step = dict.fromkeys(FILES, self.progress.step)
         if self.world.first:
             for file in FILES:
                 self._keep_rows(file)
@@ -439,11 +448,12 @@ class Trainer:
     def _keep_rows(self, file: str) -> None:
         """Rows up to the checkpoint stay; what is none of this run's is dropped, and said."""
         rows, faults = list(self.run.rows(file)), self.run.faults(file)
-        self.told[file] = max([self.progress.step, *(row["step"] for row in rows)])
-        kept = [row for row in rows if row["step"] <= self.progress.step]
         if file == "points.jsonl":
-            points, others = formats.sound_points(kept, self.plain_spec)
-            kept, faults = list(points.values()), faults + others
+            points, others = formats.sound_points(rows, self.plain_spec)
+            rows, faults = list(points.values()), faults + others
+        steps = [row["step"] for row in rows if row["step"] <= self.recipe.steps]
+        self.last_tracked_step[file] = max([self.progress.step, *steps])
+        kept = [row for row in rows if row["step"] <= self.progress.step]
         for fault in faults:
             self.say(f"warning: {fault}; dropped")
         if (self.run.path / file).exists():
@@ -486,9 +496,8 @@ class Trainer:
             self.model.load_state_dict(state["model"])
             self.progress = Progress(**state["progress"])
             self.say(f"the point of step {step} is lost: its checkpoint is evaluated again")
-            if self.world.first:
-                rows = [row for row in self.run.rows("probes.jsonl") if row["step"] != step]
-                self._put("probes.jsonl", rows)
+            if self.world.first and self.probes is not None:
+                self._drop_probes(step, set(self.probes.wanted))
             self._take_point(self.milestones[step].chinchilla)
             remade = True
         if remade:
@@ -498,6 +507,17 @@ class Trainer:
                 self._put(file, self.run.rows(file))
             self._remake_metrics()
         return remade
+
+    def _drop_probes(self, step: int, measured: set[tuple[str, int]]) -> None:
+        """Make room for the rows of a step that are about to be measured; the others stay."""
+        rows = list(self.run.rows("probes.jsonl"))
+        kept = [
+            row
+            for row in rows
+            if row["step"] != step or (row["probe"], row["length"]) not in measured
+        ]
+        if kept != rows:
+            self.run.write_rows("probes.jsonl", kept)
 
     def _remake_metrics(self) -> None:
         """A row at each milestone behind, where it is lost, with what its checkpoint knows."""
@@ -518,6 +538,8 @@ class Trainer:
                 )
         if lost:
             self._put("metrics.jsonl", rows)
+        if not self.progress.seconds:  # nothing was trained: what was measured then stays
+            self.progress.seconds = max((row.get("seconds") or 0.0 for row in rows), default=0.0)
 
     def _put(self, file: str, rows: Iterable[dict[str, Any]]) -> None:
         """Replace a file's rows, in the order of their steps; none leave it as it is."""
@@ -579,6 +601,8 @@ class Trainer:
         if not self.world.first:
             return
         progress, recipe = self.progress, self.recipe
+        # The last step is told of once all of it is kept, which `_resume` relies on.
+        step = min(progress.step, recipe.steps - 1) if state == "running" else progress.step
         if self.recent:
             a_step = sum(self.recent) / len(self.recent)
             rate = recipe.batch_tokens / a_step
@@ -595,9 +619,9 @@ class Trainer:
             extra["bpb"] = self.last_bpb
         self.run.write_status(
             state,
-            step=progress.step,
+            step=step,
             steps=recipe.steps,
-            tokens=progress.step * recipe.batch_tokens,
+            tokens=step * recipe.batch_tokens,
             seconds=round(progress.seconds, 2),
             heartbeat=time.time(),
             **extra,

@@ -33,5 +33,8 @@ def write_cache(path: Path, known: dict[str, Any]) -> None:
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-        beside.write_text(json.dumps(known, indent=1))
-        beside.replace(path)
+        try:
+            beside.write_text(json.dumps(known, indent=1))
+            beside.replace(path)
+        finally:
+            beside.unlink(missing_ok=True)

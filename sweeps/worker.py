@@ -66,12 +66,15 @@ def main(run_dir: str, *, submitted: bool = False) -> int:
 
 def _train(run: Any, asked: list[int], first: bool) -> int:
     """The exit code of a run that this process is to train."""
+    from ablations.data.source import by_name
     from ablations.spec import load
     from ablations.train import TrainingFailed, train
     from models.errors import SettingError
 
+    path: str | None = None
     try:
         spec = load(run.read_spec())
+        path = spec.data.path
         if _is_whole(run, sorted(milestone.step for milestone in spec.recipe.milestones)):
             if first:
                 _say("done already")
@@ -83,18 +86,19 @@ def _train(run: Any, asked: list[int], first: bool) -> int:
             _say(state)
         return 0 if state == "done" else RESUMABLE
     except SettingError as error:
-        _failed(run, str(error))
+        _failed(run, str(SettingError(by_name(error.args[0], path))))
         return 2
     except OSError as error:
         where = error.filename or run.path
-        _failed(run, f"{error.strerror or error}: {where}; the last whole checkpoint is kept")
+        told = by_name(f"{error.strerror or error}: {where}", path)
+        _failed(run, f"{told}; the last whole checkpoint is kept")
         return 1
     except TrainingFailed as error:
         _failed(run, str(error))
         return 1
     except Exception as error:
-        traceback.print_exc()
-        _failed(run, f"{type(error).__name__}: {error}")
+        print(by_name(traceback.format_exc(), path), file=sys.stderr, end="", flush=True)
+        _failed(run, by_name(f"{type(error).__name__}: {error}", path))
         return 1
 
 

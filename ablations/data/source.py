@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from ablations.data.embedded import embedded_folder, embedded_manifest, open_emb
 from ablations.data.mixture import folders, open_folder
 from ablations.data.prepared import Corpus
 from ablations.data.verify import Part, folder_parts
-from models.environment import expand
+from models.environment import NAMED, expand
 from models.errors import SettingError
 
 
@@ -50,8 +51,30 @@ def _open_folder(path: str | None) -> Corpus:
     try:
         return open_folder(folder)
     except SettingError as error:
-        # A worker records it: with the names of variables, as its spec has them.
-        raise SettingError(str(error).replace(str(folder), str(path))) from error
+        raise SettingError(by_name(error.args[0], path)) from error
+
+
+def by_name(text: str, path: str | None) -> str:
+    """`text`, a sentence to be recorded, with the names of the variables in data.path, as its spec
+    has them, in place of what they hold.
+
+    text: as raised, before SettingError escapes what a terminal would obey.
+    """
+    if path is None or not NAMED.search(path):
+        return text
+    try:
+        folder = required_path(path)
+    except SettingError:  # not set: nothing was read by it
+        return text
+    held = {str(folder.absolute()): path, str(folder): path}
+    # Of a mixture's sources beside it, too.
+    held |= {expand(found[0], "data.path"): found[0] for found in NAMED.finditer(path)}
+    for value, name in held.items():
+        if value.strip("./"):
+            # A name alone might be any word: it is meant where it stands in a path.
+            before = "" if value.startswith("/") else "(?<=[=/])"
+            text = name.join(re.split(rf"{before}{re.escape(value)}(?![\w-])", text))
+    return text
 
 
 def read_parts(

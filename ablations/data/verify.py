@@ -8,10 +8,11 @@ inode, so that other runs, and other nodes where that folder is shared, need not
 import contextlib
 import fcntl
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -19,6 +20,9 @@ from ablations.data.manifest import DTYPES, files, fingerprint, read_manifest
 from ablations.data.prepared import changed, checksum
 from models.cache_files import cache_folder, read_cache, write_cache
 from models.errors import SettingError
+
+PATIENCE_SECONDS = 60.0
+"""How long a process waits for another that reads a file; it then reads the file itself."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +73,9 @@ def folder_parts(folder: Path, setting: str, train: set[int]) -> list[Part]:
 def verify(parts: Sequence[Part]) -> None:
     """Read what is not remembered as whole on this machine.
 
-    Processes that do so at once take turns, and none reads what another has read. Raises the
-    SettingError of the first part that is damaged.
+    Processes that do so at once take turns, and none reads what another has read, but where a
+    turn does not come within PATIENCE_SECONDS. Raises the SettingError of the first part that is
+    damaged.
     """
     remembered: dict[Path, dict[str, Any]] = {}
     for part in parts:
@@ -113,7 +118,7 @@ class Verification:
         try:
             verify(parts())
         except SettingError as error:
-            self.error = str(error)
+            self.error = error.args[0]
         except OSError as error:
             self.error = f"data.path: {error.filename} cannot be read ({error.strerror})."
         except Exception as error:
@@ -128,9 +133,21 @@ def _state(path: Path) -> list[int]:
 
 @contextlib.contextmanager
 def _turn(path: Path) -> Iterator[None]:
-    """Held by one process of those that share the cache folder; by all where it has no locks."""
+    """Held by one process of those that share the cache folder; by all where it has no locks, and
+    by one that has waited long: a stopped process, or a dead node's, may never let go."""
+    until = time.monotonic() + PATIENCE_SECONDS
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
-            fcntl.flock(stack.enter_context(path.open("w")), fcntl.LOCK_EX)
+            file = stack.enter_context(path.open("w"))
+            while not _locked(file) and time.monotonic() < until:
+                time.sleep(0.05)
         yield
+
+
+def _locked(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -7,6 +7,7 @@ import signal
 
 import pytest
 
+from ablations import tracking
 from ablations.records import RunDirectory
 from ablations.settings import to_dict
 from ablations.spec import resolve
@@ -165,13 +166,68 @@ def test_a_done_run_keeps_the_manifest_of_its_training(finished, run):
     assert (run.path / "manifest.json").read_bytes() == before
 
 
-def test_a_done_run_without_checkpoints_is_not_trained_again_for_a_lost_status(finished, run):
-    shutil.rmtree(run.checkpoints)
-    (run.path / "status.json").write_text("")
-    metrics = lines(run, "metrics.jsonl")
-    assert again(run, finished[1]) == 0
-    assert lines(run, "metrics.jsonl") == metrics
+@pytest.mark.parametrize("kept", [(), (0,)])
+@pytest.mark.parametrize("damaged", ["status.json", "manifest.json"])
+def test_a_done_run_without_its_last_checkpoint_is_not_trained_again(finished, run, kept, damaged):
+    spec = finished[1]
+    early = {f"step-{spec.recipe.milestones[i].step:08d}" for i in kept}
+    for folder in run.checkpoints.iterdir():
+        if folder.name not in early:
+            shutil.rmtree(folder)
+    measured = run.read_status()
+    (run.path / damaged).write_text("")
+    before = lines(run, "metrics.jsonl"), lines(run, "points.jsonl")
+    assert again(run, spec) == 0
+    assert (lines(run, "metrics.jsonl"), lines(run, "points.jsonl")) == before
     assert run.state == "done"
+    for key in ("step", "steps", "tokens", "seconds"):
+        assert run.read_status()[key] == measured[key] > 0
+
+
+def test_a_run_killed_before_its_last_checkpoint_was_whole_makes_it(finished, run):
+    """Every point is recorded then, and the status is of a step before."""
+    spec = finished[1]
+    last = run.checkpoints / f"step-{spec.recipe.steps:08d}"
+    shutil.rmtree(last)
+    status = {**run.read_status(), "state": "running", "step": spec.recipe.steps - 1}
+    run.write_status(**status)
+    assert again(run, spec) == 0
+    assert last.is_dir()
+    assert lines(run, "points.jsonl") == lines(finished[0], "points.jsonl")
+
+
+def test_a_point_made_again_takes_no_probe_with_it_that_is_not_measured_again(finished, run):
+    spec = finished[1]
+    common = {"probe": "copy", "version": 1, "length": 64, "accuracy": 0.5}
+    probed = [{"step": milestone.step, **common} for milestone in spec.recipe.milestones]
+    run.write_rows("probes.jsonl", probed)
+    (run.path / "points.jsonl").write_text("".join(lines(run, "points.jsonl")[1:]))
+    assert again(run, spec) == 0
+    assert list(run.rows("probes.jsonl")) == probed
+    assert len(run.points()) == 3
+
+
+def test_a_row_of_another_run_keeps_no_row_of_this_one_from_the_tracker(
+    finished, tmp_path, monkeypatch
+):
+    told = []
+
+    class Heard(tracking.Silent):
+        def log(self, row):
+            told.append(row)
+
+    monkeypatch.setattr(tracking, "start", lambda *_: Heard())
+    whole, spec = finished
+    run = RunDirectory(tmp_path / whole.name)
+    run.write_spec(to_dict(spec))
+    first = spec.recipe.milestones[0].step
+    stop = lambda: len(list(run.rows("metrics.jsonl"))) > first  # noqa: E731
+    assert train(run, spec, stop=stop, say=lambda _: None) == "preempted"
+    for row in list(whole.rows("points.jsonl"))[1:]:
+        run.append("points.jsonl", {**row, "seed": 1})
+    assert train(run, spec, stop=lambda: False, say=lambda _: None) == "done"
+    steps = [row["step"] for row in told if "eval/loss" in row]
+    assert steps == [milestone.step for milestone in spec.recipe.milestones]
 
 
 @pytest.mark.parametrize("where", ["checkpoints", "step", "half"])

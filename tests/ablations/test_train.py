@@ -3,7 +3,9 @@
 import json
 import math
 import sys
+import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from ablations import train as training
 from ablations.data.order import Batches
 from ablations.data.prepared import write_prepared
 from ablations.data.source import open_corpus
+from ablations.distributed import World
 from ablations.evaluate.loss import HeldOut, evaluate
 from ablations.optim import ENOUGH, OutlierRule, build_optimizers
 from ablations.records import project_root
@@ -76,7 +79,8 @@ def test_a_torn_checkpoint_is_passed_over_for_the_one_before(make_run):
     whole, spec = make_run(name="whole")
     finish(whole, spec)
     torn, _ = make_run(name="torn")
-    finish(torn, spec)
+    stop = lambda: len(rows(torn)) >= spec.recipe.steps - 1  # noqa: E731
+    assert train(torn, spec, stop=stop, say=lambda _: None) == "preempted"
     shard = max(torn.checkpoints.glob("step-????????/shard-*"))
     shard.write_bytes(shard.read_bytes()[:1000])
     said = []
@@ -376,3 +380,44 @@ def test_a_run_stopped_before_its_data_is_verified_keeps_no_step_of_it(make_run,
     assert not any(cut.checkpoints.glob("step-*"))
     finish(cut, spec)
     assert (whole.path / "points.jsonl").read_bytes() == (cut.path / "points.jsonl").read_bytes()
+
+
+def test_ranks_stopped_while_their_data_is_verified_leave_together(monkeypatch):
+    """Also where one came to the wait so much later that its own time is not up."""
+    monkeypatch.setattr(training, "STOP_SECONDS", 0.1)
+    meeting, given, left = threading.Barrier(2, timeout=10), {}, {}
+
+    def rank(number):
+        def gather(value):
+            meeting.wait()
+            given[number] = value
+            meeting.wait()
+            values = [given[0], given[1]]
+            meeting.wait()
+            return values
+
+        trainer = SimpleNamespace(
+            verified=False, world=SimpleNamespace(gather=gather), say=lambda _: None,
+            verification=SimpleNamespace(error=None, wait=lambda _: bool(time.sleep(0.02))),
+            _status=lambda _: None,
+        )  # fmt: skip
+        time.sleep(0.15 * number)
+        turns = iter([False] * number)  # a stop reaches the ranks at different times
+        left[number] = training.Trainer._verified(trainer, lambda: next(turns, True))
+
+    threads = [threading.Thread(target=rank, args=(number,)) for number in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert left == {0: False, 1: False}
+
+
+def test_a_run_that_waits_for_its_data_tells_that_it_is_alive(monkeypatch):
+    turns, beats = iter([False, False, False, True]), []
+    trainer = SimpleNamespace(
+        verified=False, world=World(), say=lambda _: None, _status=beats.append,
+        verification=SimpleNamespace(error=None, wait=lambda _: next(turns)),
+    )  # fmt: skip
+    assert training.Trainer._verified(trainer, lambda: False)
+    assert beats == ["running"] * 3

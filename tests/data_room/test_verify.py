@@ -1,5 +1,6 @@
 """Damaged files are found before anything is kept of a run, by reading each once a machine."""
 
+import fcntl
 import os
 import shutil
 import threading
@@ -18,6 +19,7 @@ from ablations.data.source import read_parts
 from ablations.data.streams import MixedSource, Mixture, Shards
 from ablations.data.verify import Verification, verify
 from ablations.records import project_root
+from models.cache_files import write_cache
 from models.errors import SettingError
 from tests.data_room.conftest import prepare, write_lines
 
@@ -93,6 +95,26 @@ def test_runs_that_start_at_once_read_each_file_once(folder: Path, read: list[st
         run.join()
     assert sorted(read) == sorted(set(read))
     assert len(read) == len(parts(folder))
+
+
+def test_a_lock_that_is_never_let_go_is_not_waited_for_without_end(
+    folder: Path, read: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    verify(parts(folder))
+    (lock,) = (verifying.cache_folder() / "verified").glob("*.lock")
+    monkeypatch.setattr(verifying, "PATIENCE_SECONDS", 0.0)
+    os.utime(folder / "train-00001.bin", ns=(0, 0))
+    read.clear()
+    with lock.open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        verify(parts(folder))
+    assert read == ["train-00001.bin"]
+
+
+def test_a_cache_file_that_cannot_be_replaced_leaves_no_half(tmp_path: Path) -> None:
+    (tmp_path / "known.json").mkdir()
+    write_cache(tmp_path / "known.json", {"a": 1})
+    assert [path.name for path in tmp_path.iterdir()] == ["known.json"]
 
 
 def test_without_a_cache_folder_files_are_read_each_time(

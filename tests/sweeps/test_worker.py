@@ -5,8 +5,11 @@ import signal
 import socket
 import threading
 
+import numpy as np
 import pytest
 
+from ablations.data.prepared import write_prepared
+from ablations.data.source import by_name
 from ablations.records import RunDirectory
 from ablations.settings import to_dict
 from ablations.spec import resolve
@@ -109,3 +112,45 @@ def test_a_job_that_cannot_be_queued_again_says_so_and_ends(
     worker._leave_to_slurm([signal.SIGUSR2], first=True)
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.endswith(f"it could not be: {words}; the same sweep command goes on")
+
+
+@pytest.mark.parametrize("file", ["train.bin", "validation-v.bin"])
+def test_a_damaged_corpus_is_recorded_with_the_variable_and_not_what_it_holds(
+    file, tmp_path, monkeypatch, capfd
+):
+    """Training files are verified beside training, held-out text before it."""
+    held = tmp_path / "hunter2\u200e"  # a mark that sentences show escaped
+    monkeypatch.setenv("MINE", str(held))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    text = [np.random.default_rng(0).integers(1, 255, 3000).astype(np.uint8)] * 8
+    held.mkdir()
+    write_prepared(
+        held / "c", name="c", vocab_size=256, separator=0, train=text, validation={"v": text}
+    )
+    spec = resolve(settings(
+        protocol__chinchilla=[0.0002], data__name="tokens", data__path="${oc.env:MINE}/c",
+    ))  # fmt: skip
+    run = RunDirectory(tmp_path / spec.run_name)
+    run.write_spec(to_dict(spec))
+    raw = bytearray((held / "c" / file).read_bytes())
+    raw[100] ^= 1
+    (held / "c" / file).write_bytes(raw)
+    assert worker.main(str(run.path)) == 2
+    assert f"data.path=${{oc.env:MINE}}/c has a {file} of" in run.read_status()["error"]
+    out, err = capfd.readouterr()
+    assert "hunter2" not in (run.path / "status.json").read_text() + out + err
+
+
+def test_the_variables_of_a_path_are_named_wherever_a_sentence_has_what_they_hold(monkeypatch):
+    path = "${oc.env:MINE}/c"
+    for held, text, named in (
+        ("/data/x", "cannot be read: /data/x/c/train.bin", f"cannot be read: {path}/train.bin"),
+        ("/data/x", "source a=/data/x/b, /data/xy", "source a=${oc.env:MINE}/b, /data/xy"),
+        ("a", "data.path=a/c has a train.bin", f"data.path={path} has a train.bin"),
+        (".", "data.path=c is not. A", f"data.path={path} is not. A"),
+    ):
+        monkeypatch.setenv("MINE", held)
+        assert by_name(text, path) == named
+        assert by_name(text, held) == text
+    monkeypatch.delenv("MINE")
+    assert by_name("as it is", path) == "as it is"
