@@ -59,6 +59,8 @@ POINT: Kinds = {
     "loss_se": "number?", "bpb_se": "number?", "domains": "sums", "data_hash": "text",
     "skipped_steps": "count",
 }  # fmt: skip
+MEASURES = ("loss", "bpb", "loss_se", "bpb_se")
+"""Of a domain's sums, those that may be null."""
 PROBE: Kinds = {
     "step": "count", "probe": "text", "version": "count", "length": "count", "digest": "text?",
     **dict.fromkeys(
@@ -350,6 +352,13 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
+def _is_sums(value: Any) -> bool:
+    """Whether it is what was summed over a domain: numbers, but for what it was too small for."""
+    return isinstance(value, dict) and all(
+        _is_number(part) or (part is None and key in MEASURES) for key, part in value.items()
+    )
+
+
 def _holds(kind: str, container: type) -> Callable[[Any], bool]:
     def check(value: Any) -> bool:
         parts = value.values() if isinstance(value, dict) else value
@@ -361,7 +370,6 @@ def _holds(kind: str, container: type) -> Callable[[Any], bool]:
 CHECKS: Mapping[str, Callable[[Any], bool]] = {
     "count": _is_count,
     "number": _is_number,
-    "measure": lambda value: value is None or _is_number(value),
     "text": lambda value: isinstance(value, str),
     "name": lambda value: isinstance(value, str) and Path(value).name == value != "",
     "flag": lambda value: isinstance(value, bool),
@@ -371,8 +379,7 @@ CHECKS: Mapping[str, Callable[[Any], bool]] = {
     "groups": _holds("group", list),
     "counts": _holds("count", list),
     "numbers": _holds("number", dict),
-    "measures": _holds("measure", dict),
-    "sums": _holds("measures", dict),
+    "sums": lambda value: isinstance(value, dict) and all(map(_is_sums, value.values())),
 }
 WORDS = {
     "count": "whole number of at least 0", "number": "number", "text": "text", "name": "name",
