@@ -17,12 +17,11 @@ from typing import Any
 import yaml
 
 from models.errors import SettingError
+from models.safe_yaml import DEEPEST
 
 STATES = ("queued", "running", "preempted", "failed", "done")
 LARGEST = 2**63
 """Whole numbers of records are below this, as tables count them in 64 bits."""
-DEEPEST = 16
-"""Levels that a record nests at most; specs have five."""
 
 Kinds = Mapping[str, str]
 # A kind that ends in ? may also be null.
@@ -108,19 +107,6 @@ def read_object(
 def parse_json(text: str) -> Any:
     """JSON, nothing for a file without text."""
     return json.loads(text) if text.strip() else {}
-
-
-def parse_yaml(text: str) -> Any:
-    """YAML without aliases, a few lines of which can stand for more than memory holds."""
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml is ten times as fast
-    level = 0
-    # What is nested too deep is found before it is built: libyaml builds until the stack ends.
-    for event in yaml.parse(text, Loader=loader):
-        level += isinstance(event, yaml.CollectionStartEvent)
-        level -= isinstance(event, yaml.CollectionEndEvent)
-        if level > DEEPEST or isinstance(event, yaml.AliasEvent):
-            raise ValueError("no record is written so")
-    return yaml.load(text, Loader=loader)
 
 
 def read_rows(path: Path) -> tuple[list[dict[str, Any]], list[str]]:

@@ -34,6 +34,7 @@ import yaml
 from ablations import formats
 from ablations.formats import STATES, DamagedRecord
 from models.errors import SettingError, one_of
+from models.safe_yaml import parse_yaml
 from models.terminal import readable
 from models.text import HIDDEN, visible
 
@@ -121,7 +122,7 @@ class RunDirectory:
 
     def read_spec(self) -> dict[str, Any]:
         """Raises FileNotFoundError without one, DamagedRecord where it is not what was written."""
-        return formats.read_object(self.path / "spec.yaml", formats.parse_yaml, formats.SPEC)
+        return formats.read_object(self.path / "spec.yaml", parse_yaml, formats.SPEC)
 
     def write_manifest(self, manifest: dict[str, Any]) -> None:
         self.write("manifest.json", json.dumps(manifest, indent=1) + "\n")

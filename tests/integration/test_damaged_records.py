@@ -152,6 +152,10 @@ SUMS = '{"step": 146, "N": 1, "D": 2, "loss": 1.0, "domains": {"a": {%s, "loss":
     [
         ("points.jsonl", SUMS % '"nats": null, "tokens": 5'),
         ("points.jsonl", SUMS % '"nats": 5, "tokens": null'),
+        ("spec.yaml", "seed: !!bool maybe\n"),
+        ("spec.yaml", "seed: !!int ''\n"),
+        ("spec.yaml", "seed: !!timestamp foo\n"),
+        ("spec.yaml", "seed: 2001-99-99\n"),
     ],
 )
 def test_what_would_end_in_a_stack_trace_is_said_of_its_run_too(tmp_path, capsys, file, content):
