@@ -82,6 +82,23 @@ def test_cancelling_says_what_it_cannot_stop(sweep, capsys):
     assert "by a process that no sweep began" in out
 
 
+@pytest.mark.parametrize("before", [None, '{"launcher": 7}'])
+def test_cancelling_what_no_submission_tells_of_leaves_it_as_it_is(sweep, capsys, before):
+    run = RunDirectory(sweep / "ladder" / "gdn-50k-s2-cccc")
+    file = run.path / "submission.json"
+    if before:
+        file.write_text(before)
+    with run.lock():
+        code, out, _ = command(sweep, capsys, "cancel", "gdn-50k-s2")
+    assert code == 1
+    assert "stop that" in out
+    assert ("its submission.json has launcher=7" in out) == bool(before)
+    assert (file.read_text() if file.exists() else None) == before
+    run.write_status("preempted", step=3)
+    (look,) = state.look([run])
+    assert (look.state, "submission.json" in look.note) == ("preempted", bool(before))
+
+
 def test_without_a_name_every_sweep_is_counted(sweep, capsys):
     code, out, _ = command(sweep, capsys)
     assert (code, out.strip()) == (0, "ladder: 1 done, 1 failed, 1 lost")
