@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from ablations.command import exit_code
 from models.terminal import readable
 
 ROOT = Path(__file__).parents[2]
@@ -58,6 +59,14 @@ def test_a_command_prints_on_an_ascii_terminal(code, command):
     assert said.isascii()
     assert b"Traceback" not in said
     assert b"UnicodeEncodeError" not in said
+
+
+def test_a_file_named_in_an_error_moves_no_cursor(capsys):
+    def work():
+        raise FileNotFoundError(2, "No such file", "a\x1b[2J.bin")
+
+    assert exit_code(work) == 2
+    assert capsys.readouterr().err == "error: No such file (a\\x1b[2J.bin)\n"
 
 
 def test_every_command_makes_its_output_readable():
