@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.tensor import DTensor
 
+from ablations.records import move_aside
 from ablations.resources import KEEP_LATEST
 from ablations.shards import Reader, Writer, sync_folder
 from models.checkpoint_files import damage, read_index, step_folder, steps
@@ -58,7 +59,7 @@ class Checkpoints:
         self._pending: Future[None] | None = None
         if self._rank == 0:
             if folder.is_file():  # in the folder's place: kept beside
-                folder.rename(folder.with_name(f"{folder.name}.aside"))
+                move_aside(folder)
             for left in folder.glob("step-*.tmp"):
                 _delete(left)
         self._gather(None)  # no rank looks into the folder before it is clean

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 
 from models.errors import SettingError
+from models.text import visible
 
 
 def exit_code(work: Callable[[], None]) -> int:
@@ -21,7 +22,7 @@ def exit_code(work: Callable[[], None]) -> int:
         where = f" ({error.filename})" if error.filename else ""
         full = error.errno == errno.ENOSPC or "disk is full" in str(error)
         then = "; make room, and the same command goes on from here" if full else ""
-        print(f"error: {error.strerror or error}{where}{then}", file=sys.stderr)
+        print(visible(f"error: {error.strerror or error}{where}{then}"), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)

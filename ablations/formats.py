@@ -17,12 +17,11 @@ from typing import Any
 import yaml
 
 from models.errors import SettingError
+from models.safe_yaml import DEEPEST
 
 STATES = ("queued", "running", "preempted", "failed", "done")
 LARGEST = 2**63
 """Whole numbers of records are below this, as tables count them in 64 bits."""
-DEEPEST = 16
-"""Levels that a record nests at most; specs have five."""
 
 Kinds = Mapping[str, str]
 # A kind that ends in ? may also be null.
@@ -59,6 +58,8 @@ POINT: Kinds = {
     "loss_se": "number?", "bpb_se": "number?", "domains": "sums", "data_hash": "text",
     "skipped_steps": "count",
 }  # fmt: skip
+MEASURES = ("loss", "bpb", "loss_se", "bpb_se")
+"""Of a domain's sums, those that may be null."""
 PROBE: Kinds = {
     "step": "count", "probe": "text", "version": "count", "length": "count", "digest": "text?",
     **dict.fromkeys(
@@ -106,19 +107,6 @@ def read_object(
 def parse_json(text: str) -> Any:
     """JSON, nothing for a file without text."""
     return json.loads(text) if text.strip() else {}
-
-
-def parse_yaml(text: str) -> Any:
-    """YAML without aliases, a few lines of which can stand for more than memory holds."""
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml is ten times as fast
-    level = 0
-    # What is nested too deep is found before it is built: libyaml builds until the stack ends.
-    for event in yaml.parse(text, Loader=loader):
-        level += isinstance(event, yaml.CollectionStartEvent)
-        level -= isinstance(event, yaml.CollectionEndEvent)
-        if level > DEEPEST or isinstance(event, yaml.AliasEvent):
-            raise ValueError("no record is written so")
-    return yaml.load(text, Loader=loader)
 
 
 def read_rows(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
@@ -350,6 +338,13 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
+def _is_sums(value: Any) -> bool:
+    """Whether it is what was summed over a domain: numbers, but for what it was too small for."""
+    return isinstance(value, dict) and all(
+        _is_number(part) or (part is None and key in MEASURES) for key, part in value.items()
+    )
+
+
 def _holds(kind: str, container: type) -> Callable[[Any], bool]:
     def check(value: Any) -> bool:
         parts = value.values() if isinstance(value, dict) else value
@@ -361,7 +356,6 @@ def _holds(kind: str, container: type) -> Callable[[Any], bool]:
 CHECKS: Mapping[str, Callable[[Any], bool]] = {
     "count": _is_count,
     "number": _is_number,
-    "measure": lambda value: value is None or _is_number(value),
     "text": lambda value: isinstance(value, str),
     "name": lambda value: isinstance(value, str) and Path(value).name == value != "",
     "flag": lambda value: isinstance(value, bool),
@@ -371,8 +365,7 @@ CHECKS: Mapping[str, Callable[[Any], bool]] = {
     "groups": _holds("group", list),
     "counts": _holds("count", list),
     "numbers": _holds("number", dict),
-    "measures": _holds("measure", dict),
-    "sums": _holds("measures", dict),
+    "sums": lambda value: isinstance(value, dict) and all(map(_is_sums, value.values())),
 }
 WORDS = {
     "count": "whole number of at least 0", "number": "number", "text": "text", "name": "name",

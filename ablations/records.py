@@ -34,6 +34,7 @@ import yaml
 from ablations import formats
 from ablations.formats import STATES, DamagedRecord
 from models.errors import SettingError, one_of
+from models.safe_yaml import parse_yaml
 from models.terminal import readable
 from models.text import HIDDEN, visible
 
@@ -43,6 +44,7 @@ __all__ = [
     "DamagedRecord",
     "RunDirectory",
     "SettingError",
+    "move_aside",
     "one_of",
     "project_root",
     "read_sweep",
@@ -73,6 +75,13 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def move_aside(path: Path) -> None:
+    """Rename what stands in the place of something else to `.aside`, and keep it: with a number
+    behind where there is one of that name."""
+    tries = (path.with_name(f"{path.name}.aside{number or ''}") for number in range(1000))
+    path.rename(next(free for free in tries if not free.exists()))
 
 
 def _dumps(row: dict[str, Any]) -> str:
@@ -121,7 +130,7 @@ class RunDirectory:
 
     def read_spec(self) -> dict[str, Any]:
         """Raises FileNotFoundError without one, DamagedRecord where it is not what was written."""
-        return formats.read_object(self.path / "spec.yaml", formats.parse_yaml, formats.SPEC)
+        return formats.read_object(self.path / "spec.yaml", parse_yaml, formats.SPEC)
 
     def write_manifest(self, manifest: dict[str, Any]) -> None:
         self.write("manifest.json", json.dumps(manifest, indent=1) + "\n")
@@ -215,7 +224,7 @@ class RunDirectory:
         """Move a folder that stands in a file's place aside, and keep it."""
         path = self.path / file
         if path.is_dir():
-            path.rename(_free(path.with_name(f"{file}.aside")))
+            move_aside(path)
 
     def _read(self, file: str, kinds: formats.Kinds, *needed: str) -> dict[str, Any]:
         return formats.read_object(self.path / file, formats.parse_json, kinds, needed)
@@ -269,12 +278,6 @@ def _problem(path: Path, done: bool, spec: tuple[int, ...], *_others: tuple[int,
         if unlike := formats.miscounted(point, manifest.get("counts", {})):
             return f"points.jsonl has at step {point['step']} {unlike}"
     return formats.lacking(run.read_spec(), points) if done else ""
-
-
-def _free(path: Path) -> Path:
-    """`path`, or with a number behind it where that is taken."""
-    tries = (path.with_name(f"{path.name}{number or ''}") for number in range(1000))
-    return next(free for free in tries if not free.exists())
 
 
 def read_sweep(sweep_dir: Path) -> list[RunDirectory]:

@@ -21,7 +21,7 @@ from ablations.settings import from_dict, to_dict
 from models.config import Blueprint, Geometry, Mix, ModelConfig
 from models.cost import Counts, count
 from models.environment import expand
-from models.errors import SettingError, one_of
+from models.errors import SettingError, not_ascii, one_of
 from models.matching import match
 
 NAME = re.compile(r"[A-Za-z0-9_.]+")
@@ -35,10 +35,6 @@ OPTIMIZERS = ("adamw", "muon")
 EVAL_MODES = ("windows", "documents")
 LONGEST_SWEEP = 100
 """Letters: wandb takes 128 in a run's id, which is the sweep's name and the run's hash."""
-NOT_ASCII = (
-    "sweep={sweep} has {odd!r}, which is outside ASCII: it names folders and Slurm's jobs, which "
-    "other machines and terminals would write otherwise; use plain letters, digits, - and _."
-)
 WANDB = ("off", "auto", "offline", "online")
 
 
@@ -329,7 +325,7 @@ def _check_sweep(sweep: Any) -> None:
         raise SettingError(f"sweep={sweep!r} must be a plain folder name, without / and commas.")
     if not sweep.isascii():
         odd = next(letter for letter in sweep if not letter.isascii())
-        raise SettingError(NOT_ASCII.format(sweep=sweep, odd=odd))
+        raise not_ascii(sweep, odd)
     if len(sweep) > LONGEST_SWEEP:
         raise SettingError(
             f"sweep={sweep[:24]}… has {len(sweep)} letters, more than {LONGEST_SWEEP}: it is in "

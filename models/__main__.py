@@ -20,6 +20,7 @@ from models.config import Blueprint, Geometry, Mix, build_config
 from models.cost import activation_bytes, count, decode_bytes, parameters
 from models.errors import SettingError, one_of
 from models.matching import TRANSFORMER, check_rules, check_windows, match
+from models.safe_yaml import parse_yaml
 from models.terminal import readable
 
 HELP = """\
@@ -225,8 +226,8 @@ def _parse(arguments: Iterable[str]) -> tuple[str, dict[str, str], dict[str, dic
 
 def _value(text: str) -> Any:
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
+        return parse_yaml(text)
+    except (ValueError, TypeError, yaml.YAMLError):
         raise SettingError(
             f"{text} is no value; write a number, a name or a list, [a,b]."
         ) from None

@@ -19,3 +19,12 @@ def one_of(setting: str, value: object, valid: object) -> SettingError:
     """The sentence for a value outside a closed list."""
     choices = ", ".join(sorted(map(str, valid)))  # type: ignore[call-overload]
     return SettingError(f"{setting}={value!s} is not known; valid: {choices}.")
+
+
+def not_ascii(sweep: str, odd: str) -> SettingError:
+    """The sentence for a sweep's name with the letter `odd`, whoever reads the name first."""
+    return SettingError(
+        f"sweep={sweep} has {odd!r}, which is outside ASCII: it names folders and Slurm's jobs, "
+        "which other machines and terminals would write otherwise; use plain letters, digits, - "
+        "and _."
+    )

@@ -28,6 +28,7 @@ from models import hf_classes, hf_run
 from models.config import ModelConfig
 from models.errors import SettingError, one_of
 from models.language_model import LanguageModel
+from models.safe_yaml import parse_yaml
 from models.terminal import readable
 from models.text import visible
 
@@ -124,7 +125,7 @@ def load_pretrained(folder: Path) -> LanguageModel:
     safetensors, and naming whatever in it our model cannot be.
     """
     if _inside(folder, "model.yaml").exists():
-        settings = _read_mapping(folder, "model.yaml", yaml.safe_load)
+        settings = _read_mapping(folder, "model.yaml", parse_yaml)
         config = hf_classes.from_plain(settings, "model.yaml")
         kind = hf_classes.ARCHLADDER
     else:
@@ -282,9 +283,10 @@ def _read_mapping(
     folder: Path, name: str, parse: Callable[[str], Any], setting: str = "FOLDER"
 ) -> dict[str, Any]:
     """A JSON or YAML file of a folder, which holds names with values."""
+    path = _inside(folder, name, setting)
     try:
-        content = parse(_inside(folder, name, setting).read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, RecursionError, UnicodeDecodeError, json.JSONDecodeError):
+        content = parse(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError, RecursionError, yaml.YAMLError):
         raise SettingError(f"{setting}={folder} holds no {name} that can be read.") from None
     if not isinstance(content, dict):
         raise SettingError(f"{setting}={folder}: {name} holds no names with values.")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import reprlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -396,7 +397,7 @@ def _checked(config: ModelConfig, where: str) -> ModelConfig:
 
     def refuse(name: str, valid: str) -> SettingError:
         return SettingError(
-            f"{where}'s {name}={getattr(config, name)!s:.60} cannot be used; valid: {valid}."
+            f"{where}'s {name}={_told(getattr(config, name))} cannot be used; valid: {valid}."
         )
 
     for name in (
@@ -436,9 +437,14 @@ def whole_number(value: Any, what: str, most: int = LARGEST, least: int = 1) -> 
     """`value`, or SettingError where it is no whole number in that range."""
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
         raise SettingError(
-            f"{what}={value!s:.60} cannot be used; valid: a whole number from {least} to {most}."
+            f"{what}={_told(value)} cannot be used; valid: a whole number from {least} to {most}."
         )
     return value
+
+
+def _told(value: Any) -> str:
+    """A value of a file, however large, in a few words."""
+    return value[:60] if isinstance(value, str) else reprlib.repr(value)
 
 
 def _count(library: Mapping[str, Any], key: str, most: int = LARGEST) -> int:
@@ -448,7 +454,9 @@ def _count(library: Mapping[str, Any], key: str, most: int = LARGEST) -> int:
 def _positive(value: Any, what: str) -> float:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not 0 < value < math.inf:
-        raise SettingError(f"{what}={value!s:.60} cannot be used; valid: a positive finite number.")
+        raise SettingError(
+            f"{what}={_told(value)} cannot be used; valid: a positive finite number."
+        )
     return value
 
 

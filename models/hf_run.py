@@ -17,6 +17,8 @@ from torch import Tensor
 from models.checkpoint_files import read_model, steps
 from models.environment import expand
 from models.errors import SettingError, one_of
+from models.safe_yaml import parse_yaml
+from models.text import visible
 
 BYTES = "bytes"
 EMBEDDED_SEPARATOR = 0  # what ablations/data/embedded.py sets between documents
@@ -25,7 +27,7 @@ EMBEDDED_SEPARATOR = 0  # what ablations/data/embedded.py sets between documents
 def read_spec(run: Path) -> dict[str, Any]:
     """The run's frozen spec. Raises SettingError where `run` is no run directory."""
     try:
-        spec = yaml.safe_load((run / "spec.yaml").read_text(encoding="utf-8"))
+        spec = parse_yaml((run / "spec.yaml").read_text(encoding="utf-8"))
         _ = spec["model"], spec["recipe"]["context"], spec["data"]["name"]
         _ = (spec.get("corpus") or {}).get("name")
     except (OSError, ValueError, yaml.YAMLError, RecursionError, LookupError, TypeError,
@@ -55,7 +57,7 @@ def read_weights(run: Path, wanted: str) -> tuple[int, dict[str, Tensor]]:
         try:
             return step, read_model(folder, step)
         except ValueError as damaged:
-            print(f"warning: {damaged}", file=sys.stderr)
+            print(f"warning: {visible(str(damaged))}", file=sys.stderr)
     raise SettingError(
         f"RUN_DIR={run} holds no {'checkpoint' if wanted == 'last' else f'checkpoint={wanted}'} "
         "that can be read."

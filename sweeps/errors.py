@@ -8,8 +8,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError
 
-from ablations.spec import NOT_ASCII
-from models.errors import SettingError
+from models.errors import SettingError, not_ascii
 
 
 def sentence(error: Exception) -> str | None:
@@ -48,7 +47,7 @@ def _unreadable(override: str) -> str:
         return f"{override} is not a setting; write GROUP=OPTION or KEY=VALUE."
     odd = next((letter for letter in value if not letter.isascii()), None)
     if odd and key == "sweep":
-        return NOT_ASCII.format(sweep=value, odd=odd)
+        return str(not_ascii(value, odd))
     return (
         f"{override} has a value that Hydra's grammar cannot read; put it in quotes inside those "
         f"of the shell: '{key}=\"…\"'."

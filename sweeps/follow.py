@@ -99,7 +99,8 @@ def cancel(looks: Sequence[Look]) -> list[str]:
                 locks.enter_context(state.held(state.lock(sweep)))
         # As they are now: a driver may have handed them on or begun them since.
         looks = [look for look in state.look([k.run for k in looks]) if look.alive is not False]
-        for look in looks:
+        # What no sweep began has none, and a damaged one is kept for who mends it.
+        for look in filter(lambda look: look.submission, looks):
             with contextlib.suppress(OSError):
                 state.write_submission(look.run, {**look.submission, "cancelled": True})
         problems = [problem for look in looks if (problem := _stop(look))]
@@ -115,6 +116,8 @@ def _stop(look: Look) -> str | None:
         return f"{name} was handed to Slurm, which does not answer here."
     if look.job:
         return None
+    if not told and (problem := state.submission_problem(look.run)):
+        return f"{name} is trained, and its {problem}; stop that process."
     if told.get("launcher") != "local":
         return f"{name} is trained by a process that no sweep began; stop that one."
     if told.get("host") != state.here():

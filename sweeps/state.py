@@ -122,6 +122,11 @@ def read_submission(run: RunDirectory) -> dict[str, Any]:
     return _submission(run)[0]
 
 
+def submission_problem(run: RunDirectory) -> str:
+    """Why a run's submission.json cannot be used, a clause; empty where it can, or is none."""
+    return _submission(run)[1]
+
+
 def _submission(run: RunDirectory) -> tuple[dict[str, Any], str]:
     """(submission.json, what is wrong with it): nothing of what was copied from another run."""
     path = run.path / "submission.json"

@@ -163,17 +163,17 @@ def _retry(given: argparse.Namespace, root: Path, out: Console) -> int:
 
     looks = state.look(read_sweep(root / given.sweep))
     again = [
-        look for look in looks if not look.alive and look.submission
+        look for look in looks if not look.alive
         and (look.state in ("failed", "lost") if given.failed else look.state != "done")
     ]  # fmt: skip
-    lost = [look for look in again if not _can_retry(look)]
-    for look in lost:
+    lost = {look.run.name: reason for look in again if (reason := _cannot_retry(look))}
+    for name, reason in lost.items():
         out.print(
-            f"{look.run.name} cannot be retried by its records ({look.note}); give the sweep's "
+            f"{name} cannot be retried by its records ({reason}); give the sweep's "
             "command again, which writes them anew",
             soft_wrap=True,
         )
-    again = [look for look in again if look not in lost]
+    again = [look for look in again if look.run.name not in lost]
     if lost and not again:
         return 1
     if not again:
@@ -207,13 +207,20 @@ def _retry(given: argparse.Namespace, root: Path, out: Console) -> int:
     return 1 if lost or any(look.state != "done" for look in looks) else 0
 
 
-def _can_retry(look: Look) -> bool:
-    """Whether a run's spec is its own, and its submission says how it was begun."""
+def _cannot_retry(look: Look) -> str:
+    """Why not, a clause; empty where a run's spec is its own, and its submission says how it was
+    begun."""
     told = look.submission
-    if look.run.spec_problem() or not {"how", "command", "code"} <= told.keys():
-        return False
+    if problem := look.run.spec_problem() or state.submission_problem(look.run):
+        return problem
+    if not told:
+        return "no sweep began it"
+    for key in ("how", "command", "code"):
+        if key not in told:
+            return f"submission.json has no {key}"
     kinds = formats.HOW[told["launcher"]]
-    return not formats.fault_of(told["how"], kinds, tuple(kinds))
+    fault = formats.fault_of(told["how"], kinds, tuple(kinds))
+    return f"how in submission.json {fault}" if fault else ""
 
 
 def _code(look: Look) -> Path:

@@ -61,3 +61,12 @@ def test_torch_stays_on_the_lower_floors_and_kernels_in_ops(path):
 def test_planning_and_analysis_load_no_torch(module):
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("setting", ["szie=50k", "sweep=größe"])
+def test_a_mistyped_setting_answers_before_numpy_is_loaded(setting):
+    code = (
+        f"import sys; sys.argv = ['run.py', {setting!r}]; from sweeps import run; "
+        "assert run.main() == 2; assert not {'numpy', 'torch'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)

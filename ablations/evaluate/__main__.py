@@ -15,6 +15,7 @@ from ablations.settings import from_dict
 from ablations.spec import DEVICES, PRECISIONS, RunSpec, load
 from models.errors import SettingError, one_of
 from models.terminal import readable
+from models.text import visible
 
 HELP = f"""\
 Probe trained runs: in-context recall, copying, passkeys and loss by position, by length.
@@ -74,11 +75,14 @@ def _settings(arguments: Sequence[str]) -> dict[str, str]:
 
 def _runs(folder: Path) -> list[RunDirectory]:
     if (folder / "spec.yaml").exists():
-        return [RunDirectory(folder)]
+        run = RunDirectory(folder)
+        if problem := run.spec_problem():
+            raise SettingError(f"RUN_DIR={folder} cannot be probed: {problem}.")
+        return [run]
     runs = []
     for run in read_sweep(folder) if folder.is_dir() else []:
         if problem := run.spec_problem():
-            print(f"left out: {run.name}: {problem}", file=sys.stderr)
+            print(visible(f"left out: {run.name}: {problem}"), file=sys.stderr)
         else:
             runs.append(run)
     if not runs:
@@ -162,7 +166,7 @@ class _Job:
                     f"RUN_DIR={self.run.path} is being trained now; wait, or set evaluation.probes "
                     "so that it is probed as it trains."
                 )
-            self._measure(lambda text: print(f"{self.run.name}: {text}", flush=True))
+            self._measure(lambda text: print(visible(f"{self.run.name}: {text}"), flush=True))
 
     def _measure(self, say: Callable[[str], None]) -> None:
         from ablations.data.source import open_corpus, read_parts

@@ -294,7 +294,7 @@ def test_probes_leave_a_run_what_it_is(make_run):
     assert same[0] == same[1]
     assert not (plain.path / "probes.jsonl").exists()
 
-    whole, _ = make_run("gdn3_attn1", name="whole", **ALL)
+    whole, _ = make_run("gdn3_attn1", name=f"whole/{spec.run_name}", **ALL)
     train(whole, with_probes, stop=lambda: False, say=lambda _: None)
     file = whole.path / "probes.jsonl"
     assert file.read_bytes() == (probed.path / "probes.jsonl").read_bytes()
@@ -362,6 +362,8 @@ def test_a_mistake_in_the_command_is_a_sentence(make_run, capsys, tmp_path, corp
     assert f"at most {room:,} tokens" in refused(str(run.path), "lengths=9999999")
     with run.lock():
         assert "is being trained now" in refused(str(run.path))
+    (tmp_path / "copied").symlink_to(run.path)
+    assert f"cannot be probed: a copy of run {run.name}" in refused(str(tmp_path / "copied"))
     assert not (run.path / "probes.jsonl").exists()
 
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from ablations.records import RunDirectory, SettingError, read_sweep
+from ablations.records import RunDirectory, SettingError, move_aside, read_sweep
 
 
 def test_a_line_cut_by_a_kill_is_skipped_and_does_not_spoil_the_next(tmp_path):
@@ -47,3 +47,11 @@ def test_a_sweep_that_is_not_there_is_named_with_those_that_are(tmp_path):
     assert [r.name for r in read_sweep(tmp_path / "first")] == ["a"]
     with pytest.raises(SettingError, match=r"sweep=second .*first"):
         read_sweep(tmp_path / "second")
+
+
+def test_what_is_moved_aside_replaces_nothing(tmp_path):
+    for content in ("first", "second"):
+        (tmp_path / "checkpoints").write_text(content)
+        move_aside(tmp_path / "checkpoints")
+    kept = [(tmp_path / f"checkpoints.aside{n}").read_text() for n in ("", 1)]
+    assert kept == ["first", "second"]

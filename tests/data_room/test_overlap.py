@@ -111,8 +111,8 @@ def edited(seed: int, every: int) -> str:
 def shared(held_out: str, training: list[str], n: int) -> float:
     """Of the n-grams of a document, in bytes, those that the training text has."""
     raw = held_out.encode()
-    grams = [raw[i : i + n] for i in range(len(raw) - n + 1)]
-    return float(np.mean([any(g in t.encode() for t in training) for g in grams]))
+    there = {t.encode()[i : i + n] for t in training for i in range(len(t) - n + 1)}
+    return float(np.mean([raw[i : i + n] in there for i in range(len(raw) - n + 1)]))
 
 
 def test_near_duplicates_are_counted_by_what_they_share(

@@ -25,7 +25,7 @@ BITS = {"uint8": 8, "uint16": 16, "uint32": 32}
 def text() -> np.ndarray:
     """Bytes of the embedded corpus, documents ended by 0."""
     corpus = open_embedded(project_root() / ".cache" / "corpora")
-    return np.concatenate([corpus.train[:400_000], corpus.train[-400_000:]])
+    return np.concatenate([corpus.train[:200_000], corpus.train[-200_000:]])
 
 
 def words(text: np.ndarray, vocab_size: int) -> np.ndarray:

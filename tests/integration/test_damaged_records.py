@@ -142,3 +142,29 @@ def test_a_run_folder_that_lost_its_spec_is_still_a_run_of_the_sweep(tmp_path, c
     assert RunDirectory(tmp_path / "demo" / WHOLE[0]).problem() == "spec.yaml is missing"
     assert status.main(["demo", "--runs", str(tmp_path)]) == 0
     assert "11 done, 1 damaged" in capsys.readouterr().out
+
+
+SUMS = '{"step": 146, "N": 1, "D": 2, "loss": 1.0, "domains": {"a": {%s, "loss": 1.0}}}\n'
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("points.jsonl", SUMS % '"nats": null, "tokens": 5'),
+        ("points.jsonl", SUMS % '"nats": 5, "tokens": null'),
+        ("spec.yaml", "seed: !!bool maybe\n"),
+        ("spec.yaml", "seed: !!int ''\n"),
+        ("spec.yaml", "seed: !!timestamp foo\n"),
+        ("spec.yaml", "seed: 2001-99-99\n"),
+    ],
+)
+def test_what_would_end_in_a_stack_trace_is_said_of_its_run_too(tmp_path, capsys, file, content):
+    shutil.copytree(DEMO, tmp_path / "demo")
+    put(tmp_path / "demo" / WHOLE[0] / file, content)
+    assert status.main(["demo", "--runs", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "11 done, 1 damaged" in out
+    assert said_of(out, WHOLE[0], file)
+    assert analysis(["compare", "sweep=demo", f"runs={tmp_path}", "resamples=20"]) == 0
+    captured = capsys.readouterr()
+    assert said_of(captured.out + captured.err, WHOLE[0], file)

@@ -124,6 +124,10 @@ def cut(name: str):
 NO_CONFIG = "holds no config.json that can be read"
 NO_MODEL = "config.json is no olmo3 model's"
 RANGE = "cannot be used; valid: a whole number from 1 to"
+# Eight levels of ten aliases each: 10^8 values, of which str() would make gigabytes.
+ALIASES = "a0: &a0 [x]\n" + "".join(
+    f"a{n}: &a{n} [{', '.join(10 * [f'*a{n - 1}'])}]\n" for n in range(1, 9)
+) + "init: *a8\n"  # fmt: skip
 MALFORMED = {
     "a file for a folder": (lambda f: (shutil.rmtree(f), f.write_text("")), NO_CONFIG),
     "no folder": (shutil.rmtree, NO_CONFIG),
@@ -211,6 +215,8 @@ MALFORMED = {
     "model.yaml broken": (text("model.yaml", "a: ["), "holds no model.yaml that can be read"),
     "model.yaml binary": (text("model.yaml", b"\xff\0"), "holds no model.yaml that can be read"),
     "model.yaml a list": (text("model.yaml", "[1]"), "model.yaml holds no names with values"),
+    "model.yaml of aliases": (text("model.yaml", ALIASES), "holds no model.yaml that can be read"),
+    "model.yaml tagged": (text("model.yaml", "!!bool a"), "holds no model.yaml that can be read"),
     "model.yaml of numbers": (text("model.yaml", "{1: 2, a: 3}"), "model.yaml holds 1; a model"),
 }  # fmt: skip
 
@@ -301,7 +307,8 @@ def test_pieces_of_a_checkpoint_lie_in_its_own_files(tmp_path, change):
 
 
 @pytest.mark.parametrize(
-    "content", ["", "[]", "model: 3", "a: [", "\x00", {"model": {}, "recipe": [], "data": {}},
+    "content", ["", "[]", "model: 3", "a: [", "\x00", ALIASES,
+                {"model": {}, "recipe": [], "data": {}},
                 {"model": [], "recipe": {"context": 8}, "data": {"name": "x"}, "corpus": [1]}],
 )  # fmt: skip
 def test_a_malformed_spec_is_no_run_directory(tmp_path, capsys, content):

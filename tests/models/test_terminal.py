@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from ablations.command import exit_code
 from models.terminal import readable
 
 ROOT = Path(__file__).parents[2]
@@ -34,30 +35,38 @@ def test_letters_outside_an_encoding_are_spelled(monkeypatch, text, encoding, wr
 
 
 @pytest.mark.parametrize(
-    "command",
+    ("code", "command"),
     [
-        ["sweeps/run.py", "--help"],
-        ["sweeps/run.py", "-m", "mix=gdn,transformer", "size=50k", "plan=true"],
-        ["sweeps/run.py", "sweep=größe"],
-        ["sweeps/status.py", "größe"],
-        ["-m", "models", "mix=gdn,transformer"],
-        ["-m", "ablations.data", "--help"],
-        ["-m", "ablations.data", "check", "path=größe"],
-        ["-m", "ablations.evaluate", "größe"],
-        ["-m", "analysis", "report", "sweep=größe"],
+        (0, ["sweeps/run.py", "--help"]),
+        (0, ["sweeps/run.py", "-m", "mix=gdn,transformer", "size=50k", "plan=true"]),
+        (2, ["sweeps/run.py", "sweep=größe"]),
+        (2, ["sweeps/status.py", "größe"]),
+        (0, ["-m", "models", "mix=gdn,transformer"]),
+        (0, ["-m", "ablations.data", "--help"]),
+        (2, ["-m", "ablations.data", "check", "path=größe"]),
+        (2, ["-m", "ablations.evaluate", "größe"]),
+        (2, ["-m", "analysis", "report", "sweep=größe"]),
     ],
-    ids=" ".join,
+    ids=lambda value: " ".join(value) if isinstance(value, list) else str(value),
 )
-def test_a_command_prints_on_an_ascii_terminal(command):
+def test_a_command_prints_on_an_ascii_terminal(code, command):
     done = subprocess.run(
         [sys.executable, *command], cwd=ROOT, env={**os.environ, **ASCII}, capture_output=True,
         check=False, timeout=120,
     )  # fmt: skip
     said = done.stdout + done.stderr
-    assert said.strip()
+    assert (done.returncode, bool(said.strip())) == (code, True)
     assert said.isascii()
     assert b"Traceback" not in said
     assert b"UnicodeEncodeError" not in said
+
+
+def test_a_file_named_in_an_error_moves_no_cursor(capsys):
+    def work():
+        raise FileNotFoundError(2, "No such file", "a\x1b[2J.bin")
+
+    assert exit_code(work) == 2
+    assert capsys.readouterr().err == "error: No such file (a\\x1b[2J.bin)\n"
 
 
 def test_every_command_makes_its_output_readable():

@@ -82,6 +82,23 @@ def test_cancelling_says_what_it_cannot_stop(sweep, capsys):
     assert "by a process that no sweep began" in out
 
 
+@pytest.mark.parametrize("before", [None, '{"launcher": 7}'])
+def test_cancelling_what_no_submission_tells_of_leaves_it_as_it_is(sweep, capsys, before):
+    run = RunDirectory(sweep / "ladder" / "gdn-50k-s2-cccc")
+    file = run.path / "submission.json"
+    if before:
+        file.write_text(before)
+    with run.lock():
+        code, out, _ = command(sweep, capsys, "cancel", "gdn-50k-s2")
+    assert code == 1
+    assert "stop that" in out
+    assert ("its submission.json has no job" in out) == bool(before)
+    assert (file.read_text() if file.exists() else None) == before
+    run.write_status("preempted", step=3)
+    (look,) = state.look([run])
+    assert (look.state, "submission.json" in look.note) == ("preempted", bool(before))
+
+
 def test_without_a_name_every_sweep_is_counted(sweep, capsys):
     code, out, _ = command(sweep, capsys)
     assert (code, out.strip()) == (0, "ladder: 1 done, 1 failed, 1 lost")
@@ -160,6 +177,27 @@ def test_a_sweep_that_was_moved_is_retried_with_its_own_code(sweep, tmp_path, ca
     monkeypatch.setattr("sweeps.drive.on_this_machine", lambda *a: used.append(a[-1]))
     command(sweep, capsys, "retry", "ladder", "--failed")
     assert used == [copy]
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (None, "no sweep began it"),
+        ("[]", "submission.json holds no fields, so it is not known who was given the run"),
+        ('{"launcher": "local", "job": "a"}', "submission.json has no how"),
+        (
+            '{"launcher": "local", "job": "a", "command": "", "code": "", "how": {}}',
+            "how in submission.json has no runs_per_gpu",
+        ),
+    ],
+)
+def test_what_cannot_be_retried_is_said_with_the_reason(sweep, capsys, content, reason):
+    if content:
+        (sweep / "ladder" / "gdn-50k-s1-bbbb" / "submission.json").write_text(content)
+    code, out, _ = command(sweep, capsys, "retry", "ladder", "--failed")
+    assert code == 1
+    assert f"gdn-50k-s1-bbbb cannot be retried by its records ({reason})" in out
+    assert "nothing to retry" not in out
 
 
 def test_a_log_is_found_by_the_beginning_of_a_name(sweep, capsys):
