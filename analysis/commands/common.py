@@ -75,8 +75,10 @@ def read_points(path: Path, where: str = "", by_compute: bool = False) -> pd.Dat
     running = sum(run.state != "done" for run in sweep.runs)
     if running:
         print(f"note: {running} of {len(sweep.runs)} runs have not finished.", file=sys.stderr)
-    for point in sweep.dropped:
-        print(f"note: left out: {point}.", file=sys.stderr)
+    for what in sweep.dropped:
+        print(f"note: left out: {what}.", file=sys.stderr)
+    for what in sweep.incomplete:
+        print(f"note: incomplete: {what}.", file=sys.stderr)
     return sweep.points
 
 
