@@ -33,7 +33,7 @@ COMMANDS = ("report", "figures", "tables", "compare", "pull", "fit", "savings", 
 def main(arguments: list[str]) -> int:
     """Run one command; 0, or 2 with one sentence on stderr for what the user can mend."""
     readable()
-    options = _parser().parse_args(arguments)
+    options = _parser().parse_args(_as_options(arguments))
     try:
         output = options.run(options)
     except SettingError as error:
@@ -44,6 +44,20 @@ def main(arguments: list[str]) -> int:
     except BrokenPipeError:  # a reader like head has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
+
+
+def _as_options(arguments: list[str]) -> list[str]:
+    """`where=VALUE` of a command whose settings are options as `--where=VALUE`, which means the same.
+
+    The first argument after the command is the points.
+    """
+    if arguments[:1] not in (["fit"], ["savings"]):
+        return arguments
+    return arguments[:2] + [
+        f"--{key.replace('_', '-')}={value}" if equals and key.replace("_", "").isalpha() else one
+        for one in arguments[2:]
+        for key, equals, value in [one.partition("=")]
+    ]
 
 
 def _parser() -> argparse.ArgumentParser:

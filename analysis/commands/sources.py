@@ -75,6 +75,7 @@ def _source(chosen: dict[str, str]) -> Sweep:
 def folder(chosen: dict[str, str]) -> Path:
     """Where it is written: out, or reports/ and the sweep's name."""
     name = "+".join(names(chosen, "sweep")) or Path(chosen["points"]).stem
+    name += "".join(f"-{key}={value}" for key, value in levels_of(chosen.get("where", "")).items())
     return Path(chosen.get("out", project_root() / "reports" / name))
 
 

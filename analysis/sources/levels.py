@@ -65,7 +65,8 @@ def at_level(sweep: Sweep, where: dict[str, str]) -> Sweep:
         if points.empty:
             words = ",".join(f"{key}={value}" for key, value in where.items())
             raise SettingError(f"where={words} leaves runs of sweep={sweep.name} without points.")
-        sweep = replace(sweep, points=points, runs=runs)
+        words = ", ".join(f"{key} = {value}" for key, value in where.items())
+        sweep = replace(sweep, name=f"{sweep.name}, {words}", points=points, runs=runs)
     if differing := levels(sweep.runs):
         words = "; ".join(
             f"{key}={', '.join(map(_word, values))}" for key, values in differing.items()

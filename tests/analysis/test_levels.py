@@ -74,3 +74,12 @@ def test_a_csv_has_no_levels_to_choose(tmp_path: Path, capsys: pytest.CaptureFix
     path.write_text("mix,N,D,loss\na,1,2,3\n")
     assert main(["fit", str(path), "--where", "train.optim=muon"]) == 2
     assert "chooses runs of a sweep" in capsys.readouterr().err
+
+
+def test_the_advice_works_as_it_is_printed(
+    two_rates: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["savings", str(two_rates)])
+    advice = capsys.readouterr().err.split("choose one level, ")[1].rstrip(".\n")
+    assert main(["savings", str(two_rates), advice]) == 0
+    assert main(["fit", str(two_rates), advice, "loss=squares"]) == 0
