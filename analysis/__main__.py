@@ -47,7 +47,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _as_options(arguments: list[str]) -> list[str]:
-    """`where=VALUE` of a command whose settings are options as `--where=VALUE`, which means the same.
+    """`where=VALUE` of a command whose settings are options as `--where=VALUE`, the same thing.
 
     The first argument after the command is the points.
     """
