@@ -30,6 +30,13 @@ COMMANDS = ("report", "figures", "tables", "compare", "pull", "fit", "savings", 
 """Each a file of analysis/commands with HELP, add_arguments(parser) and run(options) → text."""
 
 
+OPTIONS = (
+    "where", "fix", "law", "loss", "delta", "model", "ratio", "format", "baseline", "at", "kind",
+    "target_loss", "compute_optimal", "isoflop", "resamples", "seed", "method",
+)  # fmt: skip
+"""Options of `fit` and `savings` that may be written key=value, as in the other commands."""
+
+
 def main(arguments: list[str]) -> int:
     """Run one command; 0, or 2 with one sentence on stderr for what the user can mend."""
     readable()
@@ -47,15 +54,12 @@ def main(arguments: list[str]) -> int:
 
 
 def _as_options(arguments: list[str]) -> list[str]:
-    """`where=VALUE` of a command whose settings are options as `--where=VALUE`, the same thing.
-
-    The first argument after the command is the points.
-    """
+    """`where=VALUE` of a command whose settings are options as `--where=VALUE`, the same thing."""
     if arguments[:1] not in (["fit"], ["savings"]):
         return arguments
-    return arguments[:2] + [
-        f"--{key.replace('_', '-')}={value}" if equals and key.replace("_", "").isalpha() else one
-        for one in arguments[2:]
+    return [
+        f"--{key.replace('_', '-')}={value}" if equals and key in OPTIONS else one
+        for one in arguments
         for key, equals, value in [one.partition("=")]
     ]
 
