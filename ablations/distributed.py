@@ -36,6 +36,8 @@ T = TypeVar("T")
 BYTES_A_PARAMETER = 16  # float32 weight, gradient and AdamW's two moments
 PATIENCE = timedelta(minutes=10)
 """How long ranks wait for one another: longer than a checkpoint takes, shorter than a night."""
+LINGER_SECONDS = 2.0
+"""How long a first rank that was stopped stays to be heard by ranks that come after it."""
 SHARE_FOR_STATE = 0.5  # of a device's memory, the rest for activations
 
 
@@ -172,7 +174,12 @@ def _meet(world: World, stop: Callable[[], bool]) -> dist.Store | None:
                 return None  # the first rank has left
             if verdict:
                 store.set_timeout(PATIENCE)
-                return store if verdict == b"together" else None
+                if verdict == b"together":
+                    return store
+                if world.first:
+                    # Its store goes with it: ranks that come a moment later are to hear it too.
+                    time.sleep(LINGER_SECONDS)
+                return None
             arrived = 0
         elif stop():
             return None
