@@ -109,7 +109,7 @@ def environment() -> World:
         size = _number("WORLD_SIZE", 1)
         local = _number("LOCAL_RANK", 0), _number("LOCAL_WORLD_SIZE", size)
         world = World(_number("RANK", 0), size, *local)
-    # Of the step: a batch script is told the tasks of its job as well, and is not one of them.
+    # Those of the step: a batch script also sees its job's task count, and is not a task.
     elif (size := _number("SLURM_STEP_NUM_TASKS", 1)) > 1:
         nodes = max(1, _number("SLURM_STEP_NUM_NODES", 1))
         local = _number("SLURM_LOCALID", 0), max(1, size // nodes)

@@ -209,8 +209,8 @@ def _differ(a: float, b: float) -> bool:
 def milestones(spec: Mapping[str, Any]) -> set[int]:
     """Steps at which a run has a point; none where its spec does not say."""
     recipe = spec.get("recipe")
-    told = recipe.get("milestones") if isinstance(recipe, Mapping) else None
-    steps = [m.get("step") for m in told or () if isinstance(m, Mapping)]
+    listed = recipe.get("milestones") if isinstance(recipe, Mapping) else None
+    steps = [m.get("step") for m in listed or () if isinstance(m, Mapping)]
     return {step for step in steps if isinstance(step, int)}
 
 

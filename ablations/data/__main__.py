@@ -207,7 +207,7 @@ def _described(corpus: Corpus, folder: Path) -> list[str]:
 
 
 def _overlap(manifest: dict[str, Any]) -> list[str]:
-    """What of the held-out text stands in the training text too; nothing of older corpora."""
+    """Overlap of held-out with training text; empty where the manifest records none."""
     lines = [
         f"left out of training, as held out too: {name}"
         for name in manifest.get("left_out_of_training", [])
