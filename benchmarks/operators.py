@@ -31,7 +31,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.ops import gated_delta_rule, preflight, ssd
+from models.mixers.gdn import gated_delta_rule
+from models.mixers.mamba2 import ssd
+from models.ops import preflight
 from models.terminal import readable
 
 LENGTHS = (256, 1024, 4096)

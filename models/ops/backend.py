@@ -101,7 +101,7 @@ def gated_delta_rule(
     output_final_state: bool = False,
     cu_seqlens: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """See models.ops.gated_delta_rule.naive."""
+    """See models.mixers.gdn.gated_delta_rule.naive."""
     function = preflight.IMPLEMENTATIONS["gated_delta_rule"][NAMES["gated_delta_rule"]]
     return function(
         q,
@@ -125,7 +125,7 @@ def ssd(
     output_final_state: bool = False,
     cu_seqlens: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """See models.ops.ssd.naive."""
+    """See models.mixers.mamba2.ssd.naive."""
     function = preflight.IMPLEMENTATIONS["ssd"][NAMES["ssd"]]
     return function(
         q,

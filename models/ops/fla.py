@@ -37,7 +37,7 @@ def gated_delta_rule(
     output_final_state: bool = False,
     cu_seqlens: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """The same function as `models.ops.gated_delta_rule.naive`, on a CUDA device."""
+    """The same function as `models.mixers.gdn.gated_delta_rule.naive`, on a CUDA device."""
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     shape = v.shape
     q, k, v, g, beta = _as_fla_takes_them(cu_seqlens, q, k, v, g.float(), beta.float())
@@ -57,7 +57,7 @@ def ssd(
     output_final_state: bool = False,
     cu_seqlens: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """The same function as `models.ops.ssd.naive`, on a CUDA device."""
+    """The same function as `models.mixers.mamba2.ssd.naive`, on a CUDA device."""
     shape, heads_per_group = v.shape, v.shape[2] // q.shape[2]
     q, k = (x.repeat_interleave(heads_per_group, dim=2) for x in (q, k))
     q, k, v, g = _as_fla_takes_them(cu_seqlens, q, k, v, g.float())

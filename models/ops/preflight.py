@@ -23,8 +23,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.cache_files import cache_folder, read_cache, write_cache
-from models.ops import fla, ssd
-from models.ops import gated_delta_rule as gdr
+from models.mixers.gdn import gated_delta_rule as gdr
+from models.mixers.mamba2 import ssd
+from models.ops import fla
 
 OPERATORS = ("gated_delta_rule", "ssd")
 IMPLEMENTATIONS: dict[str, dict[str, Callable[..., tuple[Tensor, Tensor | None]]]] = {

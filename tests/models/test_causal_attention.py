@@ -6,8 +6,10 @@ from functorch.compile import make_boxed_func
 from torch import Tensor
 from torch._dynamo.backends.common import aot_autograd
 
-from models import causal_attention as blocked
-from models.ops import gated_delta_rule, preflight, ssd
+from models.mixers.attn import causal_attention as blocked
+from models.mixers.gdn import gated_delta_rule
+from models.mixers.mamba2 import ssd
+from models.ops import preflight
 
 
 def definition(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -170,7 +170,9 @@ def under_the_interpreter():
     from fla.ops.gated_delta_rule import fused_recurrent_gated_delta_rule
     from fla.ops.simple_gla import fused_recurrent_simple_gla
 
-    from models.ops import fla, gated_delta_rule, ssd
+    from models.mixers.gdn import gated_delta_rule
+    from models.mixers.mamba2 import ssd
+    from models.ops import fla
 
     B, T, H, K, V = 2, 66, 2, 16, 16
     generator = torch.Generator().manual_seed(0)

@@ -135,8 +135,8 @@ def attention(q, k, v, attn_mask=None, is_causal=False, **_):
 def plain(monkeypatch):
     for module in ("gated_deltanet", "mamba2"):
         monkeypatch.setattr(f"models.{module}.short_convolution", convolution)
-    monkeypatch.setattr("models.gated_deltanet.gated_delta_rule", gated_delta_rule)
-    monkeypatch.setattr("models.mamba2.ssd", ssd)
+    monkeypatch.setattr("models.mixers.gdn.layer.gated_delta_rule", gated_delta_rule)
+    monkeypatch.setattr("models.mixers.mamba2.layer.ssd", ssd)
     monkeypatch.setattr(F, "scaled_dot_product_attention", attention)
 
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from models import language_model
 from models.config import Blueprint, Geometry, Mix, build_config
 from models.language_model import LanguageModel
-from models.mamba2 import Mamba2
+from models.mixers.mamba2.layer import Mamba2
 
 SIZE = Blueprint("x", 64, 4, 2, 96)
 TRANSFORMER = Mix("transformer", ("attn",))

@@ -10,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.convolution import short_convolution
-from models.ops import chunks, gated_delta_rule, ssd
+from models.mixers.gdn import gated_delta_rule
+from models.mixers.mamba2 import ssd
+from models.ops import chunks
 
 
 def relative(actual, expected):

@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from models.causal_attention import causal_attention, suits_blocks
 from models.config import ModelConfig
 from models.decoding import NewTokens
 from models.documents import Documents, causal_mask
+from models.mixers.attn.causal_attention import causal_attention, suits_blocks
 from models.pointwise import RMSNorm
 
 

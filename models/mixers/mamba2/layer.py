@@ -1,7 +1,7 @@
 """The Mamba2 layer (Dao and Gu 2024, section 7): expand 2, one group, biases as published.
 
 One input projection gives the gate z, the convolved (x, B, C) and dt; the recurrence is
-`models.ops.ssd`; the skip D·x, the gated RMSNorm and the output projection follow.
+`models.mixers.mamba2.ssd`; the skip D·x, the gated RMSNorm and the output projection follow.
 """
 
 from __future__ import annotations

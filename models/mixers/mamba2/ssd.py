@@ -4,7 +4,7 @@
 
 with q = C, k = B, v = dt·x and g = dt·A in the paper's letters. `naive` is that definition;
 `chunked` is the block decomposition of the same paper's section 6, its backward pass written out
-as in `models.ops.gated_delta_rule`.
+as in `models.mixers.gdn.gated_delta_rule`.
 
 Shapes: B batch, T time, H heads, K state width, V head width, C chunk length, N chunks, G groups
 of heads that share a q and k. Gates and state are float32 (float64 for float64 inputs).

@@ -25,9 +25,9 @@ class Mixer:
 
 
 MIXERS = {
-    "attn": Mixer("models.attention:Attention", "models.cost:ATTN"),
-    "gdn": Mixer("models.gated_deltanet:GatedDeltaNet", "models.cost:GDN"),
-    "mamba2": Mixer("models.mamba2:Mamba2", "models.cost:MAMBA2"),
+    "attn": Mixer("models.mixers.attn.layer:Attention", "models.cost:ATTN"),
+    "gdn": Mixer("models.mixers.gdn.layer:GatedDeltaNet", "models.cost:GDN"),
+    "mamba2": Mixer("models.mixers.mamba2.layer:Mamba2", "models.cost:MAMBA2"),
 }
 
 
