@@ -10,7 +10,7 @@ is allowed, and listed: ablations/confounds.py.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ablations.settings import flatten
+from models.settings import flatten
 from models.errors import SettingError
 
 BY_MIX = ("model", "matched")

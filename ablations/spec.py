@@ -17,7 +17,7 @@ from ablations.evaluate import budget
 from ablations.evaluate.budget import EvaluationSettings
 from ablations.formats import identity, run_name
 from ablations.ladder import Recipe, plan_recipe
-from ablations.settings import from_dict, to_dict
+from models.settings import from_dict, to_dict
 from models.config import Blueprint, Geometry, Mix, ModelConfig
 from models.cost import Counts, count
 from models.environment import expand

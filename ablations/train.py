@@ -42,7 +42,7 @@ from ablations.hardware import (
 from ablations.optim import OutlierRule, build_optimizers
 from ablations.records import DamagedRecord, RunDirectory, project_root
 from ablations.resources import micro_batch_rows
-from ablations.settings import to_dict
+from models.settings import to_dict
 from ablations.spec import RunSpec
 from models.checkpoint_files import read_index, step_folder
 from models.documents import Documents

@@ -16,11 +16,14 @@ from typing import Any, TypeVar
 
 import yaml
 
-from models.config import Blueprint, Geometry, Mix, build_config
+from models.config import Blueprint
 from models.cost import activation_bytes, count, decode_bytes, parameters
 from models.errors import SettingError, one_of
-from models.matching import TRANSFORMER, check_rules, check_windows, match
+from models.matching import check_rules, check_windows, match
+from models.mix import TRANSFORMER, Geometry, Mix, build_config, rule_names
+from models.mixers import MIXERS
 from models.safe_yaml import parse_yaml
+from models.settings import from_dict, unknown
 from models.terminal import readable
 
 HELP = """\
@@ -126,10 +129,11 @@ def table(
     chosen: {`mix`, `size`, `protocol`, `context`: value as typed}, each optional; overrides:
     {group: {key: value}}. Raises SettingError where a setting itself is wrong.
     """
-    mixes = [_read("mix", n, overrides) for n in _names("mix", chosen.get("mix"))]
+    mixes = [_fill(Mix, _read("mix", n, overrides)) for n in _names("mix", chosen.get("mix"))]
+    mixers = [*MIXERS.values(), *(m for mix in mixes for m in mix.mixers())]
     sizes = [_read("size", n, overrides) for n in _names("size", chosen.get("size"))]
     (name,) = _names("protocol", chosen.get("protocol", "controlled"), most=1)
-    protocol = _read("protocol", name, overrides)
+    protocol = _read("protocol", name, overrides, rule_names(mixers)) | {"mixers": mixers}
     geometry, rules = _fill(Geometry, protocol), _fill(Matching, protocol)
     check_rules(rules.match, rules.knob)
     if "context" in chosen:
@@ -150,7 +154,7 @@ def table(
 
     rows: list[Row] = []
     problems: list[str] = []
-    ordered = sorted((_fill(Mix, m) for m in mixes), key=_transformer_first)
+    ordered = sorted(mixes, key=_transformer_first)
     for blueprint, conditions in filled:
         for mix in ordered:
             row: Row = dict.fromkeys(COLUMNS, "") | {"mix": mix.name, "size": blueprint.name}
@@ -247,16 +251,18 @@ def _names(group: str, text: str | None, most: int | None = None) -> list[str]:
     return names
 
 
-def _read(group: str, name: str, overrides: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """A file of conf/ with the files it stands on below it and the overrides above."""
+def _read(
+    group: str, name: str, overrides: Mapping[str, Mapping[str, Any]], others: Iterable[str] = ()
+) -> dict[str, Any]:
+    """A file of conf/ with the files it stands on below it and the overrides above.
+
+    others: names that may be set beside those of the group's dataclasses and of the file.
+    """
     values = _file(group, name)
-    fields = {f.name for cls in GROUPS[group] for f in dataclasses.fields(cls)}
+    valid = {f.name for cls in GROUPS[group] for f in dataclasses.fields(cls)} | {*values, *others}
     for key, value in overrides[group].items():
-        if key not in (valid := fields | set(values)):
-            raise SettingError(
-                f"{group}.{key} is not a setting; valid: "
-                f"{', '.join(f'{group}.{name}' for name in sorted(valid))}."
-            )
+        if key not in valid and group != "mix":  # a Mix refuses what no mixer has
+            raise unknown(key, sorted(valid), group)
         values[key] = value
     return {"group": group, **values}
 
@@ -270,43 +276,17 @@ def _file(group: str, name: str) -> dict[str, Any]:
     return values | content
 
 
-# What a field of each type holds, in words, and how to tell.
-KINDS: dict[str, tuple[str, Any]] = {
-    "int": ("a whole number of at least 1", lambda v: _is_int(v) and v >= 1),
-    "float": ("a number of at least 0", lambda v: (_is_int(v) or isinstance(v, float)) and v >= 0),
-    "str": ("a name", lambda v: isinstance(v, str)),
-    "bool": ("true or false", lambda v: isinstance(v, bool)),
-    "tuple[str, ...]": ("a list of names, [a,b]", lambda v: _is_list(v, str)),
-    "tuple[int, ...]": (
-        "a list of whole numbers of at least 0, [1,2]",
-        lambda v: _is_list(v, int) and all(_is_int(i) and i >= 0 for i in v),
-    ),
-}
-
-
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_list(value: Any, kind: type) -> bool:
-    return isinstance(value, list) and all(isinstance(item, kind) for item in value)
-
-
 def _fill(cls: type[T], values: Mapping[str, Any]) -> T:
-    """The dataclass's own part of a group, its types checked."""
-    filled = {}
-    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
-        if field.name not in values:
-            if field.default is dataclasses.MISSING:
-                raise SettingError(f"{values['group']}.{field.name} is missing.")
-            continue
-        value = values[field.name]
-        kind, _, optional = str(field.type).partition(" | ")
-        words, fits = KINDS[kind]
-        if not fits(value) and not (optional and value is None):
-            raise SettingError(f"{values['group']}.{field.name}={value} must be {words}.")
-        filled[field.name] = tuple(value) if isinstance(value, list) else value
-    return cls(**filled)
+    """The dataclass's own part of a group."""
+    group = values["group"]
+    fields = {f.name for c in GROUPS[group] for f in dataclasses.fields(c)}  # type: ignore[arg-type]
+    own = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    part = {key: value for key, value in values.items() if key in own}
+    if cls is Mix:  # which refuses what no mixer has
+        part |= {k: v for k, v in values.items() if k not in fields and k != "group"}
+    if cls is Geometry:
+        part |= {k: v for k, v in values.items() if k in rule_names(values["mixers"])}
+    return from_dict(cls, part, group)
 
 
 def _csv(rows: list[Row]) -> str:

@@ -1,75 +1,26 @@
-"""What a model is: a size's blueprint filled with the layers of a mix. Plain Python, no torch.
+"""What a model is: widths, the mixer of every layer, and how the block stands around it. No torch.
 
-A mix (pattern of mixers) knows nothing of size, a blueprint (width, depth, heads) nothing of
-mixes, and the protocol's geometry rules (key width, state size, windows) say how the two meet.
-Sources: Merrill et al. 2026 (Olmo Hybrid), section 4.1 and appendix D; Yang et al. 2025 (Gated
-DeltaNet); Dao and Gu 2024 (Mamba2).
+A size (`Blueprint`) knows nothing of mixers, a mixer's settings nothing of other mixers. What all
+mixers share stands in `ModelConfig` itself, what one mixer reads in a settings object of its own,
+and only mixers that are used have one. `models/mix.py` fills a blueprint with a mix.
+Sources: Merrill et al. 2026 (Olmo Hybrid), section 4.1 and appendix D.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 from models.errors import SettingError, one_of
-from models.mixers import MIXERS
 
 INITS = ("normal", "fan_in")
-PLACEMENTS = ("interleaved", "middle")
-
-
-@dataclass(frozen=True)
-class Mix:
-    """A layer pattern over mixers."""
-
-    name: str
-    pattern: tuple[str, ...]
-    """Mixers in order, repeated over the depth (`interleaved`)."""
-    placement: str = "interleaved"
-    """`interleaved` repeats the pattern; `middle` puts its attention layers side by side at
-    mid-depth, and one last."""
-    last: str | None = None
-    """Mixer that the last layer is made to be, whatever the pattern says (None: as it falls)."""
-    gdn_output_gate: bool = True
-    gdn_allow_neg_eigval: bool = True
-    """beta in (0, 2) instead of (0, 1): eigenvalues of the transition down to -1."""
-    attn_rope: bool = True
-    """Rotary positions on queries and keys; without them the recurrent layers order the tokens."""
-
-    def __post_init__(self) -> None:
-        if not self.pattern:
-            raise SettingError(f"mix.pattern of {self.name} is empty; give a list of mixers.")
-        for mixer in (*self.pattern, *([self.last] if self.last else [])):
-            if mixer not in MIXERS:
-                raise one_of("mixer", mixer, MIXERS)
-        if self.placement not in PLACEMENTS:
-            raise one_of("mix.placement", self.placement, PLACEMENTS)
-        if self.placement == "middle" and "attn" not in self.pattern:
-            raise SettingError(
-                f"mix.placement=middle needs an attn layer in mix.pattern={list(self.pattern)}."
-            )
-
-    def layers(self, n_layers: int) -> tuple[str, ...]:
-        """The mixer of every layer. Raises SettingError where the pattern does not divide."""
-        period = len(self.pattern)
-        if self.placement == "middle":
-            # Olmo Hybrid, "middle": n/r attention layers centred, and the final one.
-            others = [m for m in self.pattern if m != "attn"]
-            n_centre = n_layers * self.pattern.count("attn") // period
-            first = (n_layers - n_centre) // 2
-            layers = [others[i % len(others)] for i in range(n_layers)]
-            layers[first : first + n_centre] = ["attn"] * n_centre
-        else:
-            if n_layers % period and self.last is None:
-                below = n_layers - n_layers % period
-                depths = f"{below} or {below + period}" if below else f"{period}"
-                raise SettingError(
-                    f"size.n_layers={n_layers} is not a multiple of the {period} layers of "
-                    f"mix={self.name}; give {depths}, or set mix.last."
-                )
-            layers = [self.pattern[i % period] for i in range(n_layers)]
-        if self.last is not None:
-            layers[-1] = self.last
-        return tuple(layers)
+INPUTS, OUTPUTS = "inputs", "outputs"
+NORMS = (INPUTS, OUTPUTS)
+MLPS = {"swiglu": 3, "relu2": 2, "none": 0}
+"""Kinds of MLP -> matrices of d_model × mlp_hidden that each holds."""
+MLP = "mlp"
+"""The layer of `ModelConfig.layers` that is an MLP of its own."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +30,7 @@ class Blueprint:
     name: str
     d_model: int
     n_layers: int
+    """Pairs of a mixer and an MLP."""
     n_heads: int
     mlp_hidden: int
     n_kv_heads: int | None = None
@@ -110,44 +62,36 @@ class Blueprint:
 
 
 @dataclass(frozen=True)
-class Geometry:
-    """How a recurrent mixer's widths follow from the blueprint: part of the protocol."""
+class LayerKind:
+    """What the layers of one name in a pattern are."""
 
-    gdn_key_multiple: int = 16
-    """Key head width = 0.75 · d_model / heads, rounded up to this multiple; values twice that."""
-    mamba2_state: int = 128
-    """State width, where the model is at least twice as wide; else half the width, rounded up
-    to 16, so that a tiny model is not mostly state."""
-    windows: tuple[int, ...] = ()
-    """Sliding windows by layer index, repeated over the depth, 0 for full; the last layer is
-    always full. Empty: full attention everywhere."""
-    rope_theta: float = 500_000.0
+    mixer: str
+    """A name in models.mixers, or the dotted path of a package with a `MIXER`; `mlp`."""
+    norm: str
+    """Where the norms of mixer and MLP stand: on their `inputs`, or on their `outputs`."""
+    settings: Any = None
+    """The mixer's own dataclass; None for a layer that is an MLP."""
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Everything that decides a model's parameters and function."""
+    """Everything that decides a model's parameters and function.
+
+    A field with a default holds it in most models, and stays out of a run's identity there.
+    """
 
     vocab_size: int
     d_model: int
     n_heads: int
-    n_kv_heads: int
     mlp_hidden: int
+    """Width of every MLP; 0 where there is none."""
     layers: tuple[str, ...]
-    windows: tuple[int, ...]
-    """Attention window of every layer in tokens, 0 for full."""
-    rope_theta: float | None
-    """Base of the rotary angles; None: attention without positions."""
+    """The kind of every layer: a mixer with its MLP, unless MLPs are layers of their own."""
+    kinds: Mapping[str, LayerKind]
+    """The kinds that stand in `layers`, and no others."""
     init: str
-    gdn_key_dim: int
-    gdn_value_dim: int
-    gdn_output_gate: bool
-    gdn_allow_neg_eigval: bool
-    mamba2_state: int
-    mamba2_head_dim: int
-    conv_kernel: int = 4
-    norm_eps: float = field(default=1e-6)
-    gated_norm_eps: float = field(default=1e-5)
+    mlp: str = "swiglu"
+    norm_eps: float = 1e-6
 
     @property
     def n_layers(self) -> int:
@@ -157,40 +101,21 @@ class ModelConfig:
     def head_dim(self) -> int:
         return self.d_model // self.n_heads
 
+    def kind(self, layer: int) -> LayerKind:
+        return self.kinds[self.layers[layer]]
+
+    def settings(self, layer: int) -> Any:
+        """The settings object that a layer's mixer reads."""
+        return self.kind(layer).settings
+
+    def has_mixer(self, layer: int) -> bool:
+        return self.layers[layer] != MLP
+
+    def has_mlp(self, layer: int) -> bool:
+        """Whether a layer holds an MLP: all do, unless MLPs are layers of their own or absent."""
+        return self.layers[layer] == MLP or (self.mlp != "none" and MLP not in self.kinds)
+
 
 def round_up(value: float, multiple: int) -> int:
     """The smallest multiple that is not below `value`."""
     return int(-(-value // multiple) * multiple)
-
-
-def build_config(
-    mix: Mix,
-    size: Blueprint,
-    geometry: Geometry,
-    vocab_size: int,
-    *,
-    mlp_hidden: int | None = None,
-) -> ModelConfig:
-    """Fill a blueprint with a mix. `mlp_hidden` overrides the blueprint's, as matching does."""
-    layers = mix.layers(size.n_layers)
-    repeated = geometry.windows or (0,)
-    windows = [repeated[i % len(repeated)] for i in range(len(layers))]
-    windows[-1] = 0
-    key_dim = round_up(0.75 * size.head_dim, geometry.gdn_key_multiple)
-    return ModelConfig(
-        vocab_size=vocab_size,
-        d_model=size.d_model,
-        n_heads=size.n_heads,
-        n_kv_heads=size.n_kv_heads or size.n_heads,
-        mlp_hidden=size.mlp_hidden if mlp_hidden is None else mlp_hidden,
-        layers=layers,
-        windows=tuple(w if m == "attn" else 0 for w, m in zip(windows, layers, strict=True)),
-        rope_theta=geometry.rope_theta if mix.attn_rope else None,
-        init=size.init,
-        gdn_key_dim=key_dim,
-        gdn_value_dim=2 * key_dim,
-        gdn_output_gate=mix.gdn_output_gate,
-        gdn_allow_neg_eigval=mix.gdn_allow_neg_eigval,
-        mamba2_state=min(geometry.mamba2_state, round_up(size.d_model / 2, 16)),
-        mamba2_head_dim=2 * size.head_dim,
-    )

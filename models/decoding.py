@@ -1,4 +1,4 @@
-"""Decoding from a recurrent cache: prompts in one pass, then a token at a time.
+"""The cache that decoding keeps between tokens, and how new tokens meet it.
 
 A cache holds per layer what its mixer needs of the past (keys and values, or a state of constant
 size) and how many tokens each row has seen, so that prompts of unequal length share a batch.
@@ -7,15 +7,10 @@ Prompts are padded on the right; padding is neither attended to nor written into
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from models.language_model import LanguageModel
 
 
 @dataclass(frozen=True)
@@ -66,39 +61,3 @@ class Cache:
         """Count tokens that every layer has now read."""
         self.seen = self.seen + new.count
         self.most_seen = min(self.most_seen + T, self.capacity)
-
-
-@torch.no_grad()
-def generate(
-    model: LanguageModel,
-    prompts: Sequence[Sequence[int]],
-    new_tokens: int,
-    *,
-    temperature: float = 0.0,
-    seed: int = 0,
-) -> list[list[int]]:
-    """Continue each prompt by `new_tokens`, all in one batch.
-
-    temperature: 0 takes the likeliest token, else tokens are drawn from softmax(logits /
-    temperature) with `seed`. Returns the new tokens of each prompt. Raises ValueError on an
-    empty prompt, which gives nothing to continue.
-    """
-    if not prompts or not all(len(p) for p in prompts):
-        raise ValueError("every prompt needs at least one token")
-    device = model.head.weight.device
-    count = torch.tensor([len(p) for p in prompts], device=device)
-    longest = max(map(len, prompts))
-    padded = torch.tensor([[*p, *[0] * (longest - len(p))] for p in prompts], device=device)
-    generator = torch.Generator(device).manual_seed(seed)
-    cache = model.new_cache(len(prompts), longest + new_tokens)
-    logits = model.extend(padded, cache, count)
-    out: list[Tensor] = []
-    for position in range(new_tokens):
-        if position:
-            logits = model.extend(out[-1][:, None], cache)
-        if temperature > 0:
-            p = torch.softmax(logits.float() / temperature, dim=-1)
-            out.append(torch.multinomial(p, 1, generator=generator).squeeze(1))
-        else:
-            out.append(logits.argmax(-1))
-    return torch.stack(out, 1).tolist() if out else [[] for _ in prompts]

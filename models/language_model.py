@@ -1,9 +1,10 @@
-"""The language model: embedding, blocks of (mixer, SwiGLU), final norm, untied head.
+"""The language model: embedding, blocks of (mixer, MLP), final norm, untied head.
 
-What is unusual here, and why: the norm stands on the sublayers' OUTPUT around attention and on
-their INPUT around a recurrent mixer (and on the MLP beside it), because that is how Olmo Hybrid
-was trained; every parameter is drawn from its own stream, named by the seed and the parameter's
-name, so that two mixes of one seed start from the same embedding and head.
+What is unusual here, and why: where the norms stand is a setting of each kind of layer, by default
+on the sublayers' OUTPUT around attention and on their INPUT around a recurrent mixer (and on the
+MLP beside it), because that is how Olmo Hybrid was trained; every parameter is drawn from its own
+stream, named by the seed and the parameter's name, so that two mixes of one seed start from the
+same embedding and head.
 
 Shapes: B batch, T time, d model width, V vocabulary.
 """
@@ -19,10 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from models import mixers
-from models.config import ModelConfig
+from models.config import OUTPUTS, ModelConfig
 from models.decoding import Cache, NewTokens
 from models.documents import Documents, causal_mask
+from models.mixers import lookup
 from models.pointwise import RMSNorm, token_losses
 
 INIT_STD = 0.02  # Olmo 3: one normal for every matrix and the embedding
@@ -42,16 +43,36 @@ class SwiGLU(nn.Module):
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
+class SquaredReLU(nn.Module):
+    """down(relu(up(x))²), no biases (So et al. 2021, Primer)."""
+
+    def __init__(self, d_model: int, hidden: int) -> None:
+        super().__init__()
+        self.up_proj = nn.Linear(d_model, hidden, bias=False)
+        self.down_proj = nn.Linear(hidden, d_model, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.relu(self.up_proj(x)).square())
+
+
+MLP_CLASSES = {"swiglu": SwiGLU, "relu2": SquaredReLU}
+
+
 class Block(nn.Module):
-    """One mixer and one MLP, each with a norm and a residual."""
+    """One mixer and one MLP, or one of them, each with a norm and a residual."""
 
     def __init__(self, config: ModelConfig, index: int) -> None:
         super().__init__()
-        self.mixer: Any = mixers.layer_class(config.layers[index])(config, index)
-        self.norm_output = self.mixer.norm_output
-        self.mixer_norm = RMSNorm(config.d_model, config.norm_eps)
-        self.mlp_norm = RMSNorm(config.d_model, config.norm_eps)
-        self.mlp = SwiGLU(config.d_model, config.mlp_hidden)
+        kind = config.kind(index)
+        self.norm_output = kind.norm == OUTPUTS
+        self.mixer: Any = None
+        self.mlp: Any = None
+        if config.has_mixer(index):
+            self.mixer = lookup(kind.mixer).layer_class()(config, index)
+            self.mixer_norm = RMSNorm(config.d_model, config.norm_eps)
+        if config.has_mlp(index):
+            self.mlp_norm = RMSNorm(config.d_model, config.norm_eps)
+            self.mlp = MLP_CLASSES[config.mlp](config.d_model, config.mlp_hidden)
 
     def forward(self, x: Tensor, documents: Documents | None = None) -> Tensor:
         """x: [B, T, d] -> [B, T, d]."""
@@ -61,12 +82,16 @@ class Block(nn.Module):
         """The same for new tokens x after what `state` holds."""
         return self._around(x, lambda y: self.mixer.extend(y, state, new))
 
+    def new_state(self, batch: int, capacity: int, dtype: torch.dtype) -> dict[str, Tensor]:
+        """What decoding keeps of the mixer; nothing for an MLP."""
+        return self.mixer.new_state(batch, capacity, dtype) if self.mixer is not None else {}
+
     def _around(self, x: Tensor, mix: Callable[[Tensor], Tensor]) -> Tensor:
-        if self.norm_output:
-            x = x + self.mixer_norm(mix(x))
-            return x + self.mlp_norm(self.mlp(x))
-        x = x + mix(self.mixer_norm(x))
-        return x + self.mlp(self.mlp_norm(x))
+        if self.mixer is not None:
+            x = x + (self.mixer_norm(mix(x)) if self.norm_output else mix(self.mixer_norm(x)))
+        if self.mlp is not None:
+            x = x + (self.mlp_norm(self.mlp(x)) if self.norm_output else self.mlp(self.mlp_norm(x)))
+        return x
 
 
 class LanguageModel(nn.Module):
@@ -77,10 +102,13 @@ class LanguageModel(nn.Module):
         self.config = config
         self.recompute = False
         """Compute blocks again in the backward pass: less memory, a third more time."""
-        layers = zip(config.layers, config.windows, strict=True)
-        self.windows = {window for mixer, window in layers if mixer == "attn"}
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
         self.blocks: Any = nn.ModuleList(Block(config, i) for i in range(config.n_layers))
+        self.windows = {
+            block.mixer.window
+            for block, kind in zip(self.blocks, config.layers, strict=True)
+            if block.mixer is not None and lookup(config.kinds[kind].mixer).attends
+        }
         self.norm = RMSNorm(config.d_model, config.norm_eps)
         self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
 
@@ -109,7 +137,7 @@ class LanguageModel(nn.Module):
         float32.
         """
         dtype = dtype or self.head.weight.dtype
-        layers = [block.mixer.new_state(batch, capacity, dtype) for block in self.blocks]
+        layers = [block.new_state(batch, capacity, dtype) for block in self.blocks]
         seen = torch.zeros(batch, dtype=torch.long, device=self.head.weight.device)
         return Cache(layers, seen, capacity)
 

@@ -12,13 +12,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from models.config import Blueprint, Geometry, Mix, ModelConfig, build_config
+from models.config import Blueprint, ModelConfig
 from models.cost import flops_per_token, parameters
 from models.errors import SettingError, one_of
+from models.mix import TRANSFORMER, Geometry, Mix, build_config
 
 MATCHES = ("blueprint", "flops", "params")
 KNOBS = ("heads", "mlp_hidden")
-TRANSFORMER = Mix("transformer", ("attn",))
 COARSEST = 64
 """Widths of an MLP are multiples of this where that comes near enough."""
 
@@ -77,6 +77,11 @@ def match(
     def residual(config: ModelConfig) -> float:
         return (measure(config) - target) / target
 
+    if mix.mlp == "none" and how != "blueprint" and knob == "mlp_hidden":
+        raise SettingError(
+            f"mix={mix.name} has no MLP (mix.mlp=none), so protocol.knob=mlp_hidden cannot match "
+            "it; give protocol.knob=heads, or protocol.match=blueprint."
+        )
     if how == "blueprint" or measure(plain) == target:
         return Matched(plain, N_target, residual(plain), quantity, "nothing")
     if knob == "heads":

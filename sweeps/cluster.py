@@ -10,7 +10,7 @@ from typing import Any
 
 from ablations.devices import GPUS
 from ablations.records import project_root
-from ablations.settings import from_dict
+from models.settings import from_dict
 from ablations.spec import RunSpec
 from models.environment import expand
 from models.errors import SettingError, one_of

@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 from hydra.core.override_parser.types import Override
 
-from ablations.settings import flatten
+from models.settings import flatten
 from models.errors import SettingError, one_of
 
 OF_A_RUN = ("seed", "mix", "size", "protocol", "data", "train")

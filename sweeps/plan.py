@@ -22,7 +22,7 @@ from ablations.confounds import Confound, Facts, baseline_among, conditions, con
 from ablations.devices import GPUS, gpu_kind
 from ablations.records import RunDirectory
 from ablations.resources import check_ranks, kept_bytes
-from ablations.settings import to_dict
+from models.settings import to_dict
 from ablations.spec import RunSpec, too_many_epochs
 from sweeps.arrays import Array, arrays, makespan, time_of
 from sweeps.cluster import Slurm

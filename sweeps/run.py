@@ -149,7 +149,7 @@ def _sweep(composed: list[dict[str, Any]]) -> int:
 def _requests(plan: Plan, specs: list[RunSpec], runs_root: Path) -> list[Request]:
     """What is not done, longest first, so that none ends alone."""
     from ablations.records import RunDirectory
-    from ablations.settings import to_dict
+    from models.settings import to_dict
     from sweeps.submit import Request
 
     seconds = {(e.spec.sweep, e.spec.run_name): e.seconds for e in plan.todo}
@@ -275,7 +275,7 @@ def _check_control(specs: list[RunSpec], runs_root: Path, treatments: list[str])
     """The runs asked for, together with those that already lie in their sweep's folder."""
     from ablations.control import check
     from ablations.records import read_sweep
-    from ablations.settings import to_dict
+    from models.settings import to_dict
 
     planned = all(spec.corpus for spec in specs)  # else there is nothing yet to hold beside runs
     for sweep in {spec.sweep for spec in specs}:
@@ -304,7 +304,7 @@ def _say_damaged(specs: list[RunSpec], runs_root: Path, console: Console) -> Non
 def _say_new(requests: list[Request], console: Console) -> None:
     """Name the runs that differ from one already there in no more than its settings."""
     from ablations.records import read_sweep
-    from ablations.settings import flatten
+    from models.settings import flatten
 
     for request in requests:
         if request.run.path.exists() or not request.sweep.is_dir():

@@ -11,7 +11,7 @@ from ablations.command import exit_code
 from ablations.evaluate import budget
 from ablations.evaluate.budget import PROBES, EvaluationSettings
 from ablations.records import DamagedRecord, RunDirectory, read_sweep
-from ablations.settings import from_dict
+from models.settings import from_dict
 from ablations.spec import DEVICES, PRECISIONS, RunSpec, load
 from models.errors import SettingError, one_of
 from models.terminal import readable

@@ -1,46 +1,37 @@
-"""The mixers: one line each, names of what builds a layer and of what counts it.
+"""The mixers that come with the project: one folder and one name each.
 
-Names rather than imports, so that counts and matching need no torch. A mixer of one's own is one
-file with both, and one line here: docs/mixers.md walks through one.
+The first is the transformer's. docs/mixers.md walks through one. A mixer of your own may also stay
+in a package of your own: its dotted path stands where a name does.
 """
 
 from __future__ import annotations
 
-import importlib
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from importlib import import_module
 
-if TYPE_CHECKING:
-    from models.cost import MixerCost
+from models.errors import SettingError, one_of
+from models.mixer import Mixer
 
-
-@dataclass(frozen=True)
-class Mixer:
-    """Where a mixer's layer and its counts are, each as `module:attribute`."""
-
-    layer: str
-    """An nn.Module built as `layer(config, index)`: see docs/mixers.md for its methods."""
-    cost: str
-    """A models.cost.MixerCost."""
-
-
-MIXERS = {
-    "attn": Mixer("models.mixers.attn.layer:Attention", "models.cost:ATTN"),
-    "gdn": Mixer("models.mixers.gdn.layer:GatedDeltaNet", "models.cost:GDN"),
-    "mamba2": Mixer("models.mixers.mamba2.layer:Mamba2", "models.cost:MAMBA2"),
+MIXERS: dict[str, Mixer] = {
+    name: import_module(f"{__name__}.{name}").MIXER for name in ("attn", "gdn", "mamba2")
 }
 
 
-def layer_class(mixer: str) -> Any:
-    """The nn.Module class of a mixer (imports torch)."""
-    return _look_up(MIXERS[mixer].layer)
+def lookup(mixer: str) -> Mixer:
+    """The record of a mixer, by its name, or by the dotted path of a module with a `MIXER`.
 
-
-def cost(mixer: str) -> MixerCost:
-    """The counts of a mixer."""
-    return _look_up(MIXERS[mixer].cost)
-
-
-def _look_up(name: str) -> Any:
-    module, attribute = name.split(":")
-    return getattr(importlib.import_module(module), attribute)
+    Raises SettingError where there is none.
+    """
+    if mixer in MIXERS:
+        return MIXERS[mixer]
+    if "." not in mixer:
+        raise one_of("mixer", mixer, (*MIXERS, "the dotted path of a package of your own"))
+    try:
+        record = getattr(import_module(mixer), "MIXER", None)
+    except ImportError as error:
+        raise SettingError(
+            f"mixer={mixer} cannot be imported ({error}); give a module that Python finds from "
+            "here, such as a package beside the folder you are in, or installed."
+        ) from None
+    if not isinstance(record, Mixer):
+        raise SettingError(f"mixer={mixer} holds no MIXER, a models.mixer.Mixer.")
+    return record

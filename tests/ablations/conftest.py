@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from ablations.records import RunDirectory
-from ablations.settings import to_dict
+from models.settings import to_dict
 from ablations.spec import resolve
 
 ROOT = Path(__file__).parents[2]

@@ -15,7 +15,7 @@ from ablations.confounds import (
     confounds,
     tokens_worth,
 )
-from ablations.settings import to_dict
+from models.settings import to_dict
 from ablations.spec import resolve
 from models.mixers import MIXERS, layer_class
 

@@ -5,7 +5,7 @@ import copy
 import pytest
 
 from ablations.control import check
-from ablations.settings import to_dict
+from models.settings import to_dict
 from ablations.spec import resolve
 from models.errors import SettingError
 

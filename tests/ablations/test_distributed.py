@@ -51,7 +51,7 @@ BUDGET = {
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
     from ablations.records import RunDirectory
-    from ablations.settings import to_dict
+    from models.settings import to_dict
     from ablations.spec import resolve
 
     spec = resolve(settings("gdn3_attn1", **BUDGET))

@@ -9,7 +9,7 @@ import pytest
 
 from ablations import tracking
 from ablations.records import RunDirectory
-from ablations.settings import to_dict
+from models.settings import to_dict
 from ablations.spec import resolve
 from ablations.train import train
 from sweeps import state, worker

@@ -19,7 +19,7 @@ from ablations.evaluate.positions import by_position, edges
 from ablations.evaluate.probes import Probes, score
 from ablations.evaluate.tasks import BUILD, DIGITS, Material, examples, material, pairs
 from ablations.records import project_root
-from ablations.settings import to_dict
+from models.settings import to_dict
 from ablations.spec import load, resolve
 from ablations.train import train
 from models.errors import SettingError

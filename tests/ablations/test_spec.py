@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from ablations.settings import flatten, from_dict, to_dict
+from models.settings import flatten, from_dict, to_dict
 from ablations.spec import load, resolve
 from models.errors import SettingError
 

@@ -22,7 +22,7 @@ import pytest
 import safetensors.torch
 
 from ablations.records import RunDirectory
-from ablations.settings import to_dict
+from models.settings import to_dict
 from ablations.spec import resolve
 from models.checkpoint_files import damage, step_folder, steps
 from tests.ablations.conftest import settings

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from ablations.checkpoint import Checkpoints
 from ablations.data.embedded import SEPARATOR
 from ablations.data.prepared import write_prepared
-from ablations.settings import to_dict
+from models.settings import to_dict
 from ablations.spec import resolve
 from models import hf, hf_run
 from models.config import Blueprint, Mix, build_config

@@ -16,7 +16,7 @@ import pytest
 from rich.console import Console
 
 from ablations.records import RunDirectory
-from ablations.settings import to_dict
+from models.settings import to_dict
 from ablations.spec import resolve
 from models.errors import SettingError
 from sweeps import drive, view

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from ablations.devices import GPUS, gpu_kind, peak_flops
 from ablations.records import RunDirectory
-from ablations.settings import to_dict
+from models.settings import to_dict
 from ablations.spec import resolve
 from models.errors import SettingError
 from sweeps import plan as planning

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from ablations.records import RunDirectory, read_sweep
-from ablations.settings import to_dict
+from models.settings import to_dict
 from ablations.spec import resolve
 from models.errors import SettingError
 from sweeps import plan, view

@@ -12,7 +12,7 @@ import pytest
 
 from ablations import provenance
 from ablations.records import RunDirectory
-from ablations.settings import to_dict
+from models.settings import to_dict
 from ablations.spec import resolve
 from models.errors import SettingError
 from sweeps import drive, follow, freeze, slurm, state, submit, view

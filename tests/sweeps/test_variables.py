@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ablations.data.source import required_path, summarize
-from ablations.settings import to_dict
+from models.settings import to_dict
 from models.environment import expand
 from models.errors import SettingError
 from sweeps import slurm, submit

@@ -1,0 +1,150 @@
+"""Softmax attention, by default as in Olmo 3: norms of queries and keys over the full projection,
+rotary positions, the block's norms on its outputs, no biases."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from models.config import ModelConfig
+from models.errors import SettingError, one_of
+from models.mixer import FP32_BYTES, Mixer, Place
+
+QK_NORMS = ("full", "head", "none")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a mix may set."""
+
+    rotary: float = 1.0
+    """Share of each head's width that rotary positions turn; 0: attention without positions,
+    and the recurrent layers order the tokens."""
+    qk_norm: str = "full"
+    """Norms of queries and keys: over the `full` projection, over each `head`, or `none`."""
+    window: int | None = None
+    """Tokens that each of these layers sees, itself included; 0 for all; None: what the protocol
+    says by the layer's index."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rotary <= 1:
+            raise SettingError(f"rotary={self.rotary:g} must be a share of the head, 0 to 1.")
+        if self.qk_norm not in QK_NORMS:
+            raise one_of("qk_norm", self.qk_norm, QK_NORMS)
+        if self.window is not None and self.window < 0:
+            raise SettingError(f"window={self.window} must be tokens, or 0 for full attention.")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the layer reads."""
+
+    n_kv_heads: int
+    rope_theta: float | None
+    """Base of the rotary angles; None: attention without positions."""
+    windows: tuple[int, ...] = ()
+    """Tokens seen by each layer of the model, by its index, 0 for all; empty: all everywhere."""
+    rotary: float = 1.0
+    qk_norm: str = "full"
+
+    def window(self, layer: int) -> int:
+        return self.windows[layer] if self.windows else 0
+
+
+def settings(options: Options, _rules: object, place: Place) -> Settings:
+    size = place.size
+    width = options.rotary * size.head_dim
+    if width % 2:
+        raise SettingError(
+            f"rotary={options.rotary:g} turns {width:g} of the {size.head_dim} channels "
+            f"of a head of size={size.name}; rotary positions turn pairs, so give a share that "
+            "makes an even number."
+        )
+    repeated = place.windows or (0,)
+    windows = [0] * place.n_layers
+    for layer, index in place.layers.items():
+        if options.window is not None:
+            windows[layer] = options.window
+        elif index < place.n_mixers - 1:  # the last sees all
+            windows[layer] = repeated[index % len(repeated)]
+    return Settings(
+        n_kv_heads=size.n_kv_heads or size.n_heads,
+        rope_theta=place.rope_theta if options.rotary else None,
+        windows=tuple(windows) if any(windows) else (),
+        rotary=options.rotary or 1.0,
+        qk_norm=options.qk_norm,
+    )
+
+
+def problem(config: ModelConfig, s: Settings) -> str:
+    rotated = s.rope_theta is not None
+    if config.d_model % config.n_heads or (rotated and s.rotary * config.head_dim % 2):
+        return (
+            f"n_heads={config.n_heads} cannot be used; valid: what divides "
+            f"d_model={config.d_model} into heads of an even width."
+        )
+    if config.n_heads % s.n_kv_heads:
+        return (
+            f"n_kv_heads={s.n_kv_heads} cannot be used; valid: what divides "
+            f"n_heads={config.n_heads}."
+        )
+    if s.windows and len(s.windows) != config.n_layers:
+        return (
+            f"windows={s.windows!r:.60} cannot be used; valid: {config.n_layers} of them, one for "
+            "each layer."
+        )
+    if not 0 < s.rotary <= 1:
+        return f"rotary={s.rotary} cannot be used; valid: a share of the head, above 0 to 1."
+    if s.qk_norm not in QK_NORMS:
+        return f"qk_norm={s.qk_norm:.60} cannot be used; valid: {', '.join(QK_NORMS)}."
+    return ""
+
+
+def parameters(config: ModelConfig, layer: int) -> int:
+    d, s = config.d_model, config.settings(layer)
+    kv = s.n_kv_heads * config.head_dim
+    norms = {"full": d + kv, "head": 2 * config.head_dim, "none": 0}[s.qk_norm]
+    return 2 * d * d + 2 * d * kv + norms  # q, o; k, v
+
+
+def flops(config: ModelConfig, layer: int, context: int) -> float:
+    d, s = config.d_model, config.settings(layer)
+    kv = s.n_kv_heads * config.head_dim
+    window = min(s.window(layer) or context, context)
+    # Mean number of keys a query sees: 1, 2, …, window, then window.
+    keys = (window * (window + 1) / 2 + (context - window) * window) / context
+    return 2 * (2 * d * d + 2 * d * kv + 2 * d * keys)
+
+
+def decode_bytes(
+    config: ModelConfig, layer: int, context: int, element_bytes: int
+) -> tuple[int, int]:
+    s = config.settings(layer)
+    kept = min(s.window(layer) or context, context)
+    return 0, 2 * s.n_kv_heads * config.head_dim * kept * element_bytes
+
+
+def activation_bytes(config: ModelConfig, layer: int, _context: int, element_bytes: int) -> float:
+    d, s = config.d_model, config.settings(layer)
+    kv = s.n_kv_heads * config.head_dim
+    # Input; q and k before and after norm and rotation; v; output. A log-sum-exp a head, float32.
+    kept = 2 if s.qk_norm != "none" or s.rope_theta is not None else 1
+    elements = d + kept * (d + kv) + kv + d
+    return elements * element_bytes + config.n_heads * FP32_BYTES
+
+
+MIXER = Mixer(
+    name="attn",
+    letter="*",
+    layer="models.mixers.attn.layer:Attention",
+    norm="outputs",
+    options=Options,
+    saved=Settings,
+    settings=settings,
+    parameters=parameters,
+    flops=flops,
+    decode_bytes=decode_bytes,
+    activation_bytes=activation_bytes,
+    problem=problem,
+    attends=True,
+    confounds=("models.mixers.attn.confounds:windows",),
+)

@@ -1,4 +1,4 @@
-"""Softmax attention as in Olmo 3: QK-norm over the full projection, rotary positions, no biases.
+"""Softmax attention; by default as in Olmo 3, QK-norm over the full projection, no biases.
 
 Shapes: B batch, T time, H heads, D head width.
 """
@@ -34,7 +34,13 @@ def rotary_tables(positions: Tensor, D: int, theta: float) -> tuple[Tensor, Tens
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary positions on x: [B, H, T, D]; the first half of D pairs with the second."""
+    """Rotary positions on x: [B, H, T, D]; the first half of D pairs with the second.
+
+    Where the tables are narrower than D, the channels beyond them stay as they are.
+    """
+    if (width := cos.shape[-1]) < x.shape[-1]:
+        turned, rest = x[..., :width], x[..., width:]
+        return torch.cat([rotate(turned, cos, sin), rest], dim=-1)
     low, high = x.chunk(2, dim=-1)
     return (x * cos + torch.cat([-high, low], dim=-1) * sin).to(x.dtype)
 
@@ -48,20 +54,24 @@ def _compiled_flex_attention() -> Any:
 class Attention(nn.Module):
     """Causal attention over `window` tokens back, 0 for all; keys and values may be grouped."""
 
-    norm_output = True
-
     def __init__(self, config: ModelConfig, index: int) -> None:
         super().__init__()
-        d, kv = config.d_model, config.n_kv_heads * config.head_dim
-        self.n_kv_heads, self.head_dim = config.n_kv_heads, config.head_dim
-        self.grouped = config.n_kv_heads < config.n_heads
-        self.window, self.rope_theta = config.windows[index], config.rope_theta
+        settings, D = config.settings(index), config.head_dim
+        d, kv = config.d_model, settings.n_kv_heads * D
+        self.n_kv_heads, self.head_dim = settings.n_kv_heads, D
+        self.grouped = settings.n_kv_heads < config.n_heads
+        self.window, self.rope_theta = settings.window(index), settings.rope_theta
+        self.rotated = round(settings.rotary * D)
+        """Channels of a head that rotary positions turn, the first ones."""
+        self.qk_norm = settings.qk_norm
         self.q_proj = nn.Linear(d, d, bias=False)
         self.k_proj = nn.Linear(d, kv, bias=False)
         self.v_proj = nn.Linear(d, kv, bias=False)
         self.o_proj = nn.Linear(d, d, bias=False)
-        self.q_norm = RMSNorm(d, config.norm_eps)
-        self.k_norm = RMSNorm(kv, config.norm_eps)
+        if self.qk_norm != "none":
+            per_head = self.qk_norm == "head"
+            self.q_norm = RMSNorm(D if per_head else d, config.norm_eps)
+            self.k_norm = RMSNorm(D if per_head else kv, config.norm_eps)
 
     def forward(self, x: Tensor, documents: Documents | None = None) -> Tensor:
         """x: [B, T, d_model] -> [B, T, d_model]."""
@@ -109,13 +119,15 @@ class Attention(nn.Module):
 
     def _heads(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q: [B, H, T, D] and k, v: [B, kv heads, T, D]. positions: [T] or [B, T]."""
-        q = self.q_norm(self.q_proj(x))
-        k = self.k_norm(self.k_proj(x))
-        q, k, v = (
-            y.view(*y.shape[:2], -1, self.head_dim).transpose(1, 2) for y in (q, k, self.v_proj(x))
-        )
+        q, k = self.q_proj(x), self.k_proj(x)
+        if self.qk_norm == "full":
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k, v = (y.view(*y.shape[:2], -1, self.head_dim) for y in (q, k, self.v_proj(x)))
+        if self.qk_norm == "head":
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k, v = (y.transpose(1, 2) for y in (q, k, v))
         if self.rope_theta is not None:
-            cos, sin = rotary_tables(positions, self.head_dim, self.rope_theta)
+            cos, sin = rotary_tables(positions, self.rotated, self.rope_theta)
             q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         return q, k, v
 

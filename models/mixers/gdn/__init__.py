@@ -1,0 +1,101 @@
+"""Gated DeltaNet (Yang, Kautz, Hatamizadeh 2025) as in Olmo Hybrid."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from models.config import ModelConfig, round_up
+from models.mixer import FP32_BYTES, Mixer, Place, chunk_tokens
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a mix may set."""
+
+    output_gate: bool = True
+    allow_neg_eigval: bool = True
+    """beta in (0, 2) instead of (0, 1): eigenvalues of the transition down to -1."""
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What a protocol may set."""
+
+    key_multiple: int = 16
+    """Key head width = 0.75 · d_model / heads, rounded up to this multiple; values twice that."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the layer reads."""
+
+    key_dim: int
+    value_dim: int
+    output_gate: bool = True
+    allow_neg_eigval: bool = True
+    conv_kernel: int = 4
+    norm_eps: float = 1e-5
+    """Of the gated norm on the heads' outputs."""
+
+
+def settings(options: Options, rules: Rules, place: Place) -> Settings:
+    key_dim = round_up(0.75 * place.size.head_dim, rules.key_multiple)
+    return Settings(key_dim, 2 * key_dim, options.output_gate, options.allow_neg_eigval)
+
+
+def parameters(config: ModelConfig, layer: int) -> int:
+    d, H, s = config.d_model, config.n_heads, config.settings(layer)
+    key, value = H * s.key_dim, H * s.value_dim
+    projections = d * (2 * key + value + 2 * H) + value * d  # q k v a b; o
+    gate = d * value if s.output_gate else 0
+    taps = s.conv_kernel * (2 * key + value)
+    return projections + gate + taps + 2 * H + s.value_dim  # A_log, dt_bias; norm
+
+
+def flops(config: ModelConfig, layer: int, context: int) -> float:
+    d, H, s = config.d_model, config.n_heads, config.settings(layer)
+    K, V = s.key_dim, s.value_dim
+    C = chunk_tokens(V, context)
+    projections = d * H * (2 * K + 2 * V + 2) + (d * H * V if s.output_gate else 0)
+    # A head, a token: k·kᵀ and q·kᵀ over the chunk, forward substitution for K + V columns (half
+    # a square), scores times writes; then erase, read and write of the state.
+    inside = C * (2 * K + V) + (C - 1) / 2 * (K + V)
+    return 2 * (projections + s.conv_kernel * H * (2 * K + V) + H * (inside + 3 * K * V))
+
+
+def decode_bytes(
+    config: ModelConfig, layer: int, _context: int, element_bytes: int
+) -> tuple[int, int]:
+    H, s = config.n_heads, config.settings(layer)
+    convolution = (s.conv_kernel - 1) * H * (2 * s.key_dim + s.value_dim)
+    return H * s.key_dim * s.value_dim * FP32_BYTES + convolution * element_bytes, 0
+
+
+def activation_bytes(config: ModelConfig, layer: int, context: int, element_bytes: int) -> float:
+    d, H, s = config.d_model, config.n_heads, config.settings(layer)
+    K, V = s.key_dim, s.value_dim
+    C = chunk_tokens(V, context)
+    # Input; q, k, v before and after the convolution, q and k normed; the operator's output, the
+    # gate, and what the output projection reads.
+    elements = d + 2 * H * (2 * K + V) + 2 * H * K + (3 if s.output_gate else 2) * H * V
+    # float32: log decay and write strength, the chunk's inverse, a state a chunk.
+    return elements * element_bytes + (2 * H + H * C + H * K * V / C) * FP32_BYTES
+
+
+MIXER = Mixer(
+    name="gdn",
+    letter="G",
+    layer="models.mixers.gdn.layer:GatedDeltaNet",
+    norm="inputs",
+    options=Options,
+    rules=Rules,
+    saved=Settings,
+    settings=settings,
+    parameters=parameters,
+    flops=flops,
+    decode_bytes=decode_bytes,
+    activation_bytes=activation_bytes,
+    undecayed=("A_log", "dt_bias"),
+    operators=("models.mixers.gdn.operator:OPERATOR",),
+    confounds=("models.mixers.gdn.confounds:key_width",),
+)

@@ -23,22 +23,20 @@ from models.pointwise import rms_norm
 class GatedDeltaNet(nn.Module):
     """Shapes: B batch, T time, H heads, K key width, V value width."""
 
-    norm_output = False
-
-    def __init__(self, config: ModelConfig, _index: int) -> None:
+    def __init__(self, config: ModelConfig, index: int) -> None:
         super().__init__()
-        d, H = config.d_model, config.n_heads
-        K, V = config.gdn_key_dim, config.gdn_value_dim
+        d, H, settings = config.d_model, config.n_heads, config.settings(index)
+        K, V = settings.key_dim, settings.value_dim
         self.n_heads, self.key_dim, self.value_dim = H, K, V
-        self.eps = config.gated_norm_eps
-        self.beta_max = 2.0 if config.gdn_allow_neg_eigval else 1.0
+        self.eps = settings.norm_eps
+        self.beta_max = 2.0 if settings.allow_neg_eigval else 1.0
         self.q_proj = nn.Linear(d, H * K, bias=False)
         self.k_proj = nn.Linear(d, H * K, bias=False)
         self.v_proj = nn.Linear(d, H * V, bias=False)
         self.a_proj = nn.Linear(d, H, bias=False)
         self.b_proj = nn.Linear(d, H, bias=False)
-        self.g_proj = nn.Linear(d, H * V, bias=False) if config.gdn_output_gate else None
-        self.conv = nn.Parameter(torch.empty(H * (2 * K + V), config.conv_kernel))
+        self.g_proj = nn.Linear(d, H * V, bias=False) if settings.output_gate else None
+        self.conv = nn.Parameter(torch.empty(H * (2 * K + V), settings.conv_kernel))
         self.A_log = nn.Parameter(torch.empty(H))
         self.dt_bias = nn.Parameter(torch.empty(H))
         self.o_norm = nn.Parameter(torch.empty(V))

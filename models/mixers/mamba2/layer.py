@@ -22,16 +22,15 @@ from models.pointwise import rms_norm
 class Mamba2(nn.Module):
     """Shapes: B batch, T time, H heads, P head width (expand·d_model / H), K state width."""
 
-    norm_output = False
-
-    def __init__(self, config: ModelConfig, _index: int) -> None:
+    def __init__(self, config: ModelConfig, index: int) -> None:
         super().__init__()
-        d, H, P, K = config.d_model, config.n_heads, config.mamba2_head_dim, config.mamba2_state
+        settings = config.settings(index)
+        d, H, P, K = config.d_model, config.n_heads, settings.head_dim, settings.state
         self.n_heads, self.head_dim, self.state = H, P, K
         self.inner = H * P
-        self.eps = config.gated_norm_eps
+        self.eps = settings.norm_eps
         self.in_proj = nn.Linear(d, 2 * self.inner + 2 * K + H)
-        self.conv = nn.Parameter(torch.empty(self.inner + 2 * K, config.conv_kernel))
+        self.conv = nn.Parameter(torch.empty(self.inner + 2 * K, settings.conv_kernel))
         self.conv_bias = nn.Parameter(torch.empty(self.inner + 2 * K))
         self.A_log = nn.Parameter(torch.empty(H))
         self.dt_bias = nn.Parameter(torch.empty(H))

@@ -1,0 +1,112 @@
+"""What a mixer says of itself: the record from which everything else in the project learns of it.
+
+A mixer is a folder of models/mixers, or a package of your own, whose module holds a `MIXER`. The
+module is plain Python; the layer and the operators, which need torch, are named and not imported,
+so that tables and plans load neither. docs/mixers.md writes one.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from models.config import NORMS, Blueprint, ModelConfig
+from models.errors import one_of
+
+FP32_BYTES = 4
+
+
+@dataclass(frozen=True)
+class NoSettings:
+    """For a mixer that has nothing to set."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the layers of one kind stand, and what the protocol says of every model."""
+
+    size: Blueprint
+    layers: Mapping[int, int]
+    """Index of each in `ModelConfig.layers` -> its index among the model's mixers, which differ
+    where MLPs are layers of their own."""
+    n_layers: int
+    n_mixers: int
+    windows: tuple[int, ...]
+    """The protocol's sliding windows in tokens by index among the mixers, repeated over the depth;
+    0 for full."""
+    rope_theta: float
+
+
+@dataclass(frozen=True)
+class Mixer:
+    """A mixer's facts. Counts hold everything inside of the layer, the norms around it not.
+
+    Every count is called with (config, layer index, …); `config.settings(layer)` is the mixer's.
+    """
+
+    name: str
+    """Also the prefix of its settings: `mix.<name>_<option>`, `protocol.<name>_<rule>`."""
+    layer: str
+    """`module:Class` of the nn.Module, built as `Class(config, index)`: docs/mixers.md has its
+    methods."""
+    norm: str
+    """Where the block's norms stand as published, unless a mix says otherwise: `inputs` (before
+    mixer and MLP) or `outputs` (behind them)."""
+    settings: Callable[[Any, Any, Place], Any]
+    """(options, rules, place) -> the frozen dataclass that layer and counts read."""
+    parameters: Callable[[ModelConfig, int], int]
+    """(config, layer) -> parameters of the layer."""
+    flops: Callable[[ModelConfig, int, int], float]
+    """(config, layer, context) -> forward FLOPs per token, averaged over a context."""
+    decode_bytes: Callable[[ModelConfig, int, int, int], tuple[int, int]]
+    """(config, layer, context, element_bytes) -> what decoding one sequence keeps: bytes that do
+    not grow with the context (state), and bytes of keys and values after `context` tokens."""
+    activation_bytes: Callable[[ModelConfig, int, int, int], float]
+    """(config, layer, context, element_bytes) -> bytes per token that the layer keeps for its
+    backward pass, by the convention of `models.cost.activation_bytes`."""
+    options: type = NoSettings
+    """Dataclass of what a mix may set, every field with a default."""
+    rules: type = NoSettings
+    """Dataclass of what a protocol may set, every field with a default."""
+    saved: type = NoSettings
+    """The dataclass that `settings` returns, to read it back from a record."""
+    letter: str | None = None
+    """What stands for it in a pattern of letters."""
+    problem: Callable[[ModelConfig, Any], str] = lambda _config, _settings: ""
+    """(config, settings) -> what in settings read from a file no layer can have, as
+    `NAME=VALUE cannot be used; valid: ….`; empty where nothing."""
+    attends: bool = False
+    """Softmax attention over tokens: the layer has a `window` in tokens, 0 for all, and
+    `placement: middle` puts such layers at mid-depth."""
+    undecayed: tuple[str, ...] = ()
+    """Names of the layer's parameters that take no weight decay."""
+    operators: tuple[str, ...] = ()
+    """`module:OPERATOR` of each recurrent operator (models.ops.operator) that it computes with."""
+    confounds: tuple[str, ...] = ()
+    """`module:rule` of each models.confound.Rule about its settings: what a comparison should
+    watch."""
+
+    def __post_init__(self) -> None:
+        if self.norm not in NORMS:
+            raise one_of(f"norm of mixer {self.name}", self.norm, NORMS)
+
+    def layer_class(self) -> Any:
+        """The nn.Module class (imports torch)."""
+        return attribute(self.layer)
+
+
+def attribute(path: str) -> Any:
+    """What a `module:attribute` names."""
+    module, _, name = path.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def chunk_tokens(value_dim: int, context: int) -> int:
+    """Tokens a chunk of a recurrent operator is counted with.
+
+    64, as in the published kernels; 32 where value heads are narrower than 64, as in the tiny
+    ladder: there a chunk's squares would cost more than all it saves.
+    """
+    return min(64 if value_dim >= 64 else 32, context)

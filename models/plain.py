@@ -1,0 +1,177 @@
+"""A ModelConfig as plain values, read back from records and from other people's files.
+
+Models written before every mixer had settings of its own are read as what they were.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import reprlib
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from models.config import INITS, MLP, MLPS, NORMS, LayerKind, ModelConfig
+from models.errors import SettingError
+from models.mixers import lookup
+from models.settings import from_dict
+
+# Far above any model's, so that a number out of a broken file neither overflows nor takes hours.
+LARGEST, MOST_LAYERS = 1 << 24, 4096
+
+
+def model_from_plain(values: Any, where: str) -> ModelConfig:
+    """The inverse of `models.settings.to_dict` for a ModelConfig; `where` it was read, for errors.
+
+    Raises SettingError where `values` are not a model's, naming what no model has.
+    """
+    if not isinstance(values, Mapping):
+        raise SettingError(f"{where} is not a group of settings.")
+    values = model_of_version_2(values, where)
+    fields = {field.name: field for field in dataclasses.fields(ModelConfig)}
+    optional = {n for n, f in fields.items() if f.default is not dataclasses.MISSING}
+    for word, names in (
+        ("holds", set(values) - set(fields)),
+        ("lacks", set(fields) - optional - set(values)),
+    ):
+        if names:
+            raise SettingError(
+                f"{where} {word} {min(map(str, names))}; a model has {', '.join(sorted(fields))}."
+            )
+    kinds = values["kinds"]
+    if not isinstance(kinds, Mapping):
+        raise _refuse(where, "kinds", kinds, "a group of layer kinds")
+    built = {name: _kind(kind, f"{where}'s kinds.{name}") for name, kind in kinds.items()}
+    layers = values["layers"]
+    known = isinstance(layers, list | tuple) and all(
+        isinstance(kind, str) and kind in built for kind in layers
+    )
+    if not known or not 0 < len(layers) <= MOST_LAYERS or set(layers) != set(built):
+        raise _refuse(where, "layers", layers, f"1 to {MOST_LAYERS} of {', '.join(built)}")
+    config = ModelConfig(**{**values, "kinds": built, "layers": tuple(layers)})
+    return checked(config, where)
+
+
+def _kind(content: Any, where: str) -> LayerKind:
+    kind = from_dict(LayerKind, content, where)
+    if kind.norm not in NORMS:
+        raise _refuse(where, "norm", kind.norm, ", ".join(NORMS))
+    if kind.mixer == MLP:
+        return LayerKind(MLP, kind.norm)
+    saved = lookup(kind.mixer).saved
+    return LayerKind(kind.mixer, kind.norm, from_dict(saved, kind.settings, f"{where}.settings"))
+
+
+def checked(config: ModelConfig, where: str) -> ModelConfig:
+    """The same config, or SettingError naming what in it no model has; `where` it was read."""
+    for name in ("vocab_size", "d_model", "n_heads"):
+        whole_number(getattr(config, name), f"{where}'s {name}")
+    whole_number(config.mlp_hidden, f"{where}'s mlp_hidden", least=config.mlp != "none")
+    positive(config.norm_eps, f"{where}'s norm_eps")
+    for name, valid in (("init", INITS), ("mlp", tuple(MLPS))):
+        if getattr(config, name) not in valid:
+            raise _refuse(where, name, getattr(config, name), ", ".join(valid))
+    for kind in config.kinds.values():
+        if kind.mixer != MLP:
+            record = lookup(kind.mixer)
+            _check_numbers(kind.settings, where)
+            if problem := record.problem(config, kind.settings):
+                raise SettingError(f"{where}'s {problem}")
+    return config
+
+
+def _check_numbers(settings: Any, where: str) -> None:
+    """Every number of a mixer's settings in a range that some model could have."""
+    hints = typing.get_type_hints(type(settings))
+    for field in dataclasses.fields(settings):
+        value, hint = getattr(settings, field.name), hints[field.name]
+        what = f"{where}'s {field.name}"
+        if value is None:
+            continue
+        if hint is int:
+            whole_number(value, what)
+        elif hint in (float, float | None):
+            positive(value, what)
+        elif hint == tuple[int, ...]:
+            for item in value:
+                whole_number(item, what, least=0)
+
+
+def whole_number(value: Any, what: str, most: int = LARGEST, least: int = 1) -> int:
+    """`value`, or SettingError where it is no whole number in that range."""
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        raise SettingError(
+            f"{what}={shortened(value)} cannot be used; valid: a whole number from {int(least)} to "
+            f"{most}."
+        )
+    return value
+
+
+def positive(value: Any, what: str) -> float:
+    """`value`, or SettingError where it is no positive finite number."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 < value < math.inf:
+        raise SettingError(
+            f"{what}={shortened(value)} cannot be used; valid: a positive finite number."
+        )
+    return value
+
+
+def shortened(value: Any) -> str:
+    """A value of a file, however large, in a few words."""
+    return value[:60] if isinstance(value, str) else reprlib.repr(value)
+
+
+def _refuse(where: str, name: str, value: Any, valid: str) -> SettingError:
+    return SettingError(f"{where}'s {name}={shortened(value)} cannot be used; valid: {valid}.")
+
+
+def model_of_version_2(values: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    """A model as it is written now, from one with the settings of all mixers side by side."""
+    if "kinds" in values or "layers" not in values:
+        return values
+    old = dict(values)
+    layers = old.pop("layers")
+    if not isinstance(layers, list | tuple) or not all(isinstance(m, str) for m in layers):
+        raise _refuse(where, "layers", layers, "a list of mixers")
+    windows = old.pop("windows", ())
+    mixers: dict[str, tuple[str, dict[str, Any]]] = {
+        "attn": (
+            "outputs",
+            {
+                # A model from before grouped keys and values has as many heads of them.
+                "n_kv_heads": old.pop("n_kv_heads", old.get("n_heads")),
+                "rope_theta": old.pop("rope_theta", None),
+                "windows": list(windows) if any(windows) else [],
+            },
+        ),
+        "gdn": (
+            "inputs",
+            {
+                name: old.pop(f"gdn_{name}")
+                for name in ("key_dim", "value_dim", "output_gate", "allow_neg_eigval")
+                if f"gdn_{name}" in old
+            },
+        ),
+        "mamba2": (
+            "inputs",
+            {
+                name: old.pop(f"mamba2_{name}")
+                for name in ("state", "head_dim")
+                if f"mamba2_{name}" in old
+            },
+        ),
+    }
+    for name, key in (("conv_kernel", "conv_kernel"), ("gated_norm_eps", "norm_eps")):
+        if name in old:
+            value = old.pop(name)
+            for mixer in ("gdn", "mamba2"):
+                mixers[mixer][1][key] = value
+    kinds = {}
+    for mixer in dict.fromkeys(layers):
+        if mixer not in mixers:
+            raise _refuse(where, "layers", layers, f"layers of {', '.join(mixers)}")
+        norm, settings = mixers[mixer]
+        kinds[mixer] = {"mixer": mixer, "norm": norm, "settings": settings}
+    return {**old, "layers": list(layers), "kinds": kinds}
