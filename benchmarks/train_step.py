@@ -28,7 +28,8 @@ from ablations import provenance
 from ablations.devices import peak_flops
 from ablations.distributed import World
 from ablations.hardware import choose_hardware
-from ablations.spec import RunSpec, resolve
+from ablations.resolve import resolve
+from ablations.spec import RunSpec
 from models import hf_classes
 from models.language_model import LanguageModel
 from sweeps.compose import compose_sweep, of_the_run
