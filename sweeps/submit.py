@@ -274,7 +274,7 @@ def _record(
 def _from_anywhere(spec: dict[str, Any]) -> dict[str, Any]:
     """`spec` with its corpus named so that it is found whatever folder a worker begins in."""
     data = spec["data"]
-    if data["path"] is None:
+    if data.get("path") is None:
         return spec
     path = Path(data["path"]).expanduser()
     if not Path(expand(data["path"], "data.path")).expanduser().is_absolute():
