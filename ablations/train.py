@@ -573,7 +573,7 @@ class Trainer:
                 },
                 "precision": hardware.precision,
                 "parallel": self.parallel.how,
-                "backends": dict(backend.NAMES),
+                "backends": backend.in_use(),
                 "compiled": hardware.compiled,
                 "micro_batch_rows": self.rows,
                 "counts": to_dict(spec.counts),

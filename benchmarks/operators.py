@@ -31,14 +31,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.mixers.gdn import gated_delta_rule
-from models.mixers.mamba2 import ssd
+from models.mixers.gdn.operator import OPERATOR as GATED_DELTA_RULE
+from models.mixers.mamba2.operator import OPERATOR as SSD
 from models.ops import preflight
 from models.terminal import readable
 
 LENGTHS = (256, 1024, 4096)
 COLUMNS = ("fla", "chunked", "attention")
-OURS = {"gated_delta_rule": gated_delta_rule.chunked, "ssd": ssd.chunked}
+OPERATORS = {operator.name: operator for operator in (GATED_DELTA_RULE, SSD)}
+OURS = {name: operator.chunked for name, operator in OPERATORS.items()}
 DEFAULTS = {"batch": 8, "heads": 4, "key": 48, "value": 96, "threads": 1, "compile": 0}
 
 
@@ -156,7 +157,7 @@ def on_gpu() -> None:
         "| operator | T | fla, ms | chunked, ms | SDPA, ms |\n| --- | ---: | ---: | ---: | ---: |"
     )
     for operator in OURS:
-        without_fla = preflight.examine(operator, "fla", device, torch.bfloat16).problem
+        without_fla = preflight.examine(OPERATORS[operator], "fla", device, torch.bfloat16).problem
         if without_fla:
             print(f"{operator}: no fla, {without_fla}", file=sys.stderr)
         for T in (1024, 2048, 4096, 8192, 16384, 32768):
@@ -166,7 +167,7 @@ def on_gpu() -> None:
             chunked = OURS[operator]
             functions = {"chunked": torch.compile(chunked) if T <= 4096 else chunked}
             if not without_fla:
-                functions["fla"] = preflight.IMPLEMENTATIONS[operator]["fla"]
+                functions["fla"] = OPERATORS[operator].form("fla")
             found = medians(functions, leaves, 5)
             heads = [
                 torch.randn(tokens // T, H, T, 128, device=device, dtype=torch.bfloat16)

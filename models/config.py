@@ -101,6 +101,11 @@ class ModelConfig:
     def head_dim(self) -> int:
         return self.d_model // self.n_heads
 
+    @property
+    def mixers(self) -> tuple[str, ...]:
+        """Names of the mixers in the model, each once."""
+        return tuple(dict.fromkeys(k.mixer for k in self.kinds.values() if k.mixer != MLP))
+
     def kind(self, layer: int) -> LayerKind:
         return self.kinds[self.layers[layer]]
 

@@ -1,5 +1,8 @@
 """Whether the operators are right on this machine: `python -m models.doctor [--format markdown]`.
 
+--mixer NAME[,NAME] examines the operators of these mixers alone; one of your own is named by the
+dotted path of its package.
+
 Forward and backward of every backend that runs here, in float32 and bfloat16, against the
 definition in float64 at shapes as in training; then the backend that `auto` takes, and why.
 Exit code 0 where that one is right, 1 where none is, 2 for a mistake in the arguments.
@@ -9,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping
 
 import torch
 from rich import box
@@ -17,22 +21,25 @@ from rich.table import Table
 
 from models.errors import SettingError
 from models.ops import backend, preflight
+from models.ops.operator import FORMS, Operator, operators_of
 from models.terminal import readable
 
 
-def examine(device: torch.device) -> list[preflight.Verdict]:
+def examine(operators: Mapping[str, Operator], device: torch.device) -> list[preflight.Verdict]:
     """Every backend of every operator in every dtype; none is taken from the cache."""
     return [
         preflight.examine(operator, name, device, dtype)
-        for operator in preflight.OPERATORS
-        for name in ("naive", "chunked", "fla")
+        for operator in operators.values()
+        for name in FORMS
         for dtype in preflight.FORWARD
-        if name != "fla" or not preflight.cannot_run(name, device)
+        if not preflight.cannot_run(operator, name, device)
     ]
 
 
-def table(verdicts: list[preflight.Verdict], markdown: bool) -> Table:
-    tensors = preflight.TENSORS["gated_delta_rule"]
+def table(
+    operators: Mapping[str, Operator], verdicts: list[preflight.Verdict], markdown: bool
+) -> Table:
+    tensors = tuple(dict.fromkeys(t for operator in operators.values() for t in operator.tensors))
     made = Table(box=box.MARKDOWN if markdown else box.SIMPLE)
     for column in ("operator", "backend", "inputs"):
         made.add_column(column)
@@ -49,6 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m models.doctor", description=__doc__)
     parser.add_argument("--format", choices=("table", "markdown"), default="table")
     parser.add_argument("--device", help="cuda where there is one, else cpu, unless given")
+    parser.add_argument("--mixer", help="NAME[,NAME]: all that come with the project unless given")
     options = parser.parse_args(arguments)
     try:
         device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -56,24 +64,30 @@ def main(arguments: list[str] | None = None) -> int:
     except (RuntimeError, AssertionError) as error:
         print(f"--device {options.device}: {str(error).splitlines()[0]}", file=sys.stderr)
         return 2
+    try:
+        operators = operators_of(options.mixer.split(",") if options.mixer else None)
+    except SettingError as error:
+        print(error, file=sys.stderr)
+        return 2
+    if not operators:
+        print(f"--mixer {options.mixer}: no recurrent operator, so nothing to examine")
+        return 0
 
     console = Console(width=None if sys.stdout.isatty() else 120)
     console.print(", ".join(f"{k} {v}" for k, v in preflight.versions(device).items()), "\n")
     console.print("Norm of the error over the norm of the definition's tensor in float64:")
-    verdicts = examine(device)
-    console.print(table(verdicts, options.format == "markdown"))
+    verdicts = examine(operators, device)
+    console.print(table(operators, verdicts, options.format == "markdown"))
     for v in verdicts:
         if v.problem:
             console.print(f"{v.operator} in {v.dtype}: {v.problem}.")
     try:
-        choice = backend.choose(device)
+        choice = backend.choose(device, operators=operators)
     except SettingError as error:
         console.print(str(error))
         return 1
-    console.print(
-        f"auto takes {choice.gated_delta_rule} for the gated delta rule and {choice.ssd} for ssd "
-        f"({choice.reason.rstrip('.')})."
-    )
+    taken = " and ".join(f"{name} for {operator}" for operator, name in choice.backends.items())
+    console.print(f"auto takes {taken} ({choice.reason.rstrip('.')}).")
     return 0
 
 

@@ -1,6 +1,7 @@
 """The floors: a file imports from its own floor or from below, and planning loads no torch."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -47,12 +48,37 @@ def test_imports_come_from_the_same_floor_or_below(path):
 
 
 @pytest.mark.parametrize("path", files(), ids=lambda p: str(p.relative_to(ROOT)))
-def test_torch_stays_on_the_lower_floors_and_kernels_in_ops(path):
+def test_torch_stays_on_the_lower_floors_and_kernels_beside_their_operators(path):
     relative = str(path.relative_to(ROOT))
+    kernels = relative.startswith("models/ops/") or path.match("models/mixers/*/fla.py")
     for name in imports(path):
         top = name.split(".")[0]
         assert top != "torch" or relative.startswith(TORCH), f"{relative} imports torch"
-        assert top not in ("fla", "triton") or relative.startswith("models/ops/"), relative
+        assert top not in ("fla", "triton") or kernels, relative
+
+
+OPERATORS_UNNAMED = (
+    *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "models/ops").glob("*.py")),
+    "models/doctor.py",
+    "ablations/hardware.py",
+    "ablations/train.py",
+    "ablations/evaluate/__main__.py",
+)
+
+
+@pytest.mark.parametrize("file", OPERATORS_UNNAMED)
+def test_what_serves_every_operator_names_none_and_no_mixer(file):
+    from models.mixers import MIXERS
+    from models.ops.operator import operators_of
+
+    names = {*MIXERS, *operators_of()}
+    words = set()
+    for node in ast.walk(ast.parse((ROOT / file).read_text(encoding="utf-8"))):
+        for field in ("id", "attr", "arg", "name", "module", "value"):  # identifiers and strings
+            if isinstance(text := getattr(node, field, None), str):
+                words.update(re.split(r"[.:]", text))
+    assert len(names) >= 5
+    assert not names & words
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from importlib import import_module
 
-from models.errors import SettingError, one_of
+from models.errors import SettingError
 from models.mixer import Mixer
 
 MIXERS: dict[str, Mixer] = {
@@ -23,15 +23,13 @@ def lookup(mixer: str) -> Mixer:
     """
     if mixer in MIXERS:
         return MIXERS[mixer]
-    if "." not in mixer:
-        raise one_of("mixer", mixer, (*MIXERS, "the dotted path of a package of your own"))
+    valid = f"valid: {', '.join(MIXERS)}, or the dotted path of a module that has a MIXER"
+    if "." not in mixer.strip("."):
+        raise SettingError(f"mixer={mixer} is not known; {valid}.")
     try:
         record = getattr(import_module(mixer), "MIXER", None)
-    except ImportError as error:
-        raise SettingError(
-            f"mixer={mixer} cannot be imported ({error}); give a module that Python finds from "
-            "here, such as a package beside the folder you are in, or installed."
-        ) from None
+    except (ImportError, TypeError) as error:  # TypeError: a path that begins with a dot
+        raise SettingError(f"mixer={mixer} cannot be imported ({error}); {valid}.") from error
     if not isinstance(record, Mixer):
-        raise SettingError(f"mixer={mixer} holds no MIXER, a models.mixer.Mixer.")
+        raise SettingError(f"mixer={mixer} has no MIXER; {valid}.")
     return record

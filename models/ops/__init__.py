@@ -1,1 +1,1 @@
-"""Recurrent operators, each as its definition (`naive`) and in chunked form."""
+"""What every recurrent operator passes through; the operators lie beside the mixers' layers."""

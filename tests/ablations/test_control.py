@@ -34,7 +34,7 @@ def test_where_and_how_a_run_is_told_may_differ():
 def test_a_rule_of_a_mixer_is_compared_between_the_runs_that_read_it():
     wide = settings("gdn3_attn1", protocol__gdn_key_multiple=8)
     check(specs_of(settings("transformer"), wide), ["mix"])
-    with pytest.raises(SettingError, match="^protocol.gdn_key_multiple differs"):
+    with pytest.raises(SettingError, match=r"^protocol\.gdn_key_multiple differs"):
         check(specs_of(settings("gdn1_attn1"), wide), ["mix"])
 
 

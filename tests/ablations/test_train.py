@@ -18,6 +18,7 @@ from ablations.data.prepared import write_prepared
 from ablations.data.source import open_corpus
 from ablations.distributed import World
 from ablations.evaluate.loss import HeldOut, evaluate
+from ablations.hardware import Hardware, choose_operators
 from ablations.optim import ENOUGH, OutlierRule, build_optimizers
 from ablations.records import project_root
 from ablations.resolve import resolve
@@ -30,6 +31,7 @@ from models.language_model import LanguageModel
 
 from .conftest import settings
 
+RUNNING_SUM = "tests.models.test_doctor:RUNNING_SUM"
 MIXES = ("transformer", "gdn", "mamba2", "gdn3_attn1", "mamba2x3_attn1")
 
 
@@ -207,6 +209,44 @@ def test_a_device_that_is_not_there_is_refused(make_run):
     run, spec = make_run(resources__device="cuda")
     with pytest.raises(SettingError, match="not on this machine"):
         train(run, spec, stop=lambda: False, say=lambda _: None)
+
+
+def test_the_manifest_says_which_backend_every_operator_had(make_run):
+    for mix, backend, reason in (
+        ("mamba2", "naive", "recurrent operators: naive, as asked for."),
+        ("transformer", "chunked", None),  # it has none, so none is chosen
+    ):
+        run, spec = make_run(mix, resources__backend="naive")
+        said = []
+        assert (
+            train(run, spec, stop=lambda run=run: bool(rows(run)), say=said.append) == "preempted"
+        )
+        assert run.read_manifest()["backends"] == {"gated_delta_rule": backend, "ssd": backend}
+        assert [line for line in said if "operators" in line] == ([reason] if reason else [])
+
+
+def test_a_run_chooses_for_its_mixers_own_operator_too(tmp_path, monkeypatch):
+    (tmp_path / "own_mixers").mkdir()
+    (tmp_path / "own_mixers" / "sum.py").write_text(
+        "import dataclasses\nfrom models.mixers import MIXERS\n"
+        f"MIXER = dataclasses.replace(MIXERS['gdn'], operators=({RUNNING_SUM!r},))\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    hardware = Hardware(torch.device("cpu"), "fp32", compiled=False)
+
+    def chosen(*mixers):
+        spec = SimpleNamespace(
+            model=SimpleNamespace(mixers=mixers), resources=SimpleNamespace(backend="auto")
+        )
+        return choose_operators(spec, hardware)
+
+    comes_with_it = {"gated_delta_rule": "chunked", "ssd": "chunked"}
+    assert chosen("attn") is None
+    assert chosen("attn", "gdn").backends == comes_with_it
+    assert chosen("attn", "own_mixers.sum").backends == {**comes_with_it, "running_sum": "chunked"}
+    with pytest.raises(SettingError, match=r"mixer=own_mixers\.product cannot be imported"):
+        chosen("own_mixers.product")
 
 
 @pytest.mark.slow

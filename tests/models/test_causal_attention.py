@@ -7,9 +7,7 @@ from torch import Tensor
 from torch._dynamo.backends.common import aot_autograd
 
 from models.mixers.attn import causal_attention as blocked
-from models.mixers.gdn import gated_delta_rule
-from models.mixers.mamba2 import ssd
-from models.ops import preflight
+from models.ops.operator import operators_of
 
 
 def definition(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -70,7 +68,7 @@ def test_compiled_code_calls_it_whole_and_gives_the_same_bits():
     assert all(torch.equal(a, e) for a, e in zip(found, expected, strict=True))
 
 
-@pytest.mark.parametrize("operator", ["gated_delta_rule", "ssd"])
+@pytest.mark.parametrize("operator", operators_of().values(), ids=lambda o: o.name)
 def test_a_compiled_operator_is_one_call_with_the_same_bits(operator):
     graphs = []
 
@@ -78,8 +76,8 @@ def test_a_compiled_operator_is_one_call_with_the_same_bits(operator):
         graphs.append(graph)
         return make_boxed_func(graph)
 
-    function = {"gated_delta_rule": gated_delta_rule, "ssd": ssd}[operator].chunked
-    arguments = preflight.inputs(operator, torch.device("cpu"), torch.float32)
+    function = operator.chunked
+    arguments = operator.inputs(torch.device("cpu"), torch.float32)
     dout = torch.ones_like(arguments[2])
     expected = values_and_gradients(lambda *x: function(*x)[0], arguments, dout)
     backend = aot_autograd(fw_compiler=keep, bw_compiler=keep)

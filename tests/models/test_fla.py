@@ -18,6 +18,7 @@ import torch.nn.functional as F
 
 ROOT = Path(__file__).parents[2]
 KERNELS = Path(sys.prefix) / "fla"
+OPERATORS = ("gated_delta_rule", "ssd")
 TOLERANCE = {"o": 1e-5, "S": 1e-5}
 """Relative errors allowed in float32; 1e-4 for the gradients."""
 
@@ -55,7 +56,7 @@ def test_equal_in_value_and_gradient_under_the_interpreter(interpreted, case):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("operator", ["gated_delta_rule", "ssd"])
+@pytest.mark.parametrize("operator", OPERATORS)
 def test_the_operators_are_registered_right_and_leave_no_graph_break(interpreted, operator):
     checked = interpreted[f"opcheck {operator}"]
     assert set(checked) == {"test_schema", "test_autograd_registration", "test_faketensor"}
@@ -66,12 +67,18 @@ def test_the_operators_are_registered_right_and_leave_no_graph_break(interpreted
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 class TestOnAGpu:
-    @pytest.mark.parametrize("operator", ["gated_delta_rule", "ssd"])
+    @pytest.fixture
+    def operator(self, request):
+        from models.ops.operator import operators_of
+
+        return operators_of()[request.param]
+
+    @pytest.mark.parametrize("operator", OPERATORS, indirect=True)
     def test_fla_equals_the_definition_in_bfloat16(self, operator):
         from models.ops import preflight
 
         device = torch.device("cuda")
-        if why := preflight.cannot_run("fla", device):
+        if why := preflight.cannot_run(operator, "fla", device):
             pytest.skip(why)
         found = preflight.examine(operator, "fla", device, torch.bfloat16)
         if "on Hopper" in found.problem:
@@ -79,7 +86,7 @@ class TestOnAGpu:
         assert found.problem == ""
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-    @pytest.mark.parametrize("operator", ["gated_delta_rule", "ssd"])
+    @pytest.mark.parametrize("operator", OPERATORS, indirect=True)
     def test_chunked_equals_the_definition(self, operator, dtype):
         from models.ops import preflight
 
@@ -87,17 +94,17 @@ class TestOnAGpu:
         assert found.problem == ""
 
     @pytest.mark.parametrize("backend", ["chunked", "fla"])
-    @pytest.mark.parametrize("operator", ["gated_delta_rule", "ssd"])
+    @pytest.mark.parametrize("operator", OPERATORS, indirect=True)
     def test_compiled_without_a_graph_break_gives_what_eager_gives(self, operator, backend):
         from models.ops import preflight
 
         device = torch.device("cuda")
-        if why := preflight.cannot_run(backend, device):
+        if why := preflight.cannot_run(operator, backend, device):
             pytest.skip(why)
         if "on Hopper" in preflight.examine(operator, backend, device, torch.bfloat16).problem:
             pytest.skip("fla refuses its backward pass with this Triton on Hopper")
-        function = preflight.IMPLEMENTATIONS[operator][backend]
-        leaves = [x.requires_grad_() for x in preflight.inputs(operator, device, torch.bfloat16)]
+        function = operator.form(backend)
+        leaves = [x.requires_grad_() for x in operator.inputs(device, torch.bfloat16)]
 
         def loss(*x):
             return function(*x)[0].float().sin().sum()
@@ -170,9 +177,10 @@ def under_the_interpreter():
     from fla.ops.gated_delta_rule import fused_recurrent_gated_delta_rule
     from fla.ops.simple_gla import fused_recurrent_simple_gla
 
+    from models.mixers.gdn import fla as gdn_fla
     from models.mixers.gdn import gated_delta_rule
+    from models.mixers.mamba2 import fla as mamba2_fla
     from models.mixers.mamba2 import ssd
-    from models.ops import fla
 
     B, T, H, K, V = 2, 66, 2, 16, 16
     generator = torch.Generator().manual_seed(0)
@@ -207,23 +215,24 @@ def under_the_interpreter():
         results(ssd.chunked, shared, state), results(recurrent, shared, state)
     )
 
-    for name, kernel, ours, arguments, scalars in (
-        ("gated_delta_rule", fla.gated_delta_rule, gated_delta_rule, delta, (None, None, 0.25)),
-        ("ssd", fla.ssd, ssd, shared, (None, None)),
+    gdr = gdn_fla.gated_delta_rule, gdn_fla._gdr, gated_delta_rule.naive
+    dual = mamba2_fla.ssd, mamba2_fla._ssd, ssd.naive
+    for name, (kernel, operator, naive), arguments, scalars in (
+        ("gated_delta_rule", gdr, delta, (None, None, 0.25)),
+        ("ssd", dual, shared, (None, None)),
     ):
         exact = [x.double() for x in arguments]
         title = "gated delta rule" if name == "gated_delta_rule" else "simple GLA"
         found[f"our operator around fla's {title}, whole rows"] = compare(
             results(kernel, [x[:1] for x in arguments], None),
-            results(ours.naive, [x[:1] for x in exact], None),
+            results(naive, [x[:1] for x in exact], None),
         )
         found[f"our operator around fla's {title}, documents and states"] = compare(
             results(kernel, arguments, states, borders),
-            results(ours.naive, exact, states.double(), borders),
+            results(naive, exact, states.double(), borders),
         )
         short = [x[:1, :5].detach().requires_grad_() for x in arguments]
         heads = [x.expand(-1, -1, H, -1).contiguous() for x in short[:2]]
-        operator = fla._gdr if name == "gated_delta_rule" else fla._ssd
         checks = ("test_schema", "test_autograd_registration", "test_faketensor")
         whole = [x.detach().contiguous().requires_grad_() for x in (*heads, *short[2:])]
         outcome = torch.library.opcheck(operator, (*whole, *scalars, False), test_utils=checks)

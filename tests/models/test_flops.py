@@ -133,8 +133,8 @@ def attention(q, k, v, attn_mask=None, is_causal=False, **_):
 
 @pytest.fixture
 def plain(monkeypatch):
-    for module in ("gated_deltanet", "mamba2"):
-        monkeypatch.setattr(f"models.{module}.short_convolution", convolution)
+    for mixer in ("gdn", "mamba2"):
+        monkeypatch.setattr(f"models.mixers.{mixer}.layer.short_convolution", convolution)
     monkeypatch.setattr("models.mixers.gdn.layer.gated_delta_rule", gated_delta_rule)
     monkeypatch.setattr("models.mixers.mamba2.layer.ssd", ssd)
     monkeypatch.setattr(F, "scaled_dot_product_attention", attention)

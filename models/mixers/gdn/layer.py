@@ -16,7 +16,7 @@ from models.convolution import extend_convolution, short_convolution
 from models.decoding import NewTokens
 from models.documents import Documents
 from models.initial import convolution_taps, inverse_softplus_dt, log_uniform_decay
-from models.ops.backend import gated_delta_rule
+from models.mixers.gdn.operator import gated_delta_rule
 from models.pointwise import rms_norm
 
 
