@@ -23,6 +23,7 @@ from ablations.spec import (
     RunSpec,
     SizeSettings,
     TrainSettings,
+    too_many_epochs,
 )
 from models.environment import expand
 from models.errors import SettingError, not_ascii, one_of
@@ -202,17 +203,3 @@ def _check_ranges(parts: dict[str, Any]) -> None:
                 f"{group}.name={name} must be letters, digits and underscores, as run folders are "
                 "named by it."
             )
-
-
-def too_many_epochs(spec: RunSpec) -> str:
-    """Why a run is refused that reads its corpus too often, a sentence; empty where it is not."""
-    epochs = spec.epochs
-    if epochs is None or epochs <= spec.protocol.max_epochs:
-        return ""
-    assert spec.corpus is not None
-    return (
-        f"size={spec.size.name} reads {spec.recipe.tokens:,} tokens, {epochs:.1f} epochs of "
-        f"the {spec.corpus.name} corpus ({spec.corpus.train_tokens:,}), more than "
-        f"protocol.max_epochs={spec.protocol.max_epochs:g}; raise that, give a smaller last "
-        "protocol.chinchilla, or a larger corpus."
-    )

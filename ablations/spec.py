@@ -230,6 +230,20 @@ def load(content: Mapping[str, Any]) -> RunSpec:
     return from_dict(RunSpec, content, "spec")
 
 
+def too_many_epochs(spec: RunSpec) -> str:
+    """Why a run is refused that reads its corpus too often, a sentence; empty where it is not."""
+    epochs = spec.epochs
+    if epochs is None or epochs <= spec.protocol.max_epochs:
+        return ""
+    assert spec.corpus is not None
+    return (
+        f"size={spec.size.name} reads {spec.recipe.tokens:,} tokens, {epochs:.1f} epochs of "
+        f"the {spec.corpus.name} corpus ({spec.corpus.train_tokens:,}), more than "
+        f"protocol.max_epochs={spec.protocol.max_epochs:g}; raise that, give a smaller last "
+        "protocol.chinchilla, or a larger corpus."
+    )
+
+
 def completed(content: Mapping[str, Any]) -> dict[str, Any]:
     """A spec.yaml of any version in this version's terms, with the defaults of settings that came
     after it; what cannot be read as a spec, such as a mixer that is not installed here, as it is.

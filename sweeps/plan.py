@@ -21,9 +21,8 @@ from rich.table import Table
 from ablations.confounds import Confound, Facts, baseline_among, conditions, confounds
 from ablations.devices import GPUS, gpu_kind
 from ablations.records import RunDirectory, directory_of
-from ablations.resolve import too_many_epochs
 from ablations.resources import check_ranks, kept_bytes
-from ablations.spec import RunSpec
+from ablations.spec import RunSpec, too_many_epochs
 from sweeps.arrays import Array, arrays, makespan, time_of
 from sweeps.cluster import Slurm
 from sweeps.view import fitted

@@ -89,6 +89,17 @@ def test_planning_and_analysis_load_no_torch(module):
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
+@pytest.mark.parametrize("module", ["sweeps.plan", "ablations.resolve", "analysis.load"])
+def test_planning_and_analysis_load_nothing_of_corpus_preparation(module):
+    made_by = ("adopt", "documents", "encode", "hub", "mix.", "overlap", "prepare.", "tokenizer")
+    code = f"import sys, {module}; print(*sys.modules)"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout.split()
+    prefixes = tuple(f"ablations.data.{room}" for room in made_by)
+    assert [name for name in loaded if f"{name}.".startswith(prefixes)] == []
+
+
 @pytest.mark.parametrize("setting", ["szie=50k", "sweep=größe"])
 def test_a_mistyped_setting_answers_before_numpy_is_loaded(setting):
     code = (

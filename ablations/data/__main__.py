@@ -13,7 +13,8 @@ from ablations.data.adopt import adopt
 from ablations.data.documents import SUFFIXES
 from ablations.data.hub import FORM
 from ablations.data.manifest import read_manifest
-from ablations.data.mixture import mix, open_folder
+from ablations.data.mix import mix
+from ablations.data.mixture import open_folder
 from ablations.data.overlap import described
 from ablations.data.prepare import Preparation, prepare
 from ablations.data.prepared import Corpus

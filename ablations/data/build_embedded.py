@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ablations.data.embedded import encode, write_embedded
+from ablations.data.encode_embedded import encode, write_embedded
 from ablations.data.manifest import MANIFEST
 
 FORMAT = 1

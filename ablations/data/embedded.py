@@ -8,24 +8,16 @@ fingerprint without decompressing anything. `build_embedded.py` made the files.
 import hashlib
 import json
 import lzma
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from ablations.data.blocks import Block
-from ablations.data.encode import Encoded, encode_block
-from ablations.data.encoder import build_encoder
 from ablations.data.manifest import fingerprint
-from ablations.data.prepared import Corpus, open_prepared, write_prepared
-from ablations.data.tokenizer import load_tokenizer
+from ablations.data.prepared import Corpus, open_prepared
 from models.errors import SettingError
 
 FOLDER = Path(__file__).resolve().parent / "embedded"
-NAME = "embedded"
-TOKENIZER = load_tokenizer("bytes")
-SEPARATOR = TOKENIZER.separator
+SEPARATOR = 0
+"""The byte between documents, which none of them holds."""
 
 
 def embedded_manifest() -> dict[str, Any]:
@@ -65,6 +57,9 @@ def open_embedded(cache_dir: Path) -> Corpus:
     manifest = embedded_manifest()
     target = embedded_folder(cache_dir)
     if not target.exists():
+        # Here, as a plan opens the corpus without encoding text.
+        from ablations.data.encode_embedded import encode, write_embedded
+
         sources = manifest["sources"]
         domains = {name: encode(read_documents(source)) for name, source in sources.items()}
         try:
@@ -95,37 +90,3 @@ def read_documents(source: dict[str, Any]) -> list[bytes]:
             "(by sha256); restore it with git checkout."
         )
     return lzma.decompress(packed).split(bytes([SEPARATOR]))
-
-
-def encode(documents: Sequence[bytes | str]) -> Encoded:
-    """Documents as the preparer has them: without NUL bytes and blank ones, as bytes, hashed."""
-    block = Block(0, 1, 0, len(documents), 0, list(documents))
-    return encode_block(block, build_encoder(TOKENIZER), "text", TOKENIZER)
-
-
-def held_out(encoded: Encoded, validation_permille: int, max_document_bytes: int) -> np.ndarray:
-    """Which documents are held out, bool [documents]: a rule on content alone, so equal ones agree.
-
-    Documents over `max_document_bytes` always train: one of them would be most of a validation
-    set.
-    """
-    drawn = encoded.digests[:, 0] % np.uint64(1000) < np.uint64(validation_permille)
-    return drawn & (encoded.text_bytes <= max_document_bytes)
-
-
-def write_embedded(
-    path: Path, domains: dict[str, Encoded], rules: dict[str, dict[str, int]]
-) -> Corpus:
-    """Write the embedded corpus: training documents domain after domain, held-out ones by domain.
-
-    rules: the arguments of `held_out` by domain.
-    """
-    masks = {name: held_out(encoded, **rules[name]) for name, encoded in domains.items()}
-    return write_prepared(
-        path,
-        name=NAME,
-        vocab_size=TOKENIZER.vocab_size,
-        separator=SEPARATOR,
-        train=(tokens for name, mask in masks.items() for tokens in domains[name].documents(~mask)),
-        validation={name: domains[name].documents(mask) for name, mask in masks.items()},
-    )

@@ -13,10 +13,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from ablations.data.manifest import MANIFEST, SHARDED, read_manifest, write_manifest
-from ablations.data.overlap import near_duplicates
+from ablations.data.manifest import MANIFEST, read_manifest
 from ablations.data.prepared import Corpus, ValidationDomain, open_prepared
-from ablations.data.shards import written_beside
 from ablations.data.streams import MixedSource, Mixture
 from models.errors import SettingError
 
@@ -25,53 +23,12 @@ WEIGHT = re.compile(r"[0-9.]{1,20}(e-?[0-9]{1,2})?|[0-9]{1,9}/[0-9]{1,9}", re.IG
 LONGEST_PERIOD = 100_000  # instances; a schedule is held in memory
 
 
-def mix(sources: Mapping[str, tuple[str, Path]], out: Path, name: str) -> Corpus:
-    """Write a mixture and open it.
-
-    sources: {name: (weight as written, prepared folder)}. Raises SettingError where a weight is
-    none, or the corpora do not share one tokenizer; nothing is written then.
-    """
-    if out.exists():
-        raise SettingError(f"out={out} exists; name a folder that does not exist yet.")
-    if not sources:
-        raise SettingError(
-            "sources are not given; valid: NAME=WEIGHT:FOLDER, once for each prepared corpus."
-        )
-    manifest: dict[str, Any] = {
-        "format": SHARDED,
-        "kind": "mixture",
-        "name": name,
-        "sources": [
-            {
-                "name": source,
-                "path": str(path.expanduser().resolve()),
-                "weight": weight,
-                "fingerprint": _open_source(source, path.expanduser()).fingerprint,
-            }
-            for source, (weight, path) in sources.items()
-        ],
-    }
-    manifest["overlap"] = near_duplicates(_assemble(manifest, out, "out"))
-    with written_beside(out) as beside:
-        write_manifest(beside, manifest)
-        beside.rename(out)
-    return open_folder(out)
-
-
-def _open_source(name: str, path: Path) -> Corpus:
-    if read_manifest(path, name).get("kind") == "mixture":
-        raise SettingError(
-            f"{name}={path} is a mixture itself; valid: prepared corpora, each with its weight."
-        )
-    return open_prepared(path, setting=name)
-
-
 def open_folder(path: Path, *, verify: bool = False, setting: str = "data.path") -> Corpus:
     """Open a prepared corpus or a mixture of them."""
     manifest = read_manifest(path, setting)
     if manifest.get("kind") != "mixture":
         return open_prepared(path, verify=verify, setting=setting)
-    return _assemble(manifest, path, setting, verify=verify)
+    return assemble(manifest, path, setting, verify=verify)
 
 
 def folders(path: Path, setting: str = "data.path") -> list[tuple[str, Path]]:
@@ -110,9 +67,10 @@ def parts(weights: Mapping[str, str]) -> list[int]:
     return whole
 
 
-def _assemble(
+def assemble(
     manifest: Mapping[str, Any], path: Path, setting: str, *, verify: bool = False
 ) -> Corpus:
+    """The corpus that a mixture's manifest describes, its sources opened."""
     try:
         named = {source["name"]: source for source in manifest["sources"]}
         shares = parts({name: str(source["weight"]) for name, source in named.items()})

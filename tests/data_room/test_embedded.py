@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from ablations.data import embedded
-from ablations.data.embedded import embedded_manifest, encode, held_out, open_embedded
+from ablations.data.embedded import SEPARATOR, embedded_manifest, open_embedded
+from ablations.data.encode_embedded import TOKENIZER, encode, held_out
 from ablations.data.prepared import Corpus, open_prepared
 from models.errors import SettingError
 
@@ -207,3 +208,7 @@ def test_each_domain_has_its_licence_text() -> None:
     assert named == set(tells)
     for file, text in tells.items():
         assert text in (FOLDER / file).read_text(encoding="utf-8")
+
+
+def test_the_separator_of_reading_is_the_one_of_encoding():
+    assert TOKENIZER.separator == SEPARATOR

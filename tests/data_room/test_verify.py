@@ -12,7 +12,7 @@ import pytest
 
 from ablations.data import verify as verifying
 from ablations.data.embedded import open_embedded
-from ablations.data.mixture import mix
+from ablations.data.mix import mix
 from ablations.data.order import Batches
 from ablations.data.prepared import write_prepared
 from ablations.data.source import read_parts
