@@ -27,7 +27,7 @@ def lookup(mixer: str) -> Mixer:
         raise one_of("mixer", mixer, (*MIXERS, "the dotted path of a package of your own"))
     try:
         record = getattr(import_module(mixer), "MIXER", None)
-    except ImportError as error:
+    except (ImportError, TypeError) as error:  # TypeError: a name that begins with a dot
         raise SettingError(
             f"mixer={mixer} cannot be imported ({error}); give a module that Python finds from "
             "here, such as a package beside the folder you are in, or installed."

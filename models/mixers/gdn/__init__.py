@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from models.config import ModelConfig, round_up
+from models.errors import SettingError
 from models.mixer import FP32_BYTES, Mixer, Place, chunk_tokens
 
 
@@ -23,6 +24,10 @@ class Rules:
 
     key_multiple: int = 16
     """Key head width = 0.75 · d_model / heads, rounded up to this multiple; values twice that."""
+
+    def __post_init__(self) -> None:
+        if self.key_multiple < 1:
+            raise SettingError(f"key_multiple={self.key_multiple} must be at least 1.")
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from models.config import ModelConfig, round_up
+from models.errors import SettingError
 from models.mixer import FP32_BYTES, Mixer, Place, chunk_tokens
 
 
@@ -15,6 +16,10 @@ class Rules:
     state: int = 128
     """State width, where the model is at least twice as wide; else half the width, rounded up
     to 16, so that a tiny model is not mostly state."""
+
+    def __post_init__(self) -> None:
+        if self.state < 1:
+            raise SettingError(f"state={self.state} must be at least 1.")
 
 
 @dataclass(frozen=True)
