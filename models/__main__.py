@@ -20,7 +20,7 @@ from models.config import Blueprint
 from models.cost import activation_bytes, count, decode_bytes, parameters
 from models.errors import SettingError, one_of
 from models.matching import check_rules, check_windows, match
-from models.mix import TRANSFORMER, Geometry, Mix, build_config, rule_names
+from models.mix import TRANSFORMER, Geometry, Mix, build_config, check_rules_of, rule_names
 from models.mixers import MIXERS
 from models.safe_yaml import parse_yaml
 from models.settings import from_dict, unknown
@@ -135,6 +135,7 @@ def table(
     (name,) = _names("protocol", chosen.get("protocol", "controlled"), most=1)
     protocol = _read("protocol", name, overrides, rule_names(mixers)) | {"mixers": mixers}
     geometry, rules = _fill(Geometry, protocol), _fill(Matching, protocol)
+    check_rules_of(geometry.options, mixers)
     check_rules(rules.match, rules.knob)
     if "context" in chosen:
         context = _value(chosen["context"])
@@ -259,7 +260,8 @@ def _read(
     others: names that may be set beside those of the group's dataclasses and of the file.
     """
     values = _file(group, name)
-    valid = {f.name for cls in GROUPS[group] for f in dataclasses.fields(cls)} | {*values, *others}
+    fields = [f for cls in GROUPS[group] for f in dataclasses.fields(cls)]
+    valid = {f.name for f in fields if not f.metadata.get("open")} | {*values, *others}
     for key, value in overrides[group].items():
         if key not in valid and group != "mix":  # a Mix refuses what no mixer has
             raise unknown(key, sorted(valid), group)
@@ -279,7 +281,7 @@ def _file(group: str, name: str) -> dict[str, Any]:
 def _fill(cls: type[T], values: Mapping[str, Any]) -> T:
     """The dataclass's own part of a group."""
     group = values["group"]
-    fields = {f.name for c in GROUPS[group] for f in dataclasses.fields(c)}  # type: ignore[arg-type]
+    fields = {f.name for c in GROUPS[group] for f in dataclasses.fields(c)}
     own = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     part = {key: value for key, value in values.items() if key in own}
     if cls is Mix:  # which refuses what no mixer has
