@@ -5,9 +5,10 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-from models.config import Blueprint, Geometry, Mix
+from models.config import Blueprint
 from models.documents import Documents, causal_mask, mask_mod
 from models.language_model import LanguageModel
+from models.mix import Geometry, Mix
 
 from .test_language_model import ALL, TRANSFORMER, build, spread
 

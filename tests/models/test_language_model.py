@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 
 from models import language_model
-from models.config import Blueprint, Geometry, Mix, build_config
+from models.config import Blueprint
 from models.language_model import LanguageModel
+from models.mix import Geometry, Mix, build_config
 from models.mixers.mamba2.layer import Mamba2
 
 SIZE = Blueprint("x", 64, 4, 2, 96)
@@ -40,11 +41,12 @@ def spread(model, seed=1):
 def test_mamba2_layer_equals_transformers():
     modeling = pytest.importorskip("transformers.models.mamba2.modeling_mamba2")
     config = build_config(MAMBA2_HYBRID, SIZE, Geometry(), 256)
+    settings = config.settings(0)
     theirs = modeling.Mamba2Mixer(
         modeling.Mamba2Config(
-            hidden_size=config.d_model, num_heads=config.n_heads, head_dim=config.mamba2_head_dim,
-            state_size=config.mamba2_state, n_groups=1, expand=2, conv_kernel=4, chunk_size=16,
-            use_bias=True, use_conv_bias=True, layer_norm_epsilon=config.gated_norm_eps,
+            hidden_size=config.d_model, num_heads=config.n_heads, head_dim=settings.head_dim,
+            state_size=settings.state, n_groups=1, expand=2, conv_kernel=4, chunk_size=16,
+            use_bias=True, use_conv_bias=True, layer_norm_epsilon=settings.norm_eps,
             hidden_act="silu",
         ),
         layer_idx=0,

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from models.config import Blueprint, Geometry, Mix, build_config
+from models.config import Blueprint
 from models.cost import flops_per_token, parameters
 from models.errors import SettingError
-from models.matching import TRANSFORMER, match
+from models.matching import match
+from models.mix import TRANSFORMER, Geometry, Mix, build_config
 
 from .test_counts import MIXES, ROOT, SIZES, load_mix, load_size
 
@@ -57,7 +58,8 @@ def test_heads_come_out_as_they_did_for_the_published_7b():
     matched = match(HYBRID, SEVEN_B, PUBLISHED, 100352, knob="heads", tolerance=0.03, context=8192)
     config = matched.config
     assert (config.n_heads, config.d_model, config.mlp_hidden) == (30, 3840, 11008)
-    assert (config.head_dim, config.gdn_key_dim, config.gdn_value_dim) == (128, 96, 192)
+    gdn = config.kinds["gdn"].settings
+    assert (config.head_dim, gdn.key_dim, gdn.value_dim) == (128, 96, 192)
     assert matched.moved == "heads 32 → 30, d_model 4096 → 3840"
     N = parameters(config)[0]
     assert matched.residual == pytest.approx(N / matched.N_target - 1)
@@ -67,7 +69,7 @@ def test_heads_come_out_as_they_did_for_the_published_7b():
 def test_heads_leave_grouped_keys_and_values_whole():
     size = Blueprint("grouped", 512, 4, 16, 1024, n_kv_heads=4)
     config = match(HYBRID, size, Geometry(), 1000, knob="heads", tolerance=0.2).config
-    assert config.n_kv_heads == 4
+    assert config.kinds["attn"].settings.n_kv_heads == 4
     assert config.n_heads % 4 == 0
     assert config.head_dim == size.head_dim
 
@@ -82,7 +84,7 @@ def test_a_blueprint_stays_as_it_is_and_the_residual_says_by_how_much_it_differs
 
 @pytest.mark.parametrize("how", ["params", "flops"])
 def test_where_no_width_reaches_the_error_says_how_near_it_came(how):
-    gdn, geometry = Mix("gdn", ("gdn",)), Geometry(gdn_key_multiple=128)
+    gdn, geometry = Mix("gdn", ("gdn",)), Geometry(options={"gdn_key_multiple": 128})
     with pytest.raises(SettingError) as error:
         match(gdn, SMALL, geometry, 256, how=how, context=256)
     config = build_config(gdn, SMALL, geometry, 256, mlp_hidden=1)
