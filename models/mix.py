@@ -7,6 +7,7 @@ pattern, MLPs stand only where written and a layer is one sublayer, as in Megatr
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -198,7 +199,7 @@ class Mix:
             ]
         else:
             if n % period and self.last is None:
-                raise self._does_not_divide(n_layers, n)
+                raise self._does_not_divide(n_layers)
             layers = [pattern[i % period] for i in range(n)]
         if self.last is not None:
             layers[-1] = self.last
@@ -282,18 +283,16 @@ class Mix:
                 )
         return tuple(letters[letter] for letter in pattern)
 
-    def _does_not_divide(self, n_layers: int, n: int) -> SettingError:
+    def _does_not_divide(self, n_layers: int) -> SettingError:
         period = len(self.pattern)
-        below = n - n % period
-        depths = [d for d in (below, below + period) if d and not (MLP in self.pattern and d % 2)]
+        what, step = f"the {period} layers of mix={self.name}", period
         if MLP in self.pattern:
-            depths = [d // 2 for d in depths]
             what = f"the {period} sublayers of mix={self.name}, two a layer"
-        else:
-            what = f"the {period} layers of mix={self.name}"
-        ways = f"give {' or '.join(map(str, depths))}" if depths else "give another pattern"
+            step = period // math.gcd(period, 2)
+        below = n_layers - n_layers % step
+        depths = f"{below} or {below + step}" if below else f"{step}"
         return SettingError(
-            f"size.n_layers={n_layers} is not a multiple of {what}; {ways}, or set mix.last."
+            f"size.n_layers={n_layers} is not a multiple of {what}; give {depths}, or set mix.last."
         )
 
 
