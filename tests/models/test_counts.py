@@ -15,6 +15,8 @@ from models.matching import match
 from models.mix import Geometry, Mix, build_config
 from models.settings import from_dict
 
+from .test_language_model import VARIED
+
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / "tests" / "data" / "olmo_hybrid"
 PUBLISHED_NAMES = {
@@ -129,6 +131,17 @@ def test_counts_of_grouped_heads_and_of_a_mix_without_gate_equal_the_built_model
     assert parameters(config)[1] == sum(p.numel() for p in model.parameters())
 
 
+@pytest.mark.parametrize("mix", VARIED, ids=lambda m: m.name)
+@pytest.mark.parametrize("kv_heads", [None, 1])
+def test_counts_under_every_setting_of_the_block_equal_the_built_model(mix, kv_heads):
+    config = build_config(mix, Blueprint("x", 64, 4, 2, 96, kv_heads), Geometry(), 300)
+    with torch.device("meta"):
+        model = LanguageModel(config)
+    built = sum(p.numel() for p in model.parameters())
+    table = model.embedding.weight.numel()
+    assert parameters(config) == (built - table, built, built - 2 * table)
+
+
 def test_a_cache_of_any_mix_holds_what_is_counted():
     mix = Mix("all", ("gdn", "mamba2", "attn", "attn"))
     size = Blueprint("x", 64, 4, 4, 96, n_kv_heads=2)
@@ -158,6 +171,12 @@ def test_activations_grow_with_depth_and_element_and_attentions_not_with_the_con
     # A layer of fused attention and SwiGLU: 7 d for attention, 3 d and 3 hidden around it, and a
     # float32 a head; counted by hand from what the backward formulas read.
     assert of(transformer) == 8 * (2 * (10 * 512 + 3 * 1024) + 4 * 8) + ends
+    relu2, no_mlp = (Mix(mlp, "*", mlp=mlp) for mlp in ("relu2", "none"))
+    assert of(relu2) == of(transformer) - 8 * 2 * 1024
+    assert of(no_mlp) == of(transformer) - 8 * 2 * (2 * 512 + 3 * 1024)
+    # Neither normed nor turned, queries and keys are kept once.
+    bare = Mix("bare", "*", options={"attn_qk_norm": "none", "attn_rotary": 0.0})
+    assert of(bare) == of(transformer) - 8 * 2 * (2 * 512)
     for mix in (Mix("gdn", ("gdn",)), Mix("mamba2", ("mamba2",))):
         assert of(mix, context=1024) == of(mix)
         assert of(mix, element_bytes=4) < 2 * of(mix)  # the states are float32 in any case

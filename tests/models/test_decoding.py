@@ -10,7 +10,7 @@ from models.cost import decode_bytes
 from models.generation import generate
 from models.mix import Geometry, Mix
 
-from .test_language_model import ALL, build, spread
+from .test_language_model import ALL, VARIED, build, spread
 
 GROUPED = Blueprint("grouped", 64, 4, 4, 96, n_kv_heads=2)
 WINDOWS = Geometry(windows=(6, 0))
@@ -19,7 +19,7 @@ POSITIVE = Mix(
 )
 NO_POSITIONS = Mix("nope", ("gdn", "attn"), last="attn", options={"attn_rotary": 0.0})
 CASES = {
-    **{mix.name: {"mix": mix} for mix in (*ALL, POSITIVE, NO_POSITIONS)},
+    **{mix.name: {"mix": mix} for mix in (*ALL, *VARIED, POSITIVE, NO_POSITIONS)},
     "windows": {"mix": ALL[0], "geometry": WINDOWS},
     "grouped": {"mix": ALL[1], "size": GROUPED},
 }
@@ -63,7 +63,7 @@ def test_unequal_prompts_in_one_pass_then_steps(model):
 
 
 @pytest.mark.slow
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(cuts=st.lists(st.integers(1, 12), min_size=1, max_size=6), case=st.sampled_from([*CASES]))
 @torch.no_grad()
 def test_a_stream_may_be_read_in_any_pieces(cuts, case):

@@ -24,6 +24,7 @@ from models.mixer import chunk_tokens
 from models.mixers import MIXERS
 
 from .test_counts import PUBLISHED, PUBLISHED_NAMES, load_mix, load_size, rows
+from .test_language_model import VARIED
 
 TINY = Blueprint("tiny", 48, 4, 4, 80)
 LADDER = Blueprint("ladder", 128, 4, 2, 256)  # heads as wide as the published ones
@@ -164,9 +165,13 @@ def test_a_mixers_training_flops_are_those_of_its_products(plain, mixer):
     assert expected == pytest.approx(counted(lambda: layer(x)), rel=1e-9)
 
 
-@pytest.mark.parametrize("mix", MIXES, ids=lambda m: m.name)
-def test_a_models_training_flops_are_those_of_its_products(mix, request):
-    config = build_config(mix, TINY, Geometry(windows=(24, 0)), 200)
+@pytest.mark.parametrize(
+    ("mix", "size"),
+    [*((mix, TINY) for mix in MIXES), *((mix, LADDER) for mix in VARIED)],
+    ids=lambda x: x.name,
+)
+def test_a_models_training_flops_are_those_of_its_products(mix, size, request):
+    config = build_config(mix, size, Geometry(windows=(24, 0)), 200)
     model = LanguageModel(config)
     model.initialize(0)
     tokens = torch.randint(0, 200, (1, 64), generator=torch.Generator().manual_seed(0))
