@@ -4,7 +4,7 @@ import re
 import sys
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.config import MLP, Blueprint
@@ -27,6 +27,7 @@ def config_of(mix, size=SIZE, geometry=Geometry()):  # noqa: B008
     return build_config(mix, size, geometry, 256)
 
 
+@settings(deadline=None)
 @given(st.text("*GM-", min_size=1, max_size=8).filter(lambda letters: set(letters) != {"-"}))
 def test_letters_are_the_list_of_the_kinds_they_stand_for(letters):
     n_layers = len(letters)
@@ -36,6 +37,7 @@ def test_letters_are_the_list_of_the_kinds_they_stand_for(letters):
     assert config_of(Mix("x", letters), size) == config_of(listed, size)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 24), st.sampled_from(["G-", "M-M-M-*-", "MM*-", "*--", "GGG-"]))
 def test_mlps_of_their_own_double_the_depth(n_layers, letters):
     depth = 2 * n_layers
@@ -52,6 +54,7 @@ def test_mlps_of_their_own_double_the_depth(n_layers, letters):
         assert config.has_mixer(layer) == (kind != MLP)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 24), st.text("*GM-", min_size=2, max_size=7))
 def test_where_a_pattern_does_not_divide_the_depths_named_do(n_layers, letters):
     if set(letters) == {"-"}:
