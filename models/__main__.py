@@ -230,6 +230,8 @@ def _parse(arguments: Iterable[str]) -> tuple[str, dict[str, str], dict[str, dic
 
 
 def _value(text: str) -> Any:
+    if text.startswith("*"):  # a pattern of letters, which YAML takes for a reference
+        return text
     try:
         return parse_yaml(text)
     except (ValueError, TypeError, yaml.YAMLError):
