@@ -4,10 +4,12 @@ import csv
 from pathlib import Path
 
 import pytest
+import torch
 
 from models.config import Blueprint
 from models.cost import flops_per_token, parameters
 from models.errors import SettingError
+from models.language_model import LanguageModel
 from models.matching import match
 from models.mix import TRANSFORMER, Geometry, Mix, build_config
 
@@ -35,6 +37,52 @@ def test_every_mix_at_every_size_can_be_given_the_transformers_flops(mix_name, s
     assert abs(ratio - 1) <= 0.005
     assert matched.residual == pytest.approx(ratio - 1)
     assert matched.N_target == parameters(transformer)[0]
+
+
+@pytest.mark.parametrize("how", ["params", "flops"])
+@pytest.mark.parametrize("size_name", SIZES)
+@pytest.mark.parametrize(
+    "mix",
+    [
+        Mix("squared_relu", "GGG*", mlp="relu2"),
+        Mix("sublayers", "M-M-M-*-"),
+        Mix("many_mlps", "M-*--*--", mlp="relu2", norm="inputs"),
+        Mix("bare", "*", norm="inputs", options={"attn_qk_norm": "none", "attn_rotary": 0.0}),
+    ],
+    ids=lambda m: m.name,
+)
+def test_blocks_of_every_form_can_be_matched(mix, size_name, how):
+    size, vocab = load_size(size_name)
+    context = context_of(size_name)
+    matched = match(mix, size, Geometry(), vocab, how=how, context=context)
+    transformer = build_config(TRANSFORMER, size, Geometry(), vocab)
+    if how == "params":
+        with torch.device("meta"):
+            built, baseline = (LanguageModel(c) for c in (matched.config, transformer))
+        ratio = counted(built) / counted(baseline)
+    else:
+        ratio = flops_per_token(matched.config, context) / flops_per_token(transformer, context)
+    assert abs(ratio - 1) <= 0.005
+    assert matched.residual == pytest.approx(ratio - 1)
+    assert matched.config.mlp == mix.mlp
+
+
+def counted(model):
+    """Parameters without the embedding."""
+    return sum(p.numel() for p in model.parameters()) - model.embedding.weight.numel()
+
+
+def test_without_an_mlp_there_is_no_width_to_match_by_and_heads_do():
+    mix = Mix("bare", "GGG*", mlp="none")
+    size = Blueprint("wide", 512, 4, 32, 1024)
+    with pytest.raises(SettingError, match=r"mix=bare has no MLP .*knob=mlp_hidden.*knob=heads"):
+        match(mix, size, Geometry(), 256)
+    matched = match(mix, size, Geometry(), 256, knob="heads", tolerance=0.02)
+    assert matched.config.mlp_hidden == 0
+    assert matched.config.n_heads > size.n_heads
+    assert abs(matched.residual) <= 0.02
+    left_alone = match(mix, size, Geometry(), 256, how="blueprint").config
+    assert left_alone == build_config(mix, size, Geometry(), 256)
 
 
 def test_flops_are_matched_under_the_protocols_windows():
