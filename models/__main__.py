@@ -37,7 +37,7 @@ What every mix at every size is and costs.
   protocol     a name in conf/protocol; controlled unless given
   context      sequence length in tokens; the size's own unless given
   KEY=VALUE    any setting of those groups: protocol.match=flops, protocol.knob=heads,
-               size.n_kv_heads=4, mix.last=attn
+               size.n_kv_heads=4, mix.norm=inputs
 
 Columns
   N, N_total, N_body         parameters: without the input embedding; with it; without the
