@@ -180,7 +180,6 @@ LEAST = {
     "train.z_loss": 0,
     "train.skip_sigma": 0,
     "protocol.tolerance": 0,
-    "protocol.rope_theta": 1,
     "size.context": 1,
 }
 
@@ -191,11 +190,6 @@ def _check_ranges(parts: dict[str, Any]) -> None:
         value = getattr(parts[group], key)
         if value is not None and value < least:
             raise SettingError(f"{name}={value} must be at least {least}.")
-    if any(window < 0 for window in parts["protocol"].windows):
-        raise SettingError(
-            f"protocol.windows={list(parts['protocol'].windows)} must list windows in tokens, "
-            "0 for full attention."
-        )
     for group in ("mix", "size"):
         name = parts[group].name
         if not NAME.fullmatch(name):

@@ -20,7 +20,7 @@ from models.config import Blueprint
 from models.cost import activation_bytes, count, decode_bytes, parameters
 from models.errors import SettingError, one_of
 from models.matching import check_rules, check_windows, match
-from models.mix import TRANSFORMER, Geometry, Mix, build_config, rule_names
+from models.mix import TRANSFORMER, Geometry, Mix, build_config, check_rules_of, rule_names
 from models.mixers import MIXERS
 from models.safe_yaml import parse_yaml
 from models.settings import from_dict, unknown
@@ -37,7 +37,7 @@ What every mix at every size is and costs.
   protocol     a name in conf/protocol; controlled unless given
   context      sequence length in tokens; the size's own unless given
   KEY=VALUE    any setting of those groups: protocol.match=flops, protocol.knob=heads,
-               size.n_kv_heads=4, mix.last=attn
+               size.n_kv_heads=4, mix.norm=inputs
 
 Columns
   N, N_total, N_body         parameters: without the input embedding; with it; without the
@@ -135,6 +135,7 @@ def table(
     (name,) = _names("protocol", chosen.get("protocol", "controlled"), most=1)
     protocol = _read("protocol", name, overrides, rule_names(mixers)) | {"mixers": mixers}
     geometry, rules = _fill(Geometry, protocol), _fill(Matching, protocol)
+    check_rules_of(geometry.options, mixers)
     check_rules(rules.match, rules.knob)
     if "context" in chosen:
         context = _value(chosen["context"])
@@ -198,7 +199,7 @@ def _counts(
 
 
 def _transformer_first(mix: Mix) -> tuple[bool, str]:
-    return mix.pattern != TRANSFORMER.pattern, mix.name
+    return dataclasses.replace(mix.reads(), name=TRANSFORMER.name) != TRANSFORMER, mix.name
 
 
 def _parse(arguments: Iterable[str]) -> tuple[str, dict[str, str], dict[str, dict[str, Any]]]:
@@ -229,6 +230,8 @@ def _parse(arguments: Iterable[str]) -> tuple[str, dict[str, str], dict[str, dic
 
 
 def _value(text: str) -> Any:
+    if text.startswith("*"):  # a pattern of letters, which YAML takes for a reference
+        return text
     try:
         return parse_yaml(text)
     except (ValueError, TypeError, yaml.YAMLError):
@@ -259,7 +262,8 @@ def _read(
     others: names that may be set beside those of the group's dataclasses and of the file.
     """
     values = _file(group, name)
-    valid = {f.name for cls in GROUPS[group] for f in dataclasses.fields(cls)} | {*values, *others}
+    fields = [f for cls in GROUPS[group] for f in dataclasses.fields(cls)]
+    valid = {f.name for f in fields if not f.metadata.get("open")} | {*values, *others}
     for key, value in overrides[group].items():
         if key not in valid and group != "mix":  # a Mix refuses what no mixer has
             raise unknown(key, sorted(valid), group)
@@ -279,7 +283,7 @@ def _file(group: str, name: str) -> dict[str, Any]:
 def _fill(cls: type[T], values: Mapping[str, Any]) -> T:
     """The dataclass's own part of a group."""
     group = values["group"]
-    fields = {f.name for c in GROUPS[group] for f in dataclasses.fields(c)}  # type: ignore[arg-type]
+    fields = {f.name for c in GROUPS[group] for f in dataclasses.fields(c)}
     own = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     part = {key: value for key, value in values.items() if key in own}
     if cls is Mix:  # which refuses what no mixer has

@@ -7,6 +7,7 @@ pattern, MLPs stand only where written and a layer is one sublayer, as in Megatr
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -34,7 +35,13 @@ KIND = re.compile(r"[A-Za-z0-9_]+")
 
 
 def _names(cls: type) -> list[str]:
-    return [field.name for field in fields(cls)]
+    return [field.name for field in fields(cls) if not field.metadata.get("open")]
+
+
+def _behind(prefix: str, error: SettingError) -> SettingError:
+    """The error of a mixer, which knows its settings and not the name they are set under."""
+    named = str(error).startswith(("mix.", "protocol.", "size."))
+    return error if named else SettingError(f"{prefix}{error}")
 
 
 def _under(prefix: str, names: Iterable[str], options: Mapping[str, Any]) -> dict[str, Any]:
@@ -47,9 +54,7 @@ def _filled(cls: type, values: Mapping[str, Any], group: str) -> Any:
     try:
         return from_dict(cls, values, group, joint="_")
     except SettingError as error:
-        # A mixer knows what it has to set, and not under which name.
-        where = "" if str(error).startswith(group) else f"{group}_"
-        raise SettingError(f"{where}{error}") from None
+        raise _behind(f"{group}_", error) from None
 
 
 def rule_names(mixers: Iterable[Mixer]) -> list[str]:
@@ -86,6 +91,14 @@ class Geometry:
     rope_theta: float = 500_000.0
     options: Mapping[str, Any] = open_field()
     """Rules of mixers, `<mixer>_<rule>`."""
+
+    def __post_init__(self) -> None:
+        if any(window < 0 for window in self.windows):
+            raise SettingError(
+                f"protocol.windows={list(self.windows)} must be tokens, or 0 for full attention."
+            )
+        if not self.rope_theta > 0:
+            raise SettingError(f"protocol.rope_theta={self.rope_theta:g} must be above 0.")
 
     def rules(self, mixer: Mixer) -> Any:
         """A mixer's rules, those that are not set at their defaults."""
@@ -126,14 +139,16 @@ class Mix:
             raise one_of("mix.norm", self.norm, NORMS)
         if not self.norm_eps > 0:
             raise SettingError(f"mix.norm_eps={self.norm_eps:g} must be above 0.")
-        known = self._known_kinds()
+        known, letters = self._known_kinds(), self._letters()
         if isinstance(self.pattern, str):
-            object.__setattr__(self, "pattern", self._from_letters(self.pattern, known))
+            object.__setattr__(self, "pattern", self._from_letters(self.pattern, letters, known))
         if not self.pattern:
             raise SettingError(f"mix.pattern of {self.name} is empty; give a list of mixers.")
-        for kind in (*self.pattern, *([self.last] if self.last else [])):
+        for kind in self.pattern:
             if kind not in known and kind != MLP:
                 raise one_of("mixer", kind, known)
+        if self.last is not None and self.last not in known and self.last not in self.pattern:
+            raise one_of("mix.last", self.last, {*known, *self.pattern})
         if MLP in self.pattern and self.mlp == "none":
             raise SettingError(
                 f"mix.mlp=none, but mix.pattern of {self.name} has MLPs of its own ({MLP_LETTER}); "
@@ -147,14 +162,17 @@ class Mix:
                 f"mix.pattern of {self.name}; write the pattern out."
             )
         if self.placement == "middle" and not any(known[k].attends for k in self._mixers()):
+            attention = ", ".join(kind for kind, record in known.items() if record.attends)
             raise SettingError(
-                f"mix.placement=middle needs an attention layer in "
+                f"mix.placement=middle needs an attention layer ({attention}) in "
                 f"mix.pattern={list(self.pattern)}."
             )
-        options = [f"{kind}_{n}" for kind, record in known.items() for n in _names(record.options)]
+        options = {
+            f"{kind}_{name}" for kind, record in known.items() for name in _names(record.options)
+        }
         for key in self.options:
             if key not in options:
-                raise unknown(key, (*_names(Mix), *options), "mix")
+                raise unknown(key, (*_names(Mix), *sorted(options)), "mix")
         for kind, record in known.items():
             self._options(kind, record)
 
@@ -186,7 +204,7 @@ class Mix:
             ]
         else:
             if n % period and self.last is None:
-                raise self._does_not_divide(n_layers, n)
+                raise self._does_not_divide(n_layers)
             layers = [pattern[i % period] for i in range(n)]
         if self.last is not None:
             layers[-1] = self.last
@@ -220,13 +238,31 @@ class Mix:
                     f"mix.kinds.{kind}={content!r} must name a mixer and what is set of it, like "
                     "{mixer: NAME}."
                 )
-            if kind == MLP or kind in MIXERS or not KIND.fullmatch(kind):
+            named = isinstance(kind, str) and KIND.fullmatch(kind)
+            if not named or kind == MLP or kind in MIXERS:
                 raise SettingError(
                     f"mix.kinds.{kind} must be a name of its own, of letters, digits and "
                     f"underscores; {', '.join((*MIXERS, MLP))} stand for themselves."
                 )
             known[kind] = lookup(content["mixer"])
         return known
+
+    def _letters(self) -> dict[str, str]:
+        """Letter -> the kind that it stands for in a pattern."""
+        letters = {m.letter: kind for kind, m in MIXERS.items() if m.letter}
+        letters[MLP_LETTER] = MLP
+        for kind, content in self.kinds.items():
+            if "letter" not in content:
+                continue
+            letter = content["letter"]
+            if not isinstance(letter, str) or len(letter) != 1 or letter in letters:
+                taken = ", ".join(f"{letter} {kind}" for letter, kind in letters.items())
+                raise SettingError(
+                    f"mix.kinds.{kind}.letter={letter!r} must be one character that stands for no "
+                    f"other kind; taken: {taken}."
+                )
+            letters[letter] = kind
+        return letters
 
     def options_of(self, kind: str) -> Any:
         """A kind's options: those of its definition, and those set under its name."""
@@ -238,33 +274,29 @@ class Mix:
         values |= _under(f"{kind}_", _names(record.options), self.options)
         return _filled(record.options, values, f"mix.{kind}")
 
-    def _from_letters(self, letters: str, known: Mapping[str, Mixer]) -> tuple[str, ...]:
-        kinds = {m.letter: kind for kind, m in known.items() if m.letter and kind in MIXERS}
-        kinds |= {
-            content["letter"]: kind for kind, content in self.kinds.items() if "letter" in content
-        }
-        kinds[MLP_LETTER] = MLP
-        for letter in letters:
-            if letter not in kinds:
-                valid = ", ".join(f"{letter} {kind}" for letter, kind in kinds.items())
+    @staticmethod
+    def _from_letters(
+        pattern: str, letters: Mapping[str, str], known: Iterable[str]
+    ) -> tuple[str, ...]:
+        for letter in pattern:
+            if letter not in letters:
+                valid = ", ".join(f"{letter} {kind}" for letter, kind in letters.items())
                 raise SettingError(
-                    f"mix.pattern={letters} has the letter {letter}; valid: {valid}, or a list of "
+                    f"mix.pattern={pattern} has the letter {letter}; valid: {valid}, or a list of "
                     f"{', '.join(known)}."
                 )
-        return tuple(kinds[letter] for letter in letters)
+        return tuple(letters[letter] for letter in pattern)
 
-    def _does_not_divide(self, n_layers: int, n: int) -> SettingError:
+    def _does_not_divide(self, n_layers: int) -> SettingError:
         period = len(self.pattern)
-        below = n - n % period
-        depths = [d for d in (below, below + period) if d and not (MLP in self.pattern and d % 2)]
+        what, step = f"the {period} layers of mix={self.name}", period
         if MLP in self.pattern:
-            depths = [d // 2 for d in depths]
             what = f"the {period} sublayers of mix={self.name}, two a layer"
-        else:
-            what = f"the {period} layers of mix={self.name}"
-        ways = f"give {' or '.join(map(str, depths))}" if depths else "give another pattern"
+            step = period // math.gcd(period, 2)
+        below = n_layers - n_layers % step
+        depths = f"{below} or {below + step}" if below else f"{step}"
         return SettingError(
-            f"size.n_layers={n_layers} is not a multiple of {what}; {ways}, or set mix.last."
+            f"size.n_layers={n_layers} is not a multiple of {what}; give {depths}, or set mix.last."
         )
 
 
@@ -297,7 +329,11 @@ def build_config(
             geometry.windows,
             geometry.rope_theta,
         )
-        settings = record.settings(mix.options_of(kind), geometry.rules(record), place)
+        options, rules = mix.options_of(kind), geometry.rules(record)
+        try:
+            settings = record.settings(options, rules, place)
+        except SettingError as error:
+            raise _behind(f"mix.{kind}_", error) from None
         kinds[kind] = LayerKind(mix.path(kind), mix.norm or record.norm, settings)
     width = size.mlp_hidden if mlp_hidden is None else mlp_hidden
     return ModelConfig(

@@ -49,6 +49,9 @@ def model_from_plain(values: Any, where: str) -> ModelConfig:
     )
     if not known or not 0 < len(layers) <= MOST_LAYERS or set(layers) != set(built):
         raise _refuse(where, "layers", layers, f"1 to {MOST_LAYERS} of {', '.join(built)}")
+    for name, kind in built.items():
+        if (name == MLP) != (kind.mixer == MLP):
+            raise _refuse(where, f"kinds.{name}.mixer", kind.mixer, f"{MLP} for {MLP} alone")
     config = ModelConfig(**{**values, "kinds": built, "layers": tuple(layers)})
     return checked(config, where)
 
@@ -72,6 +75,8 @@ def checked(config: ModelConfig, where: str) -> ModelConfig:
     for name, valid in (("init", INITS), ("mlp", tuple(MLPS))):
         if getattr(config, name) not in valid:
             raise _refuse(where, name, getattr(config, name), ", ".join(valid))
+    if config.mlp == "none" and MLP in config.kinds:
+        raise _refuse(where, "mlp", config.mlp, "a kind of MLP, as some layers are MLPs")
     for kind in config.kinds.values():
         if kind.mixer != MLP:
             record = lookup(kind.mixer)
@@ -136,6 +141,8 @@ def model_of_version_2(values: Mapping[str, Any], where: str) -> Mapping[str, An
     if not isinstance(layers, list | tuple) or not all(isinstance(m, str) for m in layers):
         raise _refuse(where, "layers", layers, "a list of mixers")
     windows = old.pop("windows", ())
+    if not isinstance(windows, list | tuple):
+        raise _refuse(where, "windows", windows, "a list of tokens, one for each layer")
     mixers: dict[str, tuple[str, dict[str, Any]]] = {
         "attn": (
             "outputs",

@@ -77,9 +77,13 @@ def split_defaults(value: Any) -> tuple[Any, Any]:
     Both nested as in `value`; the second is empty where no field is at its default.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        kept, defaults = {}, {}
+        kept: dict[str, Any] = {}
+        defaults: dict[str, Any] = {}
         for field in dataclasses.fields(value):
             inner = getattr(value, field.name)
+            if field.metadata.get("open"):
+                kept |= to_dict(inner)
+                continue
             if inner == _default(field):
                 defaults[field.name] = to_dict(inner)
                 continue
@@ -164,8 +168,8 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
     if hint is int and isinstance(value, float) and value.is_integer():
         value = int(value)
     if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):
-        kinds = {int: "a whole number", float: "a number", bool: "true or false", str: "a name"}
-        raise SettingError(f"{path}={value!r} must be {kinds.get(hint, hint)}.")
+        words = {int: "a whole number", float: "a number", bool: "true or false", str: "a name"}
+        raise SettingError(f"{path}={value!r} must be {words.get(hint, hint)}.")
     if hint is float and not math.isfinite(value):
         raise SettingError(f"{path}={value!r} must be finite.")
     return value

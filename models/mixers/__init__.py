@@ -29,7 +29,10 @@ def lookup(mixer: str) -> Mixer:
     try:
         record = getattr(import_module(mixer), "MIXER", None)
     except (ImportError, TypeError) as error:  # TypeError: a path that begins with a dot
-        raise SettingError(f"mixer={mixer} cannot be imported ({error}); {valid}.") from error
+        raise SettingError(
+            f"mixer={mixer} cannot be imported ({error}); give a module that Python finds from "
+            "here, such as a package beside the folder you are in, or installed."
+        ) from None
     if not isinstance(record, Mixer):
-        raise SettingError(f"mixer={mixer} has no MIXER; {valid}.")
+        raise SettingError(f"mixer={mixer} holds no MIXER, a models.mixer.Mixer; {valid}.")
     return record

@@ -7,7 +7,6 @@ import yaml
 
 from ablations.records import RunDirectory
 from ablations.resolve import resolve
-from models.settings import to_dict
 
 ROOT = Path(__file__).parents[2]
 
@@ -43,7 +42,7 @@ def make_run(tmp_path):
     def make(mix="transformer", name=None, **changes):
         spec = resolve(settings(mix, **changes))
         run = RunDirectory(tmp_path / (name or spec.run_name))
-        run.write_spec(to_dict(spec))
+        run.write_spec(spec.record())
         return run, spec
 
     return make

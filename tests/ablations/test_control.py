@@ -7,14 +7,13 @@ import pytest
 from ablations.control import check
 from ablations.resolve import resolve
 from models.errors import SettingError
-from models.settings import to_dict
 
 from .conftest import settings
 
 
 def specs_of(*composed):
     made = [resolve(c) for c in composed]
-    return {spec.run_name: to_dict(spec) for spec in made}
+    return {spec.run_name: spec.plain() for spec in made}
 
 
 def at(size, mix="transformer", **changes):

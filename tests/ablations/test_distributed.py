@@ -52,11 +52,10 @@ BUDGET = {
 def alone(tmp_path_factory):
     from ablations.records import RunDirectory
     from ablations.resolve import resolve
-    from models.settings import to_dict
 
     spec = resolve(settings("gdn3_attn1", **BUDGET))
     run = RunDirectory(tmp_path_factory.mktemp("alone") / "run")
-    run.write_spec(to_dict(spec))
+    run.write_spec(spec.record())
     assert train(run, spec, stop=lambda: False, say=lambda _: None) == "done"
     return run
 

@@ -11,7 +11,6 @@ from ablations import tracking
 from ablations.records import RunDirectory
 from ablations.resolve import resolve
 from ablations.train import train
-from models.settings import to_dict
 from sweeps import state, worker
 
 from .conftest import settings
@@ -23,7 +22,7 @@ FILES = ("points.jsonl", "metrics.jsonl", "manifest.json", "status.json")
 def finished(tmp_path_factory):
     spec = resolve(settings("transformer"))
     run = RunDirectory(tmp_path_factory.mktemp("sweep") / spec.run_name)
-    run.write_spec(to_dict(spec))
+    run.write_spec(spec.record())
     assert train(run, spec, stop=lambda: False, say=lambda _: None) == "done"
     assert run.problem() == ""
     return run, spec
@@ -47,7 +46,7 @@ def signals():
 
 def again(run, spec):
     """What a sweep does with a run that is not done."""
-    run.write_spec(to_dict(spec))
+    run.write_spec(spec.record())
     return worker.main(str(run.path))
 
 
@@ -93,7 +92,7 @@ def test_points_that_were_lost_or_edited_are_made_again_to_the_bit(finished, run
 def test_a_stopped_run_that_lost_its_points_ends_with_all_of_them(finished, tmp_path):
     whole, spec = finished
     run = RunDirectory(tmp_path / whole.name)
-    run.write_spec(to_dict(spec))
+    run.write_spec(spec.record())
     second = spec.recipe.milestones[1].step
     stop = lambda: len(list(run.rows("metrics.jsonl"))) > second  # noqa: E731
     assert train(run, spec, stop=stop, say=lambda _: None) == "preempted"
@@ -219,7 +218,7 @@ def test_a_row_of_another_run_keeps_no_row_of_this_one_from_the_tracker(
     monkeypatch.setattr(tracking, "start", lambda *_: Heard())
     whole, spec = finished
     run = RunDirectory(tmp_path / whole.name)
-    run.write_spec(to_dict(spec))
+    run.write_spec(spec.record())
     first = spec.recipe.milestones[0].step
     stop = lambda: len(list(run.rows("metrics.jsonl"))) > first  # noqa: E731
     assert train(run, spec, stop=stop, say=lambda _: None) == "preempted"

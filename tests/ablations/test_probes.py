@@ -24,7 +24,6 @@ from ablations.spec import load
 from ablations.train import train
 from models.errors import SettingError
 from models.language_model import LanguageModel
-from models.settings import to_dict
 
 from .conftest import settings
 
@@ -324,7 +323,7 @@ def test_every_mix_and_seed_answers_the_same_questions(make_run):
 
 
 def test_a_run_of_before_probes_is_read_and_named_as_it_was():
-    content = to_dict(resolve(settings()))
+    content = resolve(settings()).record()
     before = load({key: value for key, value in content.items() if key != "evaluation"})
     assert before == resolve(settings())
     assert "evaluation" in content

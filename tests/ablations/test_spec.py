@@ -54,8 +54,8 @@ def test_wrong_settings_are_named_in_a_sentence(data, words):
 
 def test_a_spec_comes_back_whole_from_its_file():
     spec = resolve(settings("gdn3_attn1"))
-    assert load(to_dict(spec)) == spec
-    assert load(to_dict(spec)).identity == spec.identity
+    assert load(spec.record()) == spec
+    assert load(spec.record()).identity == spec.identity
 
 
 def test_identity_leaves_out_resources_logging_and_paths_and_nothing_else():

@@ -24,7 +24,6 @@ import safetensors.torch
 from ablations.records import RunDirectory
 from ablations.resolve import resolve
 from models.checkpoint_files import damage, step_folder, steps
-from models.settings import to_dict
 from tests.ablations.conftest import settings
 
 ROOT = Path(__file__).parents[2]
@@ -76,7 +75,7 @@ def make(folder, mix):
     composed["protocol"]["chinchilla"] = [0.0003, 0.0006, 0.0012]
     spec = resolve(composed)
     run = RunDirectory(folder)
-    run.write_spec(to_dict(spec))
+    run.write_spec(spec.record())
     return run, spec
 
 

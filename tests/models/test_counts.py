@@ -7,11 +7,15 @@ import pytest
 import torch
 import yaml
 
-from models.config import Blueprint, Geometry, Mix, build_config
+from models.config import Blueprint
 from models.cost import activation_bytes, count, decode_bytes, parameters
 from models.errors import SettingError
 from models.language_model import LanguageModel
 from models.matching import match
+from models.mix import Geometry, Mix, build_config
+from models.settings import from_dict
+
+from .test_language_model import VARIED
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / "tests" / "data" / "olmo_hybrid"
@@ -29,7 +33,7 @@ PUBLISHED_NAMES = {
 
 def load_mix(name):
     content = yaml.safe_load((ROOT / "conf" / "mix" / f"{name}.yaml").read_text())
-    return Mix(**{**content, "pattern": tuple(content["pattern"])})
+    return from_dict(Mix, content, "mix")
 
 
 def load_size(name):
@@ -38,6 +42,7 @@ def load_size(name):
     return Blueprint(**{k: content[k] for k in keys}), content["vocab_size"]
 
 
+PUBLISHED = Geometry(options={"gdn_key_multiple": 128})
 MIXES = sorted(p.stem for p in (ROOT / "conf" / "mix").glob("*.yaml"))
 SIZES = sorted(p.stem for p in (ROOT / "conf" / "size").glob("*.yaml"))
 
@@ -52,11 +57,14 @@ def rows(name):
 def test_blueprint_counts_equal_the_published_ladder_to_the_parameter(row):
     size, vocab = load_size(row["size"].lower())
     mix = load_mix(PUBLISHED_NAMES[row["arch"]])
-    config = build_config(mix, size, Geometry(gdn_key_multiple=128), vocab)
+    config = build_config(mix, size, PUBLISHED, vocab)
     N, N_total, N_body = parameters(config)
     # The published count leaves out Mamba2's convolution bias: one a channel.
-    channels = size.n_heads * config.mamba2_head_dim + 2 * config.mamba2_state
-    left_out = channels * config.layers.count("mamba2")
+    left_out = sum(
+        size.n_heads * config.settings(i).head_dim + 2 * config.settings(i).state
+        for i, kind in enumerate(config.layers)
+        if kind == "mamba2"
+    )
     assert N - left_out == int(row["n_nonemb_incl_lmhead"])
     assert N_total - left_out == int(row["n_params_total"])
     assert N_body - left_out == int(row["n_body_excl_lmhead"])
@@ -70,8 +78,9 @@ def test_every_layer_mix_of_table_5_has_its_file():
     for name in ablated:
         mix = load_mix(name)
         assert mix.name == name
-        assert mix.gdn_output_gate == ("nogate" not in name)
-        assert mix.gdn_allow_neg_eigval == ("poseig" not in name)
+        options = mix.options_of("gdn")
+        assert options.output_gate == ("nogate" not in name)
+        assert options.allow_neg_eigval == ("poseig" not in name)
 
 
 def test_table_22_to_the_million():
@@ -79,7 +88,7 @@ def test_table_22_to_the_million():
     for arch, name in PUBLISHED_NAMES.items():
         for column in ("60M", "100M", "190M", "370M", "600M", "760M", "1B"):
             size, vocab = load_size(column.lower())
-            config = build_config(load_mix(name), size, Geometry(gdn_key_multiple=128), vocab)
+            config = build_config(load_mix(name), size, PUBLISHED, vocab)
             assert round(parameters(config)[0] / 1e6) == int(table[arch][column])
 
 
@@ -104,8 +113,14 @@ def test_counts_equal_the_built_model_and_match_the_transformer(mix_name, size_n
     [
         (Mix("grouped", ("attn",)), Blueprint("x", 64, 2, 4, 96, n_kv_heads=2)),
         (Mix("shared", ("gdn", "attn")), Blueprint("x", 64, 2, 4, 96, n_kv_heads=1)),
-        (Mix("no_gate", ("gdn",), gdn_output_gate=False), Blueprint("x", 64, 2, 4, 96)),
-        (Mix("no_positions", ("mamba2", "attn"), attn_rope=False), Blueprint("x", 64, 2, 4, 96)),
+        (
+            Mix("no_gate", ("gdn",), options={"gdn_output_gate": False}),
+            Blueprint("x", 64, 2, 4, 96),
+        ),
+        (
+            Mix("no_positions", ("mamba2", "attn"), options={"attn_rotary": 0.0}),
+            Blueprint("x", 64, 2, 4, 96),
+        ),
     ],
     ids=lambda x: x.name,
 )
@@ -114,6 +129,17 @@ def test_counts_of_grouped_heads_and_of_a_mix_without_gate_equal_the_built_model
     with torch.device("meta"):
         model = LanguageModel(config)
     assert parameters(config)[1] == sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize("mix", VARIED, ids=lambda m: m.name)
+@pytest.mark.parametrize("kv_heads", [None, 1])
+def test_counts_under_every_setting_of_the_block_equal_the_built_model(mix, kv_heads):
+    config = build_config(mix, Blueprint("x", 64, 4, 2, 96, kv_heads), Geometry(), 300)
+    with torch.device("meta"):
+        model = LanguageModel(config)
+    built = sum(p.numel() for p in model.parameters())
+    table = model.embedding.weight.numel()
+    assert parameters(config) == (built - table, built, built - 2 * table)
 
 
 def test_a_cache_of_any_mix_holds_what_is_counted():
@@ -145,6 +171,12 @@ def test_activations_grow_with_depth_and_element_and_attentions_not_with_the_con
     # A layer of fused attention and SwiGLU: 7 d for attention, 3 d and 3 hidden around it, and a
     # float32 a head; counted by hand from what the backward formulas read.
     assert of(transformer) == 8 * (2 * (10 * 512 + 3 * 1024) + 4 * 8) + ends
+    relu2, no_mlp = (Mix(mlp, "*", mlp=mlp) for mlp in ("relu2", "none"))
+    assert of(relu2) == of(transformer) - 8 * 2 * 1024
+    assert of(no_mlp) == of(transformer) - 8 * 2 * (2 * 512 + 3 * 1024)
+    # Neither normed nor turned, queries and keys are kept once.
+    bare = Mix("bare", "*", options={"attn_qk_norm": "none", "attn_rotary": 0.0})
+    assert of(bare) == of(transformer) - 8 * 2 * (2 * 512)
     for mix in (Mix("gdn", ("gdn",)), Mix("mamba2", ("mamba2",))):
         assert of(mix, context=1024) == of(mix)
         assert of(mix, element_bytes=4) < 2 * of(mix)  # the states are float32 in any case
@@ -174,7 +206,7 @@ def test_a_window_costs_what_it_spans():
     short = build_config(mix, size, Geometry(windows=(512,)), vocab)
     assert count(windowed, 8192) == count(full, 8192)
     assert count(short, 8192).flops_per_token < count(full, 8192).flops_per_token
-    assert short.windows == (512,) * 7 + (0,)
+    assert short.settings(0).windows == (512,) * 7 + (0,)
 
 
 @pytest.mark.parametrize(

@@ -5,18 +5,21 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models import decoding
-from models.config import Blueprint, Geometry, Mix
+from models.config import Blueprint
 from models.cost import decode_bytes
+from models.generation import generate
+from models.mix import Geometry, Mix
 
-from .test_language_model import ALL, build, spread
+from .test_language_model import ALL, VARIED, build, spread
 
 GROUPED = Blueprint("grouped", 64, 4, 4, 96, n_kv_heads=2)
 WINDOWS = Geometry(windows=(6, 0))
-POSITIVE = Mix("positive", ("gdn",), gdn_allow_neg_eigval=False, gdn_output_gate=False)
-NO_POSITIONS = Mix("nope", ("gdn", "attn"), last="attn", attn_rope=False)
+POSITIVE = Mix(
+    "positive", ("gdn",), options={"gdn_allow_neg_eigval": False, "gdn_output_gate": False}
+)
+NO_POSITIONS = Mix("nope", ("gdn", "attn"), last="attn", options={"attn_rotary": 0.0})
 CASES = {
-    **{mix.name: {"mix": mix} for mix in (*ALL, POSITIVE, NO_POSITIONS)},
+    **{mix.name: {"mix": mix} for mix in (*ALL, *VARIED, POSITIVE, NO_POSITIONS)},
     "windows": {"mix": ALL[0], "geometry": WINDOWS},
     "grouped": {"mix": ALL[1], "size": GROUPED},
 }
@@ -60,7 +63,7 @@ def test_unequal_prompts_in_one_pass_then_steps(model):
 
 
 @pytest.mark.slow
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(cuts=st.lists(st.integers(1, 12), min_size=1, max_size=6), case=st.sampled_from([*CASES]))
 @torch.no_grad()
 def test_a_stream_may_be_read_in_any_pieces(cuts, case):
@@ -83,7 +86,7 @@ def test_the_cache_takes_the_bytes_that_are_counted(model):
 
 def test_generation_continues_each_prompt_alone_as_in_a_batch(model):
     prompts = [[5], [1, 2, 3, 4, 5, 6, 7, 8, 9], [9, 8]]
-    together = decoding.generate(model, prompts, 6)
+    together = generate(model, prompts, 6)
     for prompt, new in zip(prompts, together, strict=True):
         stream = list(prompt)
         for _ in range(6):
@@ -95,7 +98,7 @@ def test_generation_continues_each_prompt_alone_as_in_a_batch(model):
 def test_drawn_tokens_follow_the_seed():
     model = spread(build(ALL[1])).eval()
     one, same, other = (
-        decoding.generate(model, [[1, 2]], 20, temperature=1.0, seed=seed) for seed in (0, 0, 1)
+        generate(model, [[1, 2]], 20, temperature=1.0, seed=seed) for seed in (0, 0, 1)
     )
     assert one == same != other
 
@@ -107,4 +110,4 @@ def test_a_cache_refuses_what_does_not_fit():
     with pytest.raises(ValueError, match="2 rows for a cache of 1"):
         model.extend(tokens(2, 1), model.new_cache(1, 4))
     with pytest.raises(ValueError, match="at least one token"):
-        decoding.generate(model, [[1], []], 3)
+        generate(model, [[1], []], 3)

@@ -316,7 +316,7 @@ def test_the_doctor_says_of_a_mixer_without_operators_that_it_has_none(capsys):
     [
         ("", "mamba3", "mixer=mamba3 is not known; valid: attn, gdn, mamba2, or the dotted path"),
         ("", "own.missing", "mixer=own.missing cannot be imported (No module named"),
-        ("", "json.decoder", "mixer=json.decoder has no MIXER; valid:"),
+        ("", "json.decoder", "mixer=json.decoder holds no MIXER"),
         ("", "..mixer", "mixer=..mixer is not known"),
         ("'own.mixer:NONE',", "own.mixer", "mixer=own.mixer names the operator own.mixer:NONE, "),
         ("'own.no:X',", "own.mixer", "mixer=own.mixer names the operator own.no:X, which cannot"),

@@ -1,15 +1,18 @@
 """Documents kept apart: a document's loss and gradients are those of the document alone."""
 
+from itertools import product
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-from models.config import Blueprint, Geometry, Mix
+from models.config import Blueprint
 from models.documents import Documents, causal_mask, mask_mod
 from models.language_model import LanguageModel
+from models.mix import Geometry, Mix
 
-from .test_language_model import ALL, TRANSFORMER, build, spread
+from .test_language_model import ALL, TRANSFORMER, VARIED, build, spread
 
 ROWS = [[5, 1, 30, 2, 26], [64], [40, 24]]
 """Lengths of the documents of each row; 64 tokens a row."""
@@ -33,8 +36,11 @@ def test_documents_know_their_borders():
     assert Documents.after(255, tokens).cu_seqlens.tolist() == [0, 2, 5, 6, 7]
 
 
-@pytest.mark.parametrize("mix", ALL, ids=lambda m: m.name)
-@pytest.mark.parametrize("windows", [(), (9, 0)], ids=["full", "windows"])
+@pytest.mark.parametrize(
+    ("mix", "windows"),
+    [*product(ALL, [(), (9, 0)]), *product(VARIED, [(9, 0)])],
+    ids=lambda x: x.name if isinstance(x, Mix) else "windows" if x else "full",
+)
 def test_a_document_is_read_as_if_alone(mix, windows):
     model = spread(build(mix, geometry=Geometry(windows=windows)))
     tokens, documents = packed()

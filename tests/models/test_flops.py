@@ -16,12 +16,15 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from models.config import Blueprint, Geometry, Mix, build_config
-from models.cost import chunk_tokens, flops_per_token
+from models.config import Blueprint
+from models.cost import flops_per_token
 from models.language_model import LanguageModel
-from models.mixers import MIXERS, cost, layer_class
+from models.mix import Geometry, Mix, build_config
+from models.mixer import chunk_tokens
+from models.mixers import MIXERS
 
-from .test_counts import PUBLISHED_NAMES, load_mix, load_size, rows
+from .test_counts import PUBLISHED, PUBLISHED_NAMES, load_mix, load_size, rows
+from .test_language_model import VARIED
 
 TINY = Blueprint("tiny", 48, 4, 4, 80)
 LADDER = Blueprint("ladder", 128, 4, 2, 256)  # heads as wide as the published ones
@@ -32,8 +35,8 @@ MIXES = [
     Mix("gdn1_attn1", ("gdn", "attn"), last="attn"),
     Mix("gdn3_attn1", ("gdn", "gdn", "gdn", "attn"), last="attn"),
     Mix("mamba2x3_attn1", ("mamba2", "mamba2", "mamba2", "attn"), last="attn"),
-    Mix("no_gate", ("gdn",), gdn_output_gate=False),
-    Mix("no_positions", ("gdn", "attn"), attn_rope=False),
+    Mix("no_gate", ("gdn",), options={"gdn_output_gate": False}),
+    Mix("no_positions", ("gdn", "attn"), options={"attn_rotary": 0.0}),
 ]
 
 
@@ -154,17 +157,21 @@ def test_a_mixers_training_flops_are_those_of_its_products(plain, mixer):
     geometry = Geometry(windows=(24,) if mixer == "window" else ())
     size = replace(LADDER, n_kv_heads=1 if mixer == "grouped" else None)
     config = build_config(Mix("x", (name,)), size, geometry, 256)
-    layer = layer_class(name)(config, 0)
+    layer = MIXERS[name].layer_class()(config, 0)
     for parameter in layer.parameters():
         torch.nn.init.uniform_(parameter, 0.01, 0.1)
     x = torch.randn(1, context, size.d_model, requires_grad=True)
-    expected = 3 * cost(name).flops(config, 0, context) * context
+    expected = 3 * MIXERS[name].flops(config, 0, context) * context
     assert expected == pytest.approx(counted(lambda: layer(x)), rel=1e-9)
 
 
-@pytest.mark.parametrize("mix", MIXES, ids=lambda m: m.name)
-def test_a_models_training_flops_are_those_of_its_products(mix, request):
-    config = build_config(mix, TINY, Geometry(windows=(24, 0)), 200)
+@pytest.mark.parametrize(
+    ("mix", "size"),
+    [*((mix, TINY) for mix in MIXES), *((mix, LADDER) for mix in VARIED)],
+    ids=lambda x: x.name,
+)
+def test_a_models_training_flops_are_those_of_its_products(mix, size, request):
+    config = build_config(mix, size, Geometry(windows=(24, 0)), 200)
     model = LanguageModel(config)
     model.initialize(0)
     tokens = torch.randint(0, 200, (1, 64), generator=torch.Generator().manual_seed(0))
@@ -179,22 +186,28 @@ def test_a_models_training_flops_are_those_of_its_products(mix, request):
                          ids=lambda r: f"{r['arch']}-{r['size']}")  # fmt: skip
 def test_the_published_forward_flops_are_ours_and_the_terms_that_the_docs_name(row):
     size, V = load_size(row["size"].lower())
-    config = build_config(
-        load_mix(PUBLISHED_NAMES[row["arch"]]), size, Geometry(gdn_key_multiple=128), V
-    )
+    config = build_config(load_mix(PUBLISHED_NAMES[row["arch"]]), size, PUBLISHED, V)
     d, H, T = size.d_model, size.n_heads, 8192
-    k, v = H * config.gdn_key_dim, H * config.gdn_value_dim
-    inner, state = H * config.mamba2_head_dim, config.mamba2_state
-    # What the published count has more of, in multiply-adds a token and layer.
-    more = {
-        # Softmax over half a context; on the diagonal the mean query sees half a key less.
-        "attn": 2.5 * H * T / 2 - d,
-        # Chunks of 256, and a whole square for the triangular solve and one more for its keys.
-        "gdn": 256 * (3 * k + 2 * v) - (64 * (2 * k + v) + 63 / 2 * (k + v)),
-        # Chunks of 256 at both products, and the state's read and write twice.
-        "mamba2": 256 * 2 * inner + 4 * inner * state - (64 * (state + inner) + 2 * inner * state),
-    }
+
+    def more(layer):
+        """What the published count has more of, in multiply-adds per token."""
+        settings = config.settings(layer)
+        match config.layers[layer]:
+            case "attn":
+                # Softmax over half a context; on the diagonal the mean query sees half a key less.
+                return 2.5 * H * T / 2 - d
+            case "gdn":
+                # Chunks of 256, and a whole square for the triangular solve and one more for its
+                # keys.
+                k, v = H * settings.key_dim, H * settings.value_dim
+                return 256 * (3 * k + 2 * v) - (64 * (2 * k + v) + 63 / 2 * (k + v))
+            case "mamba2":
+                # Chunks of 256 at both products, and the state's read and write twice.
+                inner, state = H * settings.head_dim, settings.state
+                ours = 64 * (state + inner) + 2 * inner * state
+                return 256 * 2 * inner + 4 * inner * state - ours
+
     embedding = d * V  # the look-up as if it were a product
     forward = flops_per_token(config, T) / 3
-    theirs = forward + 2 * (embedding + sum(more[mixer] for mixer in config.layers))
-    assert theirs == int(row["fwd_flops_per_token_parallel"])
+    published = forward + 2 * (embedding + sum(map(more, range(config.n_layers))))
+    assert published == int(row["fwd_flops_per_token_parallel"])

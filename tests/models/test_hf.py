@@ -20,7 +20,6 @@ from models import hf, hf_run
 from models.config import Blueprint, Mix, build_config
 from models.errors import SettingError
 from models.language_model import LanguageModel
-from models.settings import to_dict
 from tests.ablations.conftest import settings as run_settings
 
 from .test_whole_models import CONFIGS, GDN3, SIZE, WHOLE, tokens, varied
@@ -169,7 +168,7 @@ def make_run(folder, mix="gdn3_attn1", steps=(3, 7), **changes):
     """A run directory as training leaves it, with untrained weights."""
     spec = resolve(run_settings(mix, **changes))
     folder.mkdir()
-    (folder / "spec.yaml").write_text(yaml.safe_dump(to_dict(spec)))
+    (folder / "spec.yaml").write_text(yaml.safe_dump(spec.record()))
     checkpoints = Checkpoints(folder / "checkpoints", keep_steps=set(steps))
     for step in steps:
         model = LanguageModel(spec.model)

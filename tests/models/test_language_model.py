@@ -7,8 +7,10 @@ import torch
 import torch.nn.functional as F
 
 from models import language_model
-from models.config import Blueprint, Geometry, Mix, build_config
+from models.config import Blueprint
+from models.cost import activation_bytes, count, decode_bytes
 from models.language_model import LanguageModel
+from models.mix import Geometry, Mix, build_config
 from models.mixers.mamba2.layer import Mamba2
 
 SIZE = Blueprint("x", 64, 4, 2, 96)
@@ -16,6 +18,21 @@ TRANSFORMER = Mix("transformer", ("attn",))
 HYBRID = Mix("gdn3_attn1", ("gdn", "gdn", "gdn", "attn"), last="attn")
 MAMBA2_HYBRID = Mix("mamba2x3_attn1", ("mamba2", "mamba2", "mamba2", "attn"), last="attn")
 ALL = (TRANSFORMER, HYBRID, MAMBA2_HYBRID, Mix("gdn", ("gdn",)), Mix("mamba2", ("mamba2",)))
+SLIDING = {"swa": {"mixer": "attn", "letter": "W", "window": 6}}
+VARIED = (
+    Mix("norms_on_inputs", "G*", norm="inputs"),
+    Mix("norms_on_outputs", "GM**", norm="outputs"),
+    Mix("squared_relu", "M*", mlp="relu2"),
+    Mix("no_mlp", "GM*", last="attn", mlp="none"),
+    Mix("norms_per_head", "*", options={"attn_qk_norm": "head"}),
+    Mix("no_qk_norm", "GG*", last="attn", norm_eps=1e-2, options={"attn_qk_norm": "none"}),
+    Mix("rotary_quarter", "*M", options={"attn_rotary": 0.25}),
+    Mix("no_rotary", "*G", mlp="relu2", options={"attn_rotary": 0.0}),
+    Mix("sliding", "GW", kinds=SLIDING),
+    Mix("sublayers", "M-G-W-*-", mlp="relu2", kinds=SLIDING),
+    Mix("few_mlps", "MG*-", norm="outputs", options={"attn_qk_norm": "head"}),
+)
+"""Every setting of the block and of attention away from its default, in some mix."""
 
 
 def build(mix, seed=0, vocab=256, size=SIZE, geometry=Geometry()):  # noqa: B008
@@ -40,11 +57,12 @@ def spread(model, seed=1):
 def test_mamba2_layer_equals_transformers():
     modeling = pytest.importorskip("transformers.models.mamba2.modeling_mamba2")
     config = build_config(MAMBA2_HYBRID, SIZE, Geometry(), 256)
+    settings = config.settings(0)
     theirs = modeling.Mamba2Mixer(
         modeling.Mamba2Config(
-            hidden_size=config.d_model, num_heads=config.n_heads, head_dim=config.mamba2_head_dim,
-            state_size=config.mamba2_state, n_groups=1, expand=2, conv_kernel=4, chunk_size=16,
-            use_bias=True, use_conv_bias=True, layer_norm_epsilon=config.gated_norm_eps,
+            hidden_size=config.d_model, num_heads=config.n_heads, head_dim=settings.head_dim,
+            state_size=settings.state, n_groups=1, expand=2, conv_kernel=4, chunk_size=16,
+            use_bias=True, use_conv_bias=True, layer_norm_epsilon=settings.norm_eps,
             hidden_act="silu",
         ),
         layer_idx=0,
@@ -64,7 +82,7 @@ def test_mamba2_layer_equals_transformers():
     torch.testing.assert_close(ours(x), expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("mix", ALL, ids=lambda m: m.name)
+@pytest.mark.parametrize("mix", [*ALL, *VARIED], ids=lambda m: m.name)
 def test_no_mix_sees_the_future(mix):
     model = spread(build(mix))
     tokens = torch.randint(0, 256, (1, 50), generator=torch.Generator().manual_seed(0))
@@ -86,6 +104,39 @@ def test_a_window_hides_what_lies_further_back():
     with torch.no_grad():
         moved = (model(tokens) - model(changed)).abs().amax(-1)[0] > 1e-6
     assert moved.nonzero().flatten().tolist() == list(range(10, 18))
+
+
+def test_a_kind_with_a_window_hides_what_lies_further_back_in_the_last_layer_too():
+    mix = Mix("sliding", "W", kinds=SLIDING)
+    model = spread(build(mix, size=Blueprint("x", 64, 1, 2, 96)))
+    tokens = torch.randint(0, 256, (1, 40), generator=torch.Generator().manual_seed(0))
+    changed = tokens.clone()
+    changed[0, 10] = (changed[0, 10] + 1) % 256
+    with torch.no_grad():
+        moved = (model(tokens) - model(changed)).abs().amax(-1)[0] > 1e-6
+    assert moved.nonzero().flatten().tolist() == list(range(10, 16))
+
+
+@pytest.mark.parametrize("norm", ["inputs", "outputs"])
+@pytest.mark.parametrize("mlp", ["swiglu", "relu2"])
+def test_a_layer_is_its_mixer_and_its_mlp_as_two_sublayers(norm, mlp):
+    """The same function, counts and windows, where an MLP is a layer of its own."""
+    geometry = Geometry(windows=(5, 0, 9))
+    whole = spread(build(Mix("a", "GM**", norm=norm, mlp=mlp), geometry=geometry))
+    halves = build(Mix("b", "G-M-*-*-", norm=norm, mlp=mlp), geometry=geometry)
+    weights = {}
+    for name, value in whole.state_dict().items():
+        path = name.split(".")
+        if path[0] == "blocks":
+            path[1] = str(2 * int(path[1]) + path[2].startswith("mlp"))
+        weights[".".join(path)] = value
+    halves.load_state_dict(weights)
+    tokens = torch.randint(0, 256, (2, 40), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(whole(tokens), halves(tokens))
+    assert count(whole.config, 40) == count(halves.config, 40)
+    assert decode_bytes(whole.config, 40) == decode_bytes(halves.config, 40)
+    assert activation_bytes(whole.config, 40) == activation_bytes(halves.config, 40)
 
 
 def test_one_seed_gives_two_mixes_the_same_shared_parameters():
@@ -127,7 +178,7 @@ def test_initial_statistics_by_role():
 
 def test_fresh_models_predict_about_uniformly():
     tokens = torch.randint(0, 256, (2, 65), generator=torch.Generator().manual_seed(0))
-    for mix in ALL:
+    for mix in (*ALL, *VARIED):
         nll, _ = build(mix).losses(tokens[:, :-1], tokens[:, 1:])
         assert nll.mean().item() == pytest.approx(math.log(256), abs=0.1)
 

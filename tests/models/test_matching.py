@@ -4,11 +4,14 @@ import csv
 from pathlib import Path
 
 import pytest
+import torch
 
-from models.config import Blueprint, Geometry, Mix, build_config
+from models.config import Blueprint
 from models.cost import flops_per_token, parameters
 from models.errors import SettingError
-from models.matching import TRANSFORMER, match
+from models.language_model import LanguageModel
+from models.matching import match
+from models.mix import TRANSFORMER, Geometry, Mix, build_config
 
 from .test_counts import MIXES, ROOT, SIZES, load_mix, load_size
 
@@ -36,6 +39,52 @@ def test_every_mix_at_every_size_can_be_given_the_transformers_flops(mix_name, s
     assert matched.N_target == parameters(transformer)[0]
 
 
+@pytest.mark.parametrize("how", ["params", "flops"])
+@pytest.mark.parametrize("size_name", SIZES)
+@pytest.mark.parametrize(
+    "mix",
+    [
+        Mix("squared_relu", "GGG*", mlp="relu2"),
+        Mix("sublayers", "M-M-M-*-"),
+        Mix("many_mlps", "M-*--*--", mlp="relu2", norm="inputs"),
+        Mix("bare", "*", norm="inputs", options={"attn_qk_norm": "none", "attn_rotary": 0.0}),
+    ],
+    ids=lambda m: m.name,
+)
+def test_blocks_of_every_form_can_be_matched(mix, size_name, how):
+    size, vocab = load_size(size_name)
+    context = context_of(size_name)
+    matched = match(mix, size, Geometry(), vocab, how=how, context=context)
+    transformer = build_config(TRANSFORMER, size, Geometry(), vocab)
+    if how == "params":
+        with torch.device("meta"):
+            built, baseline = (LanguageModel(c) for c in (matched.config, transformer))
+        ratio = counted(built) / counted(baseline)
+    else:
+        ratio = flops_per_token(matched.config, context) / flops_per_token(transformer, context)
+    assert abs(ratio - 1) <= 0.005
+    assert matched.residual == pytest.approx(ratio - 1)
+    assert matched.config.mlp == mix.mlp
+
+
+def counted(model):
+    """Parameters without the embedding."""
+    return sum(p.numel() for p in model.parameters()) - model.embedding.weight.numel()
+
+
+def test_without_an_mlp_there_is_no_width_to_match_by_and_heads_do():
+    mix = Mix("bare", "GGG*", mlp="none")
+    size = Blueprint("wide", 512, 4, 32, 1024)
+    with pytest.raises(SettingError, match=r"mix=bare has no MLP .*knob=mlp_hidden.*knob=heads"):
+        match(mix, size, Geometry(), 256)
+    matched = match(mix, size, Geometry(), 256, knob="heads", tolerance=0.02)
+    assert matched.config.mlp_hidden == 0
+    assert matched.config.n_heads > size.n_heads
+    assert abs(matched.residual) <= 0.02
+    left_alone = match(mix, size, Geometry(), 256, how="blueprint").config
+    assert left_alone == build_config(mix, size, Geometry(), 256)
+
+
 def test_flops_are_matched_under_the_protocols_windows():
     size, vocab = load_size("1b")
     transformer = build_config(TRANSFORMER, size, PUBLISHED, vocab)
@@ -57,7 +106,8 @@ def test_heads_come_out_as_they_did_for_the_published_7b():
     matched = match(HYBRID, SEVEN_B, PUBLISHED, 100352, knob="heads", tolerance=0.03, context=8192)
     config = matched.config
     assert (config.n_heads, config.d_model, config.mlp_hidden) == (30, 3840, 11008)
-    assert (config.head_dim, config.gdn_key_dim, config.gdn_value_dim) == (128, 96, 192)
+    gdn = config.kinds["gdn"].settings
+    assert (config.head_dim, gdn.key_dim, gdn.value_dim) == (128, 96, 192)
     assert matched.moved == "heads 32 → 30, d_model 4096 → 3840"
     N = parameters(config)[0]
     assert matched.residual == pytest.approx(N / matched.N_target - 1)
@@ -67,7 +117,7 @@ def test_heads_come_out_as_they_did_for_the_published_7b():
 def test_heads_leave_grouped_keys_and_values_whole():
     size = Blueprint("grouped", 512, 4, 16, 1024, n_kv_heads=4)
     config = match(HYBRID, size, Geometry(), 1000, knob="heads", tolerance=0.2).config
-    assert config.n_kv_heads == 4
+    assert config.kinds["attn"].settings.n_kv_heads == 4
     assert config.n_heads % 4 == 0
     assert config.head_dim == size.head_dim
 
@@ -82,7 +132,7 @@ def test_a_blueprint_stays_as_it_is_and_the_residual_says_by_how_much_it_differs
 
 @pytest.mark.parametrize("how", ["params", "flops"])
 def test_where_no_width_reaches_the_error_says_how_near_it_came(how):
-    gdn, geometry = Mix("gdn", ("gdn",)), Geometry(gdn_key_multiple=128)
+    gdn, geometry = Mix("gdn", ("gdn",)), Geometry(options={"gdn_key_multiple": 128})
     with pytest.raises(SettingError) as error:
         match(gdn, SMALL, geometry, 256, how=how, context=256)
     config = build_config(gdn, SMALL, geometry, 256, mlp_hidden=1)

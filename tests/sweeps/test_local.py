@@ -18,7 +18,6 @@ from rich.console import Console
 from ablations.records import RunDirectory
 from ablations.resolve import resolve
 from models.errors import SettingError
-from models.settings import to_dict
 from sweeps import drive, view
 from sweeps.cluster import Local
 from sweeps.local import run_all
@@ -44,7 +43,7 @@ def kill_one_worker(run):
 def test_a_rank_that_dies_fails_its_run_which_then_goes_on(tmp_path):
     spec = resolve(settings(protocol__chinchilla=[0.05]))
     run = RunDirectory(tmp_path / "run")
-    run.write_spec(to_dict(spec))
+    run.write_spec(spec.record())
     killer = threading.Thread(target=kill_one_worker, args=(run,))
     killer.start()
     console = Console(file=io.StringIO(), markup=False)

@@ -218,7 +218,7 @@ def test_nothing_of_the_table_is_cut_on_a_line_of_120():
 
 def finished(root, spec, *, seconds, tokens=None, kind="cpu", name="CPU", count=1):
     run = RunDirectory(root / "before" / f"{spec.run_name}-{kind}{count}{name.replace(' ', '')}")
-    run.write_spec(to_dict(spec))
+    run.write_spec(spec.record())
     device = {"kind": kind, "name": name, "count": count}
     run.write_manifest({"counts": to_dict(spec.counts), "device": device})
     run.write_status("done", tokens=tokens or spec.recipe.tokens, seconds=seconds)
@@ -254,7 +254,7 @@ def test_what_is_done_is_not_to_do_and_what_has_begun_is_said(tmp_path):
     for estimate, state in zip(plan.estimates, ("done", "preempted", None), strict=True):
         if state:
             run = RunDirectory(tmp_path / "s" / estimate.spec.run_name)
-            run.write_spec(to_dict(estimate.spec))
+            run.write_spec(estimate.spec.record())
             run.write_status(state)
         if state == "done":
             for milestone in estimate.spec.recipe.milestones:

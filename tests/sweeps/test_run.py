@@ -15,7 +15,6 @@ import pytest
 from ablations.records import RunDirectory, read_sweep
 from ablations.resolve import resolve
 from models.errors import SettingError
-from models.settings import to_dict
 from sweeps import plan, view
 from sweeps.cluster import Local
 from sweeps.run import _fitting, _say_new
@@ -275,7 +274,7 @@ def test_help_is_there_at_once():
 def test_a_changed_run_is_named_as_a_new_one(tmp_path, capsys):
     specs = [resolve(settings(train__weight_decay=decay)) for decay in (0.1, 0.2)]
     old, new = (
-        Request(RunDirectory(tmp_path / spec.run_name), to_dict(spec)) for spec in specs
+        Request(RunDirectory(tmp_path / spec.run_name), spec.record()) for spec in specs
     )  # fmt: skip
     old.run.write_spec(old.spec)
     _say_new([new], view.console())

@@ -14,7 +14,6 @@ from ablations import provenance
 from ablations.records import RunDirectory
 from ablations.resolve import resolve
 from models.errors import SettingError
-from models.settings import to_dict
 from sweeps import drive, follow, freeze, slurm, state, submit, view
 from sweeps.cluster import parse
 from tests.ablations.conftest import settings
@@ -25,7 +24,7 @@ def requests(sweep, *seeds, **changed):
     found = []
     for seed in seeds:
         spec = resolve(settings(**changed) | {"seed": seed, "sweep": sweep.name})
-        found.append(submit.Request(RunDirectory(sweep / spec.run_name), to_dict(spec)))
+        found.append(submit.Request(RunDirectory(sweep / spec.run_name), spec.record()))
     return found
 
 

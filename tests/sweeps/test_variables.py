@@ -11,7 +11,6 @@ from omegaconf.errors import OmegaConfBaseException
 from ablations.data.source import required_path, summarize
 from models.environment import expand
 from models.errors import SettingError
-from models.settings import to_dict
 from sweeps import slurm, submit
 from sweeps.cluster import parse, restore
 from sweeps.cluster import to_dict as recorded
@@ -133,4 +132,4 @@ def test_no_identity_depends_on_the_environment(monkeypatch):
     monkeypatch.setenv("WANDB_HOW", "offline")
     (again,) = compose_sweep(["logging.wandb=${oc.env:WANDB_HOW,off}"])
     assert resolve(of_the_run(again)).identity == spec.identity
-    assert to_dict(resolve(of_the_run(again)))["logging"]["wandb"] == "${oc.env:WANDB_HOW,off}"
+    assert resolve(of_the_run(again)).plain()["logging"]["wandb"] == "${oc.env:WANDB_HOW,off}"

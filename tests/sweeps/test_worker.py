@@ -12,7 +12,6 @@ from ablations.data.prepared import write_prepared
 from ablations.data.source import by_name
 from ablations.records import RunDirectory
 from ablations.resolve import resolve
-from models.settings import to_dict
 from sweeps import slurm, worker
 from tests.ablations.conftest import settings
 
@@ -22,7 +21,7 @@ def run(tmp_path):
     """A run that is queued, and has a budget of two steps."""
     spec = resolve(settings(protocol__chinchilla=[0.0002]))
     run = RunDirectory(tmp_path / spec.run_name)
-    run.write_spec(to_dict(spec))
+    run.write_spec(spec.record())
     run.write_status("queued")
     return run
 
@@ -131,7 +130,7 @@ def test_a_damaged_corpus_is_recorded_with_the_variable_and_not_what_it_holds(
         protocol__chinchilla=[0.0002], data__name="tokens", data__path="${oc.env:MINE}/c",
     ))  # fmt: skip
     run = RunDirectory(tmp_path / spec.run_name)
-    run.write_spec(to_dict(spec))
+    run.write_spec(spec.record())
     raw = bytearray((held / "c" / file).read_bytes())
     raw[100] ^= 1
     (held / "c" / file).write_bytes(raw)

@@ -50,10 +50,15 @@ class Settings:
         return self.windows[layer] if self.windows else 0
 
 
+def _rotated_width(rotary: float, head_dim: int) -> float:
+    """Channels of a head that rotary positions turn, where that is a whole number."""
+    return round(rotary * head_dim, 6)  # 0.55 of 40 is 22, and in floating point a little more
+
+
 def settings(options: Options, _rules: object, place: Place) -> Settings:
     size = place.size
-    width = options.rotary * size.head_dim
-    if width % 2:
+    width = _rotated_width(options.rotary, size.head_dim)
+    if width % 2 or (options.rotary and not width):
         raise SettingError(
             f"rotary={options.rotary:g} turns {width:g} of the {size.head_dim} channels "
             f"of a head of size={size.name}; rotary positions turn pairs, so give a share that "
@@ -76,8 +81,16 @@ def settings(options: Options, _rules: object, place: Place) -> Settings:
 
 
 def problem(config: ModelConfig, s: Settings) -> str:
-    rotated = s.rope_theta is not None
-    if config.d_model % config.n_heads or (rotated and s.rotary * config.head_dim % 2):
+    if not 0 < s.rotary <= 1:
+        return f"rotary={s.rotary} cannot be used; valid: a share of the head, above 0 to 1."
+    width = _rotated_width(s.rotary, config.head_dim)
+    odd = s.rope_theta is not None and (width % 2 or not width)
+    if odd and s.rotary < 1:
+        return (
+            f"rotary={s.rotary} cannot be used; valid: a share that makes an even number of the "
+            f"{config.head_dim} channels of a head."
+        )
+    if config.d_model % config.n_heads or odd:
         return (
             f"n_heads={config.n_heads} cannot be used; valid: what divides "
             f"d_model={config.d_model} into heads of an even width."
@@ -92,8 +105,6 @@ def problem(config: ModelConfig, s: Settings) -> str:
             f"windows={s.windows!r:.60} cannot be used; valid: {config.n_layers} of them, one for "
             "each layer."
         )
-    if not 0 < s.rotary <= 1:
-        return f"rotary={s.rotary} cannot be used; valid: a share of the head, above 0 to 1."
     if s.qk_norm not in QK_NORMS:
         return f"qk_norm={s.qk_norm:.60} cannot be used; valid: {', '.join(QK_NORMS)}."
     return ""
