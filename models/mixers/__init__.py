@@ -23,7 +23,7 @@ def lookup(mixer: str) -> Mixer:
     """
     if mixer in MIXERS:
         return MIXERS[mixer]
-    if "." not in mixer:
+    if "." not in mixer or not all(part.isidentifier() for part in mixer.split(".")):
         raise one_of("mixer", mixer, (*MIXERS, "the dotted path of a package of your own"))
     try:
         record = getattr(import_module(mixer), "MIXER", None)
