@@ -7,76 +7,20 @@ narrower MLP. Everything is read off specs and counts as plain values, so that a
 before a run what a report repeats after it.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
 
-EQUAL = 0.005
-"""Relative difference that counts as equal: the controlled protocol's tolerance on N."""
-NOTABLE = 0.02
-"""Relative difference from which a width is named."""
+from models.config import INPUTS, MLP
+from models.confound import EQUAL, NOTABLE, Confound, Facts, Pair, Rule, places, span
+from models.errors import SettingError
+from models.mixer import attribute
+from models.mixers import lookup
+
 LARGE = 0.05
 """Relative difference in N from which it is called large: some 10 % in tokens, by the law below."""
-NORM_ON_OUTPUT = ("attn",)
-"""Mixers whose layer has its norms on the sublayers' outputs; the others' stand before them."""
-PRE_NORM = ("gdn", "mamba2")
 # Table 18 of Merrill et al. 2026, the transformer's law with exponents fixed at 0.22, fitted on
 # models of 57M to 1,279M parameters: loss = E + A / N^a + B / D^a, in nats per token.
 LAW_A, LAW_B, LAW_EXPONENT = 66.63, 94.85, 0.22
 LAW_RANGE = (50e6, 1.5e9)
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What is compared of one run: its spec as a plain nested dict, and its counts."""
-
-    spec: Mapping[str, Any]
-    N: float
-    flops_per_token: float
-
-    @property
-    def mix(self) -> str:
-        return str(self.get("mix.name"))
-
-    @property
-    def size(self) -> str:
-        return str(self.get("size.name"))
-
-    def get(self, field: str) -> Any:
-        """A field of the spec by its dotted name; None where it was not recorded."""
-        value: Any = self.spec
-        for key in field.split("."):
-            value = value.get(key) if isinstance(value, Mapping) else None
-        return value
-
-
-@dataclass(frozen=True)
-class Confound:
-    """One thing that differs between a mix and the baseline of its size."""
-
-    name: str
-    baseline: str
-    mix: str
-    """Empty for what concerns every mix of the sweep alike."""
-    sizes: tuple[str, ...]
-    """Where it was found, smallest first."""
-    magnitudes: tuple[float, ...]
-    """A size each: (mix - baseline) / baseline, or the difference of two shares of layers."""
-    short: str
-    """How much, for a caption."""
-    what: str
-    """What differs, from what to what, and where."""
-    severity: str
-    """What it does to a comparison."""
-    fields: tuple[str, ...] = ()
-    """Fields of the spec that it stands for."""
-
-    def __str__(self) -> str:
-        return f"{self.name}: {self.short}"
-
-
-Pair = tuple[Facts, Facts]
-Rule = Callable[[Sequence[Pair]], "Confound | None"]
 
 
 def baseline_among(mixes: Iterable[str]) -> str:
@@ -104,7 +48,8 @@ def confounds(runs: Iterable[Facts], baseline: str, mix: str) -> list[Confound]:
         if name == baseline and (mix, size) in by_cell
     ]
     pairs.sort(key=lambda pair: pair[0].N)
-    found = (rule(pairs) for rule in RULES) if pairs else ()
+    rules = (*BEFORE, *_of_mixers(pairs), *RULES) if pairs else ()
+    found = (rule(pairs) for rule in rules)
     return [one for one in found if one is not None]
 
 
@@ -138,24 +83,13 @@ def _relative(
         if not found:
             return None
         sizes, everywhere = tuple(ours.size for ours, _ in found), len(found) == len(pairs)
-        told = f"{_span(off)} at size {_places(sizes, everywhere)}"
+        told = f"{span(off)} at size {places(sizes, everywhere)}"
         return Confound(
             name, found[0][0].mix, found[0][1].mix, sizes, tuple(off),
-            _span(off) if everywhere else told, f"{what}: {told}", severity(found, off), fields,
+            span(off) if everywhere else told, f"{what}: {told}", severity(found, off), fields,
         )  # fmt: skip
 
     return rule
-
-
-def _span(values: Sequence[float]) -> str:
-    ends = dict.fromkeys(f"{100 * end:+.1f}" for end in (min(values), max(values)))
-    return f"{' to '.join(ends)} %"
-
-
-def _places(sizes: Sequence[str], everywhere: bool) -> str:
-    if everywhere and len(sizes) > 3:
-        return f"{sizes[0]} to {sizes[-1]}"
-    return ", ".join(sizes)
 
 
 def tokens_worth(N: float, N_other: float, tokens: float) -> float | None:
@@ -198,58 +132,19 @@ def _tokens_per_parameter(run: Facts) -> float | None:
     return tokens / run.N if tokens else None
 
 
-def _windowed(run: Facts) -> tuple[list[int], int] | None:
-    """Indexes of the attention layers with a window shorter than the context, and how many
-    attention layers there are."""
-    layers, windows = run.get("model.layers"), run.get("model.windows")
-    context = run.get("recipe.context")
-    if not layers or windows is None or not context:
-        return None
-    attention = [i for i, mixer in enumerate(layers) if mixer == "attn"]
-    return [i for i in attention if 0 < windows[i] < context], len(attention)
-
-
-def _windows(pairs: Sequence[Pair]) -> Confound | None:
-    """Sliding windows by layer index fall on a share of attention layers that the mix decides."""
-    sizes, off, told = [], [], None
-    for ours, theirs in pairs:
-        before, after = _windowed(ours), _windowed(theirs)
-        if before is None or after is None:
-            continue
-        shares = [len(cut) / attn if attn else 0.0 for cut, attn in (before, after)]
-        if shares[0] != shares[1]:
-            sizes.append(ours.size)
-            off.append(shares[1] - shares[0])
-            told = (ours, theirs, before, after)
-    if told is None:
-        return None
-    ours, theirs, before, after = told  # the largest size, whose layers are named
-    width = max(max(run.get("model.windows")) for run in (ours, theirs))
-    words = [f"{len(cut)} of {attn}" if attn else "no attention" for cut, attn in (before, after)]
-    where = f", layers {', '.join(map(str, after[0]))}" if after[0] else ""
-    return Confound(
-        "windows", ours.mix, theirs.mix, tuple(sizes), tuple(off), " → ".join(words),
-        f"attention layers with a window of {width:,} tokens: {' → '.join(words)}{where} at size "
-        f"{ours.size}",
-        "attention sees less of the context where windows fall, and costs less there",
-        ("model.windows",),
-    )  # fmt: skip
-
-
 def _norms(pairs: Sequence[Pair]) -> Confound | None:
-    """Recurrent layers have their norms before the sublayers, attention layers behind them."""
+    """Where the norms stand is each mixer's own, unless a mix says otherwise."""
     sizes, off, told = [], [], None
     for ours, theirs in pairs:
-        layers = [run.get("model.layers") or [] for run in (ours, theirs)]
-        known = (*NORM_ON_OUTPUT, *PRE_NORM)
-        if not all(layers) or any(mixer not in known for own in layers for mixer in own):
+        kinds = [run.layers for run in (ours, theirs)]
+        if not all(kinds):
             continue
-        counts = [sum(mixer in PRE_NORM for mixer in own) for own in layers]
-        shares = [n / len(own) for n, own in zip(counts, layers, strict=True)]
+        before = [sum(kind.get("norm") == INPUTS for kind in layers) for layers in kinds]
+        shares = [n / len(layers) for n, layers in zip(before, kinds, strict=True)]
         if shares[0] != shares[1]:
             sizes.append(ours.size)
             off.append(shares[1] - shares[0])
-            told = [f"{n} of {len(own)}" for n, own in zip(counts, layers, strict=True)]
+            told = [f"{n} of {len(layers)}" for n, layers in zip(before, kinds, strict=True)]
     if told is None:
         return None
     ours, theirs = pairs[0]
@@ -257,37 +152,24 @@ def _norms(pairs: Sequence[Pair]) -> Confound | None:
         "norm placement", ours.mix, theirs.mix, tuple(sizes), tuple(off), " → ".join(told),
         f"layers with norms before the sublayers, not behind: {' → '.join(told)} at size "
         f"{sizes[-1]}",
-        "comes with the recurrent layers, as published; no run here takes the two apart",
+        "comes with the recurrent layers, as published; a run of the baseline with mix.norm=inputs "
+        "takes the two apart",
     )  # fmt: skip
 
 
-def _key_width(pairs: Sequence[Pair]) -> Confound | None:
-    """Key heads of Gated DeltaNet against the rule's 0.75 of attention's, before rounding up."""
-    sizes, off, told = [], [], []
-    for ours, theirs in pairs:
-        key, d_model, heads = (
-            theirs.get(f"model.{name}") for name in ("gdn_key_dim", "d_model", "n_heads")
-        )
-        has = [("gdn" in (run.get("model.layers") or [])) for run in (ours, theirs)]
-        if has == [False, True] and key and d_model and heads:
-            nominal = 0.75 * d_model / heads
-            sizes.append(ours.size)
-            off.append(key / nominal - 1)
-            told.append(f"{key} for {nominal:g} ({ours.size})")
-    if not any(abs(excess) > NOTABLE for excess in off):
-        return None
-    ours, theirs = pairs[0]
-    ends = list(dict.fromkeys((told[0], told[-1])))
-    even = max(off) - min(off) <= NOTABLE
-    return Confound(
-        "key width", ours.mix, theirs.mix, tuple(sizes), tuple(off), _span(off),
-        f"gdn key heads wider than 0.75 of attention's: {', '.join(ends)}",
-        "the same at every size" if even
-        else "the state shrinks against the model from size to size: part of any trend in N",
-    )  # fmt: skip
+def _of_mixers(pairs: Sequence[Pair]) -> list[Rule]:
+    """What the mixers of these runs say that a comparison of theirs should watch."""
+    names = {kind.get("mixer") for pair in pairs for run in pair for kind in run.layers}
+    rules: list[str] = []
+    for name in sorted(name for name in names if isinstance(name, str) and name != MLP):
+        try:
+            rules += lookup(name).confounds
+        except SettingError:  # of a package that is not installed here
+            continue
+    return [attribute(rule) for rule in dict.fromkeys(rules)]
 
 
-RULES: tuple[Rule, ...] = (
+BEFORE: tuple[Rule, ...] = (
     _relative("parameters", "N", lambda run: run.N, _worth),
     _relative(
         "FLOPs", "training FLOPs per token", lambda run: run.flops_per_token,
@@ -297,19 +179,20 @@ RULES: tuple[Rule, ...] = (
         "tokens per parameter", "tokens per parameter", _tokens_per_parameter,
         _says("the same tokens are another Chinchilla multiple of the mix's own N"),
     ),
-    _windows,
+)  # fmt: skip
+"""Rules that come before those of mixers, in the order in which people ask."""
+RULES: tuple[Rule, ...] = (
     _norms,
     _relative(
         "model width", "d_model", lambda run: run.get("model.d_model"),
         _says("moved by matching, and with it the embeddings and the head"), 0.0,
-        ("model.d_model", "model.n_heads", "model.n_kv_heads"),
+        ("model.d_model", "model.n_heads"),
     ),
     _relative(
         "MLP width", "mlp_hidden", lambda run: run.get("model.mlp_hidden"),
         _says("moved by matching: equality is made with the MLP"), NOTABLE,
         ("model.mlp_hidden",),
     ),
-    _key_width,
 )  # fmt: skip
 
 

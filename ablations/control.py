@@ -10,8 +10,8 @@ is allowed, and listed: ablations/confounds.py.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from models.settings import flatten
 from models.errors import SettingError
+from models.settings import flatten
 
 BY_MIX = ("model", "matched")
 """What a mix decides by rule."""
@@ -123,6 +123,8 @@ def _differing(runs: Runs, allowed: Sequence[str], only: Sequence[str] = ()) -> 
             continue
         holders: dict[str, str] = {}
         for name, spec in runs.items():
+            if field not in spec and field.startswith("protocol."):
+                continue  # a rule of a mixer that this run does not have
             holders.setdefault(str(spec.get(field, "absent")), name)
         if len(holders) > 1:
             (a, run_a), (b, run_b) = list(holders.items())[:2]

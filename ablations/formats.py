@@ -7,7 +7,6 @@ that records of other versions read.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from ablations.versions import identity
 from models.errors import SettingError
 from models.safe_yaml import DEEPEST
 
@@ -220,28 +220,11 @@ def lacking(spec: Mapping[str, Any], points: Mapping[int, Any]) -> str:
     return f"points.jsonl lacks the point of step {_some(missing)}" if missing else ""
 
 
-def identity(spec: Mapping[str, Any]) -> str:
-    """Eight hex digits over everything in a spec, as a plain nested dict, that decides a run's
-    numbers.
-
-    A spec holds the fields that its version of the code knew, so this is the identity that version
-    gave it. Raises TypeError or KeyError where it is no spec.
-    """
-    content = {
-        key: value
-        for key, value in spec.items()
-        if key not in ("sweep", "evaluation", "resources", "logging")
-    }
-    # The corpus is known by its fingerprint, wherever it lies and whatever it is called.
-    corpus = content.get("corpus")
-    content["corpus"] = corpus["fingerprint"] if corpus else None
-    content["data"] = {k: v for k, v in content["data"].items() if k not in ("path", "name")}
-    canonical = json.dumps(content, sort_keys=True)
-    return hashlib.sha256(canonical.encode()).hexdigest()[:8]
-
-
 def run_name(spec: Mapping[str, Any]) -> str:
-    """The name of the folder that a spec belongs into. Raises DamagedRecord where it is no spec."""
+    """The name of the folder that a spec, as its file holds it, belongs into.
+
+    Raises DamagedRecord where it is no spec.
+    """
     names = [_name(spec, "mix"), _name(spec, "size")]
     if not all(isinstance(name, str) and name for name in names) or "seed" not in spec:
         raise DamagedRecord("spec.yaml names no mix, size and seed")

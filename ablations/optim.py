@@ -9,25 +9,27 @@ import torch
 from torch import nn
 
 from ablations.ladder import Recipe
+from models.language_model import LanguageModel
+from models.mixers import lookup
 
-UNDECAYED = ("A_log", "dt_bias", "D")
 WINDOW = 128  # steps; Olmo Hybrid's SkipStepAdamW
 ENOUGH = WINDOW // 2  # before that many, nothing is an outlier
 
 
 def build_optimizers(
-    model: nn.Module, recipe: Recipe, optim: str = "adamw"
+    model: LanguageModel, recipe: Recipe, optim: str = "adamw"
 ) -> list[torch.optim.Optimizer]:
     """The optimizers of a run, at learning rate 0 (the loop sets it).
 
     `adamw`: one AdamW, with no decay on the embedding (Olmo Hybrid's ladder) nor on the
-    recurrences' A_log, dt_bias and D (as their authors mark them). `muon`: Muon (Jordan et al.
+    parameters that a mixer names (as their authors mark them). `muon`: Muon (Jordan et al.
     2024) for the matrices inside the blocks, its update scaled to AdamW's root mean square (Liu
     et al. 2025) so that one learning rate serves both, and that AdamW for everything else.
     """
     matrices: list[nn.Parameter] = []
     decayed: list[nn.Parameter] = []
     undecayed: list[nn.Parameter] = []
+    exempt = undecayed_names(model)
     for name, parameter in model.named_parameters():
         role = name.rsplit(".", 1)[-1]
         if (
@@ -37,7 +39,7 @@ def build_optimizers(
             and parameter.dim() == 2
         ):
             matrices.append(parameter)
-        elif name.startswith("embedding.") or role in UNDECAYED:
+        elif name.startswith("embedding.") or name in exempt:
             undecayed.append(parameter)
         else:
             decayed.append(parameter)
@@ -57,6 +59,17 @@ def build_optimizers(
         matrices, lr=0.0, weight_decay=recipe.weight_decay, adjust_lr_fn="match_rms_adamw"
     )
     return [adamw, muon]
+
+
+def undecayed_names(model: LanguageModel) -> set[str]:
+    """Parameters of mixers that take no weight decay, by the mixers' records."""
+    config = model.config
+    return {
+        f"blocks.{layer}.mixer.{name}"
+        for layer in range(config.n_layers)
+        if config.has_mixer(layer)
+        for name in lookup(config.kind(layer).mixer).undecayed
+    }
 
 
 class OutlierRule:

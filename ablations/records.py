@@ -21,6 +21,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import functools
+import glob
 import json
 import os
 import re
@@ -33,6 +34,7 @@ import yaml
 
 from ablations import formats
 from ablations.formats import STATES, DamagedRecord
+from ablations.spec import RunSpec, completed, current_name
 from models.errors import SettingError, one_of
 from models.safe_yaml import parse_yaml
 from models.terminal import readable
@@ -44,11 +46,13 @@ __all__ = [
     "DamagedRecord",
     "RunDirectory",
     "SettingError",
+    "directory_of",
     "move_aside",
     "one_of",
     "project_root",
     "read_sweep",
     "readable",
+    "record_for",
     "visible",
     "write_atomic",
 ]
@@ -129,7 +133,14 @@ class RunDirectory:
         self.write("spec.yaml", yaml.safe_dump(spec, sort_keys=False))
 
     def read_spec(self) -> dict[str, Any]:
-        """Raises FileNotFoundError without one, DamagedRecord where it is not what was written."""
+        """What the spec says in today's terms, whatever version of the code wrote it.
+
+        Raises FileNotFoundError without one, DamagedRecord where it is not what was written.
+        """
+        return completed(self.spec_as_written())
+
+    def spec_as_written(self) -> dict[str, Any]:
+        """The spec as its file holds it, by which the folder is named; raises as `read_spec`."""
         return formats.read_object(self.path / "spec.yaml", parse_yaml, formats.SPEC)
 
     def write_manifest(self, manifest: dict[str, Any]) -> None:
@@ -244,14 +255,15 @@ def _spec_told(path: Path, signature: tuple[int, ...]) -> tuple[str, str]:
     if not signature:
         return "", "spec.yaml is missing" if path.is_dir() else ""
     try:
-        spec = RunDirectory(path).read_spec()
+        spec = RunDirectory(path).spec_as_written()
         # What no sweep named may lack what a sweep writes; it counts nowhere in the analysis.
         whole = RUN_NAME.fullmatch(path.name) or formats.SPEC.keys() <= spec.keys()
         name = formats.run_name(spec) if whole else path.name
     except DamagedRecord as fault:
         return "", str(fault)
-    if name == path.name:
-        return name, ""
+    # A run that was begun by an earlier version keeps its folder.
+    if path.name in (name, spec.get("folder")):
+        return path.name, ""
     if (path.parent / name).exists():
         return name, f"a copy of run {name}, which is read from the folder of that name"
     return name, f"spec.yaml is of run {name}, and a run's folder has its name"
@@ -293,6 +305,31 @@ def read_sweep(sweep_dir: Path) -> list[RunDirectory]:
             "start one with python sweeps/run.py."
         )
     return [RunDirectory(sweep_dir / name) for name in _names(sweep_dir, SAYING_A_RUN)]
+
+
+def directory_of(runs: Path, spec: RunSpec) -> RunDirectory:
+    """The run directory of a spec under `runs`, which an earlier version of the code may have
+    named by a rule of its own; the folder need not exist."""
+    sweep, name = runs / spec.sweep, spec.run_name
+    stem = name.rpartition("-")[0]
+    if not (sweep / name).exists() and sweep.is_dir():
+        for folder in sorted(sweep.glob(f"{glob.escape(stem)}-*")):
+            if RUN_NAME.fullmatch(folder.name) and _name_today(folder) == name:
+                return RunDirectory(folder)
+    return RunDirectory(sweep / name)
+
+
+def _name_today(folder: Path) -> str:
+    try:
+        return current_name(RunDirectory(folder).spec_as_written())
+    except (OSError, DamagedRecord):
+        return ""
+
+
+def record_for(run: RunDirectory, spec: RunSpec) -> dict[str, Any]:
+    """What a run's spec.yaml is to hold; a folder that is not named by it is named in it."""
+    named = {} if run.name == spec.run_name else {"folder": run.name}
+    return spec.record() | named
 
 
 def _names(folder: Path, holding: Sequence[str] = ("",)) -> list[str]:

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from ablations.records import directory_of
 from ablations.spec import RunSpec
 from models.errors import SettingError
 
@@ -86,7 +87,7 @@ def check_room(specs: Sequence[RunSpec], folder: Path) -> None:
     What a stopped run has written already counts towards what it needs.
     """
     needed = sum(
-        max(kept_bytes(spec) - _held(folder / spec.sweep / spec.run_name), checkpoint_bytes(spec))
+        max(kept_bytes(spec) - _held(directory_of(folder, spec).path), checkpoint_bytes(spec))
         for spec in specs
     )
     there = next(p for p in (folder, *folder.absolute().parents) if p.exists())

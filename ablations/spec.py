@@ -1,41 +1,27 @@
 """The spec of one run: what the user set, and what the rules made of it, frozen.
 
-Hydra composes a nested dict; `resolve` turns it once into these dataclasses, refusing unknown
-keys and impossible values, and adds the model and the recipe that follow. Training reads nothing
-else. Identity is a hash of the spec less evaluation's probes, resources, logging and paths, so a
-repeated command finds what it did before.
+`ablations.resolve` makes it, a run directory keeps it, and training reads nothing else. What a run
+reads is its identity (`ablations.formats.identity`), so that a repeated command finds what it did
+before. Fields with a default are settings that came later, or that few runs touch: at their
+default they are no part of an identity.
 """
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-from ablations.data.source import CorpusSummary, required_path, summarize
-from ablations.evaluate import budget
 from ablations.evaluate.budget import EvaluationSettings
-from ablations.formats import identity, run_name
-from ablations.ladder import Recipe, plan_recipe
-from models.settings import from_dict, to_dict
-from models.config import Blueprint, Geometry, Mix, ModelConfig
+from ablations.formats import run_name
+from ablations.ladder import Recipe
+from ablations.versions import READ, VERSION, identity, upgraded
+from models.config import Blueprint, ModelConfig
 from models.cost import Counts, count
-from models.environment import expand
-from models.errors import SettingError, not_ascii, one_of
-from models.matching import match
-
-NAME = re.compile(r"[A-Za-z0-9_.]+")
-CORPORA = ("auto", "embedded", "tokens")
-PRECISIONS = ("auto", "fp32", "bf16")
-COMPILE = ("auto", "true", "false")
-DEVICES = ("auto", "cpu", "cuda")
-BACKENDS = ("auto", "naive", "chunked", "fla")
-PARALLEL = ("auto", "ddp", "fsdp", "hsdp")
-OPTIMIZERS = ("adamw", "muon")
-EVAL_MODES = ("windows", "documents")
-LONGEST_SWEEP = 100
-"""Letters: wandb takes 128 in a run's id, which is the sweep's name and the run's hash."""
-WANDB = ("off", "auto", "offline", "online")
+from models.errors import SettingError
+from models.mix import Mix
+from models.plain import model_from_plain
+from models.settings import from_dict, open_field, split_defaults, to_dict
 
 
 @dataclass(frozen=True)
@@ -88,8 +74,6 @@ class ProtocolSettings:
     lr_multiplier: float | None
     batch_tokens: int | None
     max_epochs: float
-    gdn_key_multiple: int
-    mamba2_state: int
     windows: tuple[int, ...]
     rope_theta: float
     knob: str = "mlp_hidden"
@@ -98,6 +82,8 @@ class ProtocolSettings:
     """`wsds`: a point at each multiple from one run; `cosine`: one multiple, one point a run."""
     batch_multiple: int = 1
     """Sequences that every batch is a multiple of, so that it divides over devices."""
+    options: Mapping[str, Any] = open_field()
+    """Rules of the mixers that the run has, `<mixer>_<rule>`."""
 
 
 @dataclass(frozen=True)
@@ -160,6 +146,17 @@ class Logging:
 
 
 @dataclass(frozen=True)
+class CorpusSummary:
+    """What a plan and a run's identity need of a corpus."""
+
+    name: str
+    vocab_size: int
+    fingerprint: str
+    train_tokens: int
+    """Tokens read before any is read again; of a mixture, before its first source repeats."""
+
+
+@dataclass(frozen=True)
 class RunSpec:
     """One run, resolved."""
 
@@ -191,11 +188,23 @@ class RunSpec:
     @property
     def identity(self) -> str:
         """Eight hex digits over everything that decides the run's numbers."""
-        return identity(to_dict(self))
+        return identity(self.record())
 
     @property
     def run_name(self) -> str:
-        return run_name(to_dict(self))
+        return run_name(self.record())
+
+    def plain(self) -> dict[str, Any]:
+        """All settings as plain values."""
+        return {"version": VERSION, **to_dict(self)}
+
+    def record(self) -> dict[str, Any]:
+        """The spec as a run directory keeps it: plain values, and apart from the others those
+        fields of what it reads that are at their defaults."""
+        plain, defaults = self.plain(), {}
+        for group in READ:
+            plain[group], defaults[group] = split_defaults(getattr(self, group))
+        return {**plain, "defaults": defaults}
 
 
 SETTINGS: dict[str, type] = {
@@ -210,180 +219,35 @@ SETTINGS: dict[str, type] = {
 }
 
 
-def resolve(settings: dict[str, Any], *, plan_only: bool = False) -> RunSpec:
-    """Settings as composed -> the frozen spec.
+def load(content: Mapping[str, Any]) -> RunSpec:
+    """The spec back from a run directory's spec.yaml, of this version or an earlier one.
 
-    settings: `{sweep, seed, mix, size, protocol, data, train, evaluation, resources, logging}`,
-    plain values.
-    With `plan_only` a corpus that is not there, and more epochs than allowed, are not refused.
-    Raises SettingError, one sentence, on anything that cannot be run.
+    Raises SettingError where it is none.
     """
-    for key in settings:
-        if key not in (*SETTINGS, "sweep", "seed"):
-            raise one_of("setting", key, (*SETTINGS, "sweep", "seed"))
-    parts: dict[str, Any] = {
-        key: from_dict(cls, settings.get(key, {}), key) for key, cls in SETTINGS.items()
-    }
-    sweep, seed = settings.get("sweep", ""), settings.get("seed")
-    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
-        raise SettingError(f"seed={seed!r} must be a whole number of at least 0.")
-    _check_sweep(sweep)
-    size: SizeSettings = parts["size"]
-    protocol: ProtocolSettings = parts["protocol"]
-    data: DataSettings = parts["data"]
-    train: TrainSettings = parts["train"]
-    _check_choices(data, train, parts["resources"], parts["logging"])
-    _check_ranges(parts)
-
-    name = size.corpus if data.name == "auto" else data.name
-    data = replace(data, name=name, path=data.path if name == "tokens" else None)
-    corpus = None
-    if name == "embedded" or data.path is not None or not plan_only:
-        if name == "tokens":
-            required_path(data.path)
-        corpus = summarize(name, data.path)
-
-    geometry = Geometry(
-        protocol.gdn_key_multiple, protocol.mamba2_state, protocol.windows, protocol.rope_theta
-    )
-    matched = match(
-        parts["mix"],
-        size.blueprint,
-        geometry,
-        corpus.vocab_size if corpus else size.vocab_size,
-        how=protocol.match,
-        knob=protocol.knob,
-        tolerance=protocol.tolerance,
-        context=size.context,
-    )
-    recipe = plan_recipe(
-        matched.N_target,
-        context=size.context,
-        chinchilla=size.chinchilla if protocol.chinchilla is None else protocol.chinchilla,
-        tokens_per_parameter=protocol.tokens_per_parameter,
-        decay_fraction=protocol.decay_fraction,
-        lr_multiplier=(
-            size.lr_multiplier if protocol.lr_multiplier is None else protocol.lr_multiplier
-        ),
-        batch=protocol.batch_tokens,
-        batch_multiple=protocol.batch_multiple,
-        schedule=protocol.schedule,
-        weight_decay=train.weight_decay,
-        grad_clip=train.grad_clip,
-        z_loss=train.z_loss,
-        skip_sigma=train.skip_sigma,
-    )
-    spec = RunSpec(
-        sweep=sweep,
-        mix=parts["mix"],
-        size=size,
-        protocol=protocol,
-        data=data,
-        train=train,
-        seed=seed,
-        model=matched.config,
-        recipe=recipe,
-        corpus=corpus,
-        matched=str(matched),
-        evaluation=parts["evaluation"],
-        resources=parts["resources"],
-        logging=parts["logging"],
-    )
-    budget.check(spec.evaluation, spec.model, recipe.context, recipe.tokens, len(recipe.milestones))
-    if not plan_only and (problem := too_many_epochs(spec)):
-        raise SettingError(problem)
-    return spec
-
-
-def load(content: dict[str, Any]) -> RunSpec:
-    """The spec back from a run directory's spec.yaml."""
+    content = upgraded(content)
+    del content["version"]
+    content["model"] = model_from_plain(content.get("model"), "spec.model")
     return from_dict(RunSpec, content, "spec")
 
 
-def _check_choices(
-    data: DataSettings, train: TrainSettings, resources: Resources, logging: Logging
-) -> None:
-    for name, value, valid in (
-        ("data.name", data.name, CORPORA),
-        ("data.eval_mode", data.eval_mode, EVAL_MODES),
-        ("resources.device", resources.device, DEVICES),
-        ("resources.precision", resources.precision, PRECISIONS),
-        ("resources.compile", resources.compile, COMPILE),
-        ("resources.backend", resources.backend, BACKENDS),
-        ("resources.parallel", resources.parallel, PARALLEL),
-        ("train.optim", train.optim, OPTIMIZERS),
-    ):
-        if value not in valid:
-            raise one_of(name, value, valid)
-    wandb = "off" if logging.wandb == "false" else logging.wandb
-    if expand(wandb, "logging.wandb") not in WANDB:
-        raise one_of("logging.wandb", wandb, WANDB)
+def completed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """A spec.yaml of any version in this version's terms, with the defaults of settings that came
+    after it; what cannot be read as a spec, such as a mixer that is not installed here, as it is.
+    """
+    try:
+        return load(content).plain()
+    except SettingError:
+        pass
+    try:
+        return upgraded(content)
+    except SettingError:
+        return dict(content)
 
 
-def _check_sweep(sweep: Any) -> None:
-    if not isinstance(sweep, str) or not sweep or set(sweep) & {"/", ","} or sweep[0] == ".":
-        raise SettingError(f"sweep={sweep!r} must be a plain folder name, without / and commas.")
-    if not sweep.isascii():
-        odd = next(letter for letter in sweep if not letter.isascii())
-        raise not_ascii(sweep, odd)
-    if len(sweep) > LONGEST_SWEEP:
-        raise SettingError(
-            f"sweep={sweep[:24]}… has {len(sweep)} letters, more than {LONGEST_SWEEP}: it is in "
-            "the names of folders, of Slurm's jobs and of wandb's runs, which take no more than "
-            "128; use a shorter name."
-        )
-
-
-# The least value of each number that has one; where a setting may be null, null is fine.
-LEAST = {
-    "data.eval_tokens": 1,
-    "resources.micro_batch_tokens": 1,
-    "resources.threads": 1,
-    "resources.devices": 1,
-    "train.max_skipped": 1,
-    "logging.log_every": 1,
-    "logging.checkpoint_every": 1,
-    "train.weight_decay": 0,
-    "train.grad_clip": 0,
-    "train.z_loss": 0,
-    "train.skip_sigma": 0,
-    "protocol.tolerance": 0,
-    "protocol.gdn_key_multiple": 1,
-    "protocol.mamba2_state": 1,
-    "protocol.rope_theta": 1,
-    "size.context": 1,
-}
-
-
-def _check_ranges(parts: dict[str, Any]) -> None:
-    for name, least in LEAST.items():
-        group, key = name.split(".")
-        value = getattr(parts[group], key)
-        if value is not None and value < least:
-            raise SettingError(f"{name}={value} must be at least {least}.")
-    if any(window < 0 for window in parts["protocol"].windows):
-        raise SettingError(
-            f"protocol.windows={list(parts['protocol'].windows)} must list windows in tokens, "
-            "0 for full attention."
-        )
-    for group in ("mix", "size"):
-        name = parts[group].name
-        if not NAME.fullmatch(name):
-            raise SettingError(
-                f"{group}.name={name} must be letters, digits and underscores, as run folders are "
-                "named by it."
-            )
-
-
-def too_many_epochs(spec: RunSpec) -> str:
-    """Why a run is refused that reads its corpus too often, a sentence; empty where it is not."""
-    epochs = spec.epochs
-    if epochs is None or epochs <= spec.protocol.max_epochs:
+def current_name(content: Mapping[str, Any]) -> str:
+    """The name that a run of this spec.yaml, of any version, has today; empty where it cannot be
+    read."""
+    try:
+        return load(content).run_name
+    except SettingError:
         return ""
-    assert spec.corpus is not None
-    return (
-        f"size={spec.size.name} reads {spec.recipe.tokens:,} tokens, {epochs:.1f} epochs of "
-        f"the {spec.corpus.name} corpus ({spec.corpus.train_tokens:,}), more than "
-        f"protocol.max_epochs={spec.protocol.max_epochs:g}; raise that, give a smaller last "
-        "protocol.chinchilla, or a larger corpus."
-    )

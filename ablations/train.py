@@ -42,13 +42,13 @@ from ablations.hardware import (
 from ablations.optim import OutlierRule, build_optimizers
 from ablations.records import DamagedRecord, RunDirectory, project_root
 from ablations.resources import micro_batch_rows
-from models.settings import to_dict
 from ablations.spec import RunSpec
 from models.checkpoint_files import read_index, step_folder
 from models.documents import Documents
 from models.errors import SettingError
 from models.language_model import LanguageModel
 from models.ops import backend
+from models.settings import to_dict
 
 HEARTBEAT_SECONDS = 1.0
 WAIT_SECONDS = 1.0

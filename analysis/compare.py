@@ -22,10 +22,8 @@ TREATMENT: tuple[str, ...] = (
     "mix",
     "matched",
     "model.layers",
+    "model.kinds",
     "model.mlp_hidden",
-    "model.rope_theta",
-    "model.gdn_output_gate",
-    "model.gdn_allow_neg_eigval",
 )
 # Where and under which name a run ran says nothing about the model.
 IGNORED = (
@@ -131,7 +129,8 @@ class _Differences:
     def add(self, ours: dict[str, Any], theirs: dict[str, Any]) -> None:
         for name in sorted(ours.keys() | theirs.keys()):
             a, b = ours.get(name, "absent"), theirs.get(name, "absent")
-            if a != b:
+            # A rule of a mixer that one of the two does not have is no difference between them.
+            if a != b and not ("absent" in (a, b) and name.startswith("protocol.")):
                 told = f"{shortened(a)} → {shortened(b)}"
                 values = self.fields.setdefault(name, [])
                 if told not in values:

@@ -28,7 +28,8 @@ from ablations import provenance
 from ablations.devices import peak_flops
 from ablations.distributed import World
 from ablations.hardware import choose_hardware
-from ablations.spec import RunSpec, resolve
+from ablations.resolve import resolve
+from ablations.spec import RunSpec
 from models.hf.convert import config_json
 from models.hf.native import native_class
 from models.language_model import LanguageModel

@@ -104,8 +104,8 @@ class LanguageModel(nn.Module):
         """Compute blocks again in the backward pass: less memory, a third more time."""
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
         self.blocks: Any = nn.ModuleList(Block(config, i) for i in range(config.n_layers))
-        self.windows = {
-            block.mixer.window
+        self.windows: set[int] = {
+            block.mixer.window  # type: ignore[union-attr, misc]
             for block, kind in zip(self.blocks, config.layers, strict=True)
             if block.mixer is not None and lookup(config.kinds[kind].mixer).attends
         }

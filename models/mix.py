@@ -24,7 +24,7 @@ from models.config import (
 from models.errors import SettingError, one_of
 from models.mixer import Mixer, Place
 from models.mixers import MIXERS, lookup
-from models.settings import from_dict, open_field, unknown
+from models.settings import from_dict, open_field, split_defaults, unknown
 
 PLACEMENTS = ("interleaved", "middle")
 MLP_LETTER = "-"
@@ -40,6 +40,16 @@ def _names(cls: type) -> list[str]:
 def _under(prefix: str, names: Iterable[str], options: Mapping[str, Any]) -> dict[str, Any]:
     """Those of `names` that are set in `options` behind the prefix."""
     return {name: options[prefix + name] for name in names if prefix + name in options}
+
+
+def _filled(cls: type, values: Mapping[str, Any], group: str) -> Any:
+    """A mixer's options or rules from the values set; `group` is how their names begin."""
+    try:
+        return from_dict(cls, values, group, joint="_")
+    except SettingError as error:
+        # A mixer knows what it has to set, and not under which name.
+        where = "" if str(error).startswith(group) else f"{group}_"
+        raise SettingError(f"{where}{error}") from None
 
 
 def rule_names(mixers: Iterable[Mixer]) -> list[str]:
@@ -80,7 +90,7 @@ class Geometry:
     def rules(self, mixer: Mixer) -> Any:
         """A mixer's rules, those that are not set at their defaults."""
         values = _under(f"{mixer.name}_", _names(mixer.rules), self.options)
-        return from_dict(mixer.rules, values, f"protocol.{mixer.name}", joint="_")
+        return _filled(mixer.rules, values, f"protocol.{mixer.name}")
 
 
 @dataclass(frozen=True)
@@ -141,12 +151,10 @@ class Mix:
                 f"mix.placement=middle needs an attention layer in "
                 f"mix.pattern={list(self.pattern)}."
             )
-        valid = {
-            f"{kind}_{name}" for kind, record in known.items() for name in _names(record.options)
-        }
+        options = [f"{kind}_{n}" for kind, record in known.items() for n in _names(record.options)]
         for key in self.options:
-            if key not in valid:
-                raise unknown(key, (*_names(Mix), *sorted(valid)), "mix")
+            if key not in options:
+                raise unknown(key, (*_names(Mix), *options), "mix")
         for kind, record in known.items():
             self._options(kind, record)
 
@@ -185,14 +193,16 @@ class Mix:
         return tuple(layers)
 
     def reads(self) -> Mix:
-        """The mix less what it does not read: kinds and options of mixers not in its pattern."""
-        used = set(self._mixers())
-        read = {f"{kind}_{name}" for kind in used for name in _names(self.mixer(kind).options)}
-        return replace(
-            self,
-            kinds={k: v for k, v in self.kinds.items() if k in used},
-            options={k: v for k, v in self.options.items() if k in read},
-        )
+        """The mix less what makes no difference to it: kinds that are not in its pattern, their
+        options, and options at their defaults."""
+        options = {
+            f"{kind}_{name}": value
+            for kind in self._mixers()
+            for name, value in split_defaults(self.options_of(kind))[0].items()
+            if f"{kind}_{name}" in self.options
+        }
+        kinds = {kind: self.kinds[kind] for kind in self._mixers() if kind in self.kinds}
+        return replace(self, kinds=kinds, options=options)
 
     def _mixers(self) -> list[str]:
         """Kinds of the pattern that hold a mixer, each once."""
@@ -226,12 +236,7 @@ class Mix:
         definition = self.kinds.get(kind, {})
         values = {key: value for key, value in definition.items() if key not in RESERVED}
         values |= _under(f"{kind}_", _names(record.options), self.options)
-        try:
-            return from_dict(record.options, values, f"mix.{kind}", joint="_")
-        except SettingError as error:
-            # A mixer knows its options and not the name they are set under.
-            where = "" if str(error).startswith("mix.") else f"mix.{kind}_"
-            raise SettingError(f"{where}{error}") from None
+        return _filled(record.options, values, f"mix.{kind}")
 
     def _from_letters(self, letters: str, known: Mapping[str, Mixer]) -> tuple[str, ...]:
         kinds = {m.letter: kind for kind, m in known.items() if m.letter and kind in MIXERS}

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from models.config import NORMS, Blueprint, ModelConfig
-from models.errors import one_of
+from models.errors import SettingError, one_of
 
 FP32_BYTES = 4
 
@@ -95,6 +95,13 @@ class Mixer:
     def layer_class(self) -> Any:
         """The nn.Module class (imports torch)."""
         return attribute(self.layer)
+
+
+def at_least(least: float, **values: float) -> None:
+    """Raise SettingError where an option or a rule is below what it must be."""
+    for name, value in values.items():
+        if value < least:
+            raise SettingError(f"{name}={value} must be at least {least}.")
 
 
 def attribute(path: str) -> Any:

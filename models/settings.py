@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import math
 import types
 import typing
@@ -29,7 +30,7 @@ def from_dict(cls: type[T], data: Any, path: str = "", joint: str = ".") -> T:
     """
     if not isinstance(data, Mapping):
         raise SettingError(f"{path}={data!r} must be a group of settings.")
-    hints = typing.get_type_hints(cls)
+    hints = _hints(typing.cast(type, cls))
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     rest = next((name for name, f in fields.items() if f.metadata.get("open")), None)
     others = {key: value for key, value in data.items() if key not in fields or key == rest}
@@ -95,6 +96,11 @@ def split_defaults(value: Any) -> tuple[Any, Any]:
     return to_dict(value), {}
 
 
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
 def _default(field: dataclasses.Field[Any]) -> Any:
     if field.default_factory is not dataclasses.MISSING:
         return field.default_factory()
@@ -135,10 +141,10 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in args:
             return None
-        kinds = [a for a in args if a is not type(None)]
+        others = [a for a in args if a is not type(None)]
         if isinstance(value, list | tuple):  # of a list or a name, what was given
-            kinds.sort(key=lambda kind: typing.get_origin(kind) is not tuple)
-        return _convert(kinds[0], value, path)
+            others.sort(key=lambda kind: typing.get_origin(kind) is not tuple)
+        return _convert(others[0], value, path)
     if origin is tuple:
         if not isinstance(value, list | tuple):
             raise SettingError(f"{path}={value!r} must be a list, like [a,b].")
@@ -148,6 +154,8 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
             raise SettingError(f"{path}={value!r} must be a group of settings.")
         return {key: _convert(args[1], item, _join(path, key)) for key, item in value.items()}
     if dataclasses.is_dataclass(hint):
+        if isinstance(value, typing.cast(type, hint)):
+            return value
         return from_dict(typing.cast(type, hint), value, path)
     if hint is str and isinstance(value, bool):
         value = str(value).lower()  # YAML reads a bare off or true as a boolean

@@ -10,10 +10,10 @@ from typing import Any
 
 from ablations.devices import GPUS
 from ablations.records import project_root
-from models.settings import from_dict
 from ablations.spec import RunSpec
 from models.environment import expand
 from models.errors import SettingError, one_of
+from models.settings import from_dict
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,11 @@ from typing import Any
 import yaml
 from hydra.core.override_parser.types import Override
 
-from models.settings import flatten
 from models.errors import SettingError, one_of
+from models.settings import flatten
 
 OF_A_RUN = ("seed", "mix", "size", "protocol", "data", "train")
-"""Settings that are part of a run's identity."""
+"""Groups of settings that decide what a run reads."""
 
 
 def _read(file: Path) -> dict[str, Any]:

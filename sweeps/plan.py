@@ -20,10 +20,10 @@ from rich.table import Table
 
 from ablations.confounds import Confound, Facts, baseline_among, conditions, confounds
 from ablations.devices import GPUS, gpu_kind
-from ablations.records import RunDirectory
+from ablations.records import RunDirectory, directory_of
+from ablations.resolve import too_many_epochs
 from ablations.resources import check_ranks, kept_bytes
-from models.settings import to_dict
-from ablations.spec import RunSpec, too_many_epochs
+from ablations.spec import RunSpec
 from sweeps.arrays import Array, arrays, makespan, time_of
 from sweeps.cluster import Slurm
 from sweeps.view import fitted
@@ -178,7 +178,7 @@ def make_plan(
         core_flops = next(rate for least, rate in CORE_FLOPS if least <= counts.N)
         speed = here.peak_flops * here.mfu if by_gpu else core_flops * cpus
         seconds = spec.recipe.tokens / rate if rate else flops / speed
-        run = RunDirectory(runs_root / spec.sweep / spec.run_name)
+        run = directory_of(runs_root, spec)
         estimates.append(
             Estimate(
                 spec,
@@ -225,7 +225,7 @@ def measured_rates(
 
 def plan_confounds(plan: Plan) -> list[Confound]:
     """What the mixes will differ in against the transformer, or the first mix, beside the mix."""
-    runs = [Facts(to_dict(e.spec), e.N, e.spec.counts.flops_per_token) for e in plan.estimates]
+    runs = [Facts(e.spec.plain(), e.N, e.spec.counts.flops_per_token) for e in plan.estimates]
     baseline = baseline_among(run.mix for run in runs)
     others = dict.fromkeys(run.mix for run in runs if run.mix != baseline)
     return [one for mix in others for one in confounds(runs, baseline, mix)] + conditions(runs)

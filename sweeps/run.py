@@ -92,7 +92,7 @@ def _composed(arguments: list[str]) -> list[dict[str, Any]]:
 def _sweep(composed: list[dict[str, Any]]) -> int:
     # Imported here: a mistyped name answers before numpy is loaded.
     from ablations.records import project_root
-    from ablations.spec import resolve
+    from ablations.resolve import resolve
     from models.environment import expand
     from sweeps import view
     from sweeps.cluster import Slurm, check_ranks, parse
@@ -109,7 +109,8 @@ def _sweep(composed: list[dict[str, Any]]) -> int:
     settings = [of_the_run(c) for c in composed]
 
     specs = [resolve(s, plan_only=True) for s in settings]
-    _check_unique(specs)
+    kept = _each_once(specs, settings, console)
+    specs, settings = [specs[i] for i in kept], [settings[i] for i in kept]
     _check_paths(specs, runs_root)
     _say_damaged(specs, runs_root, console)
     at_once = driver["max_parallel"]
@@ -148,17 +149,14 @@ def _sweep(composed: list[dict[str, Any]]) -> int:
 
 def _requests(plan: Plan, specs: list[RunSpec], runs_root: Path) -> list[Request]:
     """What is not done, longest first, so that none ends alone."""
-    from ablations.records import RunDirectory
-    from models.settings import to_dict
+    from ablations.records import directory_of, record_for
     from sweeps.submit import Request
 
     seconds = {(e.spec.sweep, e.spec.run_name): e.seconds for e in plan.todo}
     todo = [spec for spec in specs if (spec.sweep, spec.run_name) in seconds]
     todo.sort(key=lambda spec: -seconds[spec.sweep, spec.run_name])
-    return [
-        Request(RunDirectory(runs_root / spec.sweep / spec.run_name), to_dict(spec))
-        for spec in todo
-    ]
+    runs = [directory_of(runs_root, spec) for spec in todo]
+    return [Request(run, record_for(run, spec)) for run, spec in zip(runs, todo, strict=True)]
 
 
 def _check_driver(composed: list[dict[str, Any]]) -> None:
@@ -238,13 +236,24 @@ def _check_machine(
     check_here(specs, plan.devices, gpus_of_this_machine()[1], runs_root)
 
 
-def _check_unique(specs: list[RunSpec]) -> None:
-    seen: dict[tuple[str, str], str] = {}
-    for spec in specs:
+def _each_once(specs: list[RunSpec], settings: list[dict[str, Any]], console: Console) -> list[int]:
+    """Indexes of the runs, one of those that differ in nothing that they read.
+
+    Raises SettingError where the same settings are asked for twice.
+    """
+    first: dict[tuple[str, str], int] = {}
+    merged: dict[str, int] = {}
+    for i, spec in enumerate(specs):
         key = (spec.sweep, spec.run_name)
-        if key in seen:
+        if key not in first:
+            first[key] = i
+        elif settings[i] == settings[first[key]]:
             raise SettingError(f"run {spec.run_name} is asked for twice; name each value once.")
-        seen[key] = spec.run_name
+        else:
+            merged[spec.run_name] = merged.get(spec.run_name, 1) + 1
+    for name, count in merged.items():
+        console.print(f"{name} stands for {count} runs: it reads nothing of what they differ in")
+    return list(first.values())
 
 
 def _check_paths(specs: list[RunSpec], runs_root: Path) -> None:
@@ -274,8 +283,7 @@ def _check_paths(specs: list[RunSpec], runs_root: Path) -> None:
 def _check_control(specs: list[RunSpec], runs_root: Path, treatments: list[str]) -> None:
     """The runs asked for, together with those that already lie in their sweep's folder."""
     from ablations.control import check
-    from ablations.records import read_sweep
-    from models.settings import to_dict
+    from ablations.records import directory_of, read_sweep
 
     planned = all(spec.corpus for spec in specs)  # else there is nothing yet to hold beside runs
     for sweep in {spec.sweep for spec in specs}:
@@ -283,15 +291,15 @@ def _check_control(specs: list[RunSpec], runs_root: Path, treatments: list[str])
         if planned and (runs_root / sweep).is_dir():
             runs = read_sweep(runs_root / sweep)
             there = {run.name: run.read_spec() for run in runs if not run.spec_problem()}
-        asked = {s.run_name: to_dict(s) for s in specs if s.sweep == sweep}
+        asked = {directory_of(runs_root, s).name: s.plain() for s in specs if s.sweep == sweep}
         check({**there, **asked}, treatments)
 
 
 def _say_damaged(specs: list[RunSpec], runs_root: Path, console: Console) -> None:
     """Name the runs of the sweeps whose records cannot be relied on, and what becomes of them."""
-    from ablations.records import read_sweep
+    from ablations.records import directory_of, read_sweep
 
-    asked = {(spec.sweep, spec.run_name) for spec in specs}
+    asked = {(spec.sweep, directory_of(runs_root, spec).name) for spec in specs}
     for sweep in dict.fromkeys(spec.sweep for spec in specs):
         runs = read_sweep(runs_root / sweep) if (runs_root / sweep).is_dir() else []
         for run in runs:
@@ -304,6 +312,7 @@ def _say_damaged(specs: list[RunSpec], runs_root: Path, console: Console) -> Non
 def _say_new(requests: list[Request], console: Console) -> None:
     """Name the runs that differ from one already there in no more than its settings."""
     from ablations.records import read_sweep
+    from ablations.spec import completed
     from models.settings import flatten
 
     for request in requests:
@@ -312,7 +321,7 @@ def _say_new(requests: list[Request], console: Console) -> None:
         stem = request.run.name.rpartition("-")[0]
         for other in read_sweep(request.sweep):
             if other.name.rpartition("-")[0] == stem and not other.spec_problem():
-                mine, theirs = flatten(request.spec), flatten(other.read_spec())
+                mine, theirs = flatten(completed(request.spec)), flatten(other.read_spec())
                 changed = [k for k in mine if mine[k] != theirs.get(k)]
                 shown = [k for k in changed if not k.startswith(("recipe.", "resources."))]
                 console.print(
@@ -323,10 +332,10 @@ def _say_new(requests: list[Request], console: Console) -> None:
 
 
 def _finish(specs: list[RunSpec], runs_root: Path, root: str, console: Console) -> int:
-    from ablations.records import RunDirectory
+    from ablations.records import directory_of
     from sweeps import state, view
 
-    runs = [RunDirectory(runs_root / spec.sweep / spec.run_name) for spec in specs]
+    runs = [directory_of(runs_root, spec) for spec in specs]
     looks = state.look(runs)
     states = [look.state for look in looks]
     view.summary(looks, console)

@@ -187,7 +187,7 @@ def _retry(given: argparse.Namespace, root: Path, out: Console) -> int:
     # Slurm's first: they run while those of this machine do.
     for alike, group in sorted(groups.items(), key=lambda item: json.loads(item[0])[0] != "slurm"):
         launcher, how, command, code = json.loads(alike)
-        requests = [Request(look.run, look.run.read_spec()) for look in group]
+        requests = [Request(look.run, look.run.spec_as_written()) for look in group]
         if launcher == "slurm":
             cluster = clusters.restore(how["cluster"])
             assert isinstance(cluster, clusters.Slurm)

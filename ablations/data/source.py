@@ -4,26 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from ablations.data.embedded import embedded_folder, embedded_manifest, open_embedded
 from ablations.data.mixture import folders, open_folder
 from ablations.data.prepared import Corpus
 from ablations.data.verify import Part, folder_parts
+from ablations.spec import CorpusSummary
 from models.environment import NAMED, expand
 from models.errors import SettingError
-
-
-@dataclass(frozen=True)
-class CorpusSummary:
-    """What a plan and a run's identity need of a corpus."""
-
-    name: str
-    vocab_size: int
-    fingerprint: str
-    train_tokens: int
-    """Tokens read before any is read again; of a mixture, before its first source repeats."""
 
 
 def summarize(name: str, path: str | None) -> CorpusSummary:

@@ -11,9 +11,10 @@ from ablations.command import exit_code
 from ablations.evaluate import budget
 from ablations.evaluate.budget import PROBES, EvaluationSettings
 from ablations.records import DamagedRecord, RunDirectory, read_sweep
-from models.settings import from_dict
-from ablations.spec import DEVICES, PRECISIONS, RunSpec, load
+from ablations.resolve import DEVICES, PRECISIONS
+from ablations.spec import RunSpec, load
 from models.errors import SettingError, one_of
+from models.settings import from_dict
 from models.terminal import readable
 from models.text import visible
 

@@ -53,7 +53,7 @@ def at_level(sweep: Sweep, where: dict[str, str]) -> Sweep:
         values = {_word(dict(flattened(run.spec)).get(key)): None for run in runs}
         if values.keys() == {_word(None)}:
             raise SettingError(f"where={key}={wanted} names no setting of sweep={sweep.name}.")
-        runs = tuple(r for r in runs if _word(dict(flattened(r.spec)).get(key)) == _word(wanted))
+        runs = tuple(run for run in runs if _is_at(run, key, wanted))
         if not runs:
             raise SettingError(
                 f"where={key}={wanted} leaves no run of sweep={sweep.name}; it has "
@@ -78,6 +78,14 @@ def at_level(sweep: Sweep, where: dict[str, str]) -> Sweep:
             f"where={example}."
         )
     return sweep
+
+
+def _is_at(run: Run, key: str, wanted: str) -> bool:
+    """Whether a run is at a level; at every one of a rule that none of its mixers reads."""
+    settings = dict(flattened(run.spec))
+    if key not in settings and key.startswith("protocol."):
+        return True
+    return _word(settings.get(key)) == _word(wanted)
 
 
 def _order(value: Any) -> tuple[int, float, str]:

@@ -6,8 +6,8 @@ import pytest
 import yaml
 
 from ablations.records import RunDirectory
+from ablations.resolve import resolve
 from models.settings import to_dict
-from ablations.spec import resolve
 
 ROOT = Path(__file__).parents[2]
 

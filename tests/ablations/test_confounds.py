@@ -7,17 +7,13 @@ import pytest
 import yaml
 
 from ablations.confounds import (
-    NORM_ON_OUTPUT,
-    PRE_NORM,
-    Facts,
     baseline_among,
     conditions,
     confounds,
     tokens_worth,
 )
-from models.settings import to_dict
-from ablations.spec import resolve
-from models.mixers import MIXERS, layer_class
+from ablations.resolve import resolve
+from models.confound import Facts
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / "tests" / "data" / "olmo_hybrid"
@@ -42,7 +38,7 @@ def facts(mix, size, protocol="olmo_hybrid", **changes):
         "data": {"name": "auto", "path": None}, "resources": {}, "logging": {},
     }  # fmt: skip
     spec = resolve(composed, plan_only=True)
-    return Facts(to_dict(spec), spec.counts.N, spec.counts.flops_per_token)
+    return Facts(spec.plain(), spec.counts.N, spec.counts.flops_per_token)
 
 
 def named(mix, sizes, protocol="olmo_hybrid", **changes):
@@ -102,8 +98,15 @@ def test_recurrent_layers_bring_their_norms_before_the_sublayers():
     found = named("gdn3_attn1", ("60m", "1b"), "controlled")["norm placement"]
     assert found.magnitudes == (0.75, 0.75)
     assert found.short == "0 of 16 → 12 of 16"
-    for mixer in MIXERS:
-        assert layer_class(mixer).norm_output == (mixer in NORM_ON_OUTPUT) != (mixer in PRE_NORM)
+
+
+def test_a_mix_with_the_baselines_norms_has_no_norm_placement_against_it():
+    runs = [
+        facts(m, s, "controlled") for m in ("transformer_prenorm", "gdn") for s in ("50k", "1b")
+    ]
+    found = {one.name for one in confounds(runs, "transformer_prenorm", "gdn")}
+    assert "norm placement" not in found
+    assert "MLP width" in found
 
 
 def test_the_controlled_protocol_pays_for_equal_parameters_with_the_mlp():

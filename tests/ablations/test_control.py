@@ -5,9 +5,9 @@ import copy
 import pytest
 
 from ablations.control import check
-from models.settings import to_dict
-from ablations.spec import resolve
+from ablations.resolve import resolve
 from models.errors import SettingError
+from models.settings import to_dict
 
 from .conftest import settings
 
@@ -31,11 +31,18 @@ def test_where_and_how_a_run_is_told_may_differ():
     check(specs_of(settings("transformer"), here), ["mix"])
 
 
+def test_a_rule_of_a_mixer_is_compared_between_the_runs_that_read_it():
+    wide = settings("gdn3_attn1", protocol__gdn_key_multiple=8)
+    check(specs_of(settings("transformer"), wide), ["mix"])
+    with pytest.raises(SettingError, match="^protocol.gdn_key_multiple differs"):
+        check(specs_of(settings("gdn1_attn1"), wide), ["mix"])
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [("train__weight_decay", 0.0), ("protocol__lr_multiplier", 2.0), ("data__eval_tokens", 4096),
      ("protocol__chinchilla", [0.002]), ("size__init", "normal"), ("size__n_heads", 1),
-     ("protocol__match", "blueprint"), ("protocol__gdn_key_multiple", 8), ("size__context", 128),
+     ("protocol__match", "blueprint"), ("protocol__rope_theta", 1e4), ("size__context", 128),
      ("train__optim", "muon"), ("data__document_mask", True), ("size__mlp_hidden", 80)],
 )  # fmt: skip
 def test_an_undeclared_difference_stops_the_sweep_by_name_values_and_runs(field, value):

@@ -51,8 +51,8 @@ BUDGET = {
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
     from ablations.records import RunDirectory
+    from ablations.resolve import resolve
     from models.settings import to_dict
-    from ablations.spec import resolve
 
     spec = resolve(settings("gdn3_attn1", **BUDGET))
     run = RunDirectory(tmp_path_factory.mktemp("alone") / "run")

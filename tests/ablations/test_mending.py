@@ -9,9 +9,9 @@ import pytest
 
 from ablations import tracking
 from ablations.records import RunDirectory
-from models.settings import to_dict
-from ablations.spec import resolve
+from ablations.resolve import resolve
 from ablations.train import train
+from models.settings import to_dict
 from sweeps import state, worker
 
 from .conftest import settings

@@ -19,11 +19,12 @@ from ablations.evaluate.positions import by_position, edges
 from ablations.evaluate.probes import Probes, score
 from ablations.evaluate.tasks import BUILD, DIGITS, Material, examples, material, pairs
 from ablations.records import project_root
-from models.settings import to_dict
-from ablations.spec import load, resolve
+from ablations.resolve import resolve
+from ablations.spec import load
 from ablations.train import train
 from models.errors import SettingError
 from models.language_model import LanguageModel
+from models.settings import to_dict
 
 from .conftest import settings
 

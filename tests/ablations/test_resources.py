@@ -4,8 +4,8 @@ import shutil
 
 import pytest
 
+from ablations.resolve import resolve
 from ablations.resources import check_here, checkpoint_bytes, kept_bytes, micro_batch_rows
-from ablations.spec import resolve
 from ablations.train import train
 from models.errors import SettingError
 

@@ -4,9 +4,10 @@ from dataclasses import dataclass
 
 import pytest
 
-from models.settings import flatten, from_dict, to_dict
-from ablations.spec import load, resolve
+from ablations.resolve import resolve
+from ablations.spec import load
 from models.errors import SettingError
+from models.settings import flatten, from_dict, to_dict
 
 from .conftest import settings
 

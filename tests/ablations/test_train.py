@@ -20,7 +20,8 @@ from ablations.distributed import World
 from ablations.evaluate.loss import HeldOut, evaluate
 from ablations.optim import ENOUGH, OutlierRule, build_optimizers
 from ablations.records import project_root
-from ablations.spec import load, resolve
+from ablations.resolve import resolve
+from ablations.spec import load
 from ablations.train import TrainingFailed, train
 from models.checkpoint_files import read_model
 from models.documents import Documents

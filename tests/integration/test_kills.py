@@ -22,9 +22,9 @@ import pytest
 import safetensors.torch
 
 from ablations.records import RunDirectory
-from models.settings import to_dict
-from ablations.spec import resolve
+from ablations.resolve import resolve
 from models.checkpoint_files import damage, step_folder, steps
+from models.settings import to_dict
 from tests.ablations.conftest import settings
 
 ROOT = Path(__file__).parents[2]

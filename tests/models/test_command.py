@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from ablations.spec import resolve
+from ablations.resolve import resolve
 from models.__main__ import COLUMNS, main
 from models.errors import SettingError
 

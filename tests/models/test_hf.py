@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from ablations.checkpoint import Checkpoints
 from ablations.data.embedded import SEPARATOR
 from ablations.data.prepared import write_prepared
-from models.settings import to_dict
-from ablations.spec import resolve
+from ablations.resolve import resolve
 from models import hf, hf_run
 from models.config import Blueprint, Mix, build_config
 from models.errors import SettingError
 from models.language_model import LanguageModel
+from models.settings import to_dict
 from tests.ablations.conftest import settings as run_settings
 
 from .test_whole_models import CONFIGS, GDN3, SIZE, WHOLE, tokens, varied

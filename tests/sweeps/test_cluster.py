@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from ablations.spec import resolve
+from ablations.resolve import resolve
 from models.errors import SettingError
 from sweeps.cluster import Local, Slurm, check_ranks, parse, restore, to_dict
 from sweeps.compose import CONF

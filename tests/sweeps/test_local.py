@@ -16,9 +16,9 @@ import pytest
 from rich.console import Console
 
 from ablations.records import RunDirectory
-from models.settings import to_dict
-from ablations.spec import resolve
+from ablations.resolve import resolve
 from models.errors import SettingError
+from models.settings import to_dict
 from sweeps import drive, view
 from sweeps.cluster import Local
 from sweeps.local import run_all

@@ -12,9 +12,9 @@ from rich.console import Console
 
 from ablations.devices import GPUS, gpu_kind, peak_flops
 from ablations.records import RunDirectory
-from models.settings import to_dict
-from ablations.spec import resolve
+from ablations.resolve import resolve
 from models.errors import SettingError
+from models.settings import to_dict
 from sweeps import plan as planning
 from sweeps.cluster import parse
 from sweeps.compose import compose_sweep, of_the_run

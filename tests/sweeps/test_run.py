@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from ablations.records import RunDirectory, read_sweep
-from models.settings import to_dict
-from ablations.spec import resolve
+from ablations.resolve import resolve
 from models.errors import SettingError
+from models.settings import to_dict
 from sweeps import plan, view
 from sweeps.cluster import Local
 from sweeps.run import _fitting, _say_new

@@ -12,9 +12,9 @@ import pytest
 
 from ablations import provenance
 from ablations.records import RunDirectory
-from models.settings import to_dict
-from ablations.spec import resolve
+from ablations.resolve import resolve
 from models.errors import SettingError
+from models.settings import to_dict
 from sweeps import drive, follow, freeze, slurm, state, submit, view
 from sweeps.cluster import parse
 from tests.ablations.conftest import settings

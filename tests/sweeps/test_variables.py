@@ -9,9 +9,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ablations.data.source import required_path, summarize
-from models.settings import to_dict
 from models.environment import expand
 from models.errors import SettingError
+from models.settings import to_dict
 from sweeps import slurm, submit
 from sweeps.cluster import parse, restore
 from sweeps.cluster import to_dict as recorded
@@ -125,7 +125,7 @@ def test_an_environment_that_hydra_would_set_for_a_job_is_refused(tmp_path):
 
 
 def test_no_identity_depends_on_the_environment(monkeypatch):
-    from ablations.spec import resolve
+    from ablations.resolve import resolve
     from sweeps.compose import of_the_run
 
     (settings,) = compose_sweep(["logging.wandb=${oc.env:WANDB_HOW,off}"])

@@ -11,8 +11,8 @@ import pytest
 from ablations.data.prepared import write_prepared
 from ablations.data.source import by_name
 from ablations.records import RunDirectory
+from ablations.resolve import resolve
 from models.settings import to_dict
-from ablations.spec import resolve
 from sweeps import slurm, worker
 from tests.ablations.conftest import settings
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from models.config import ModelConfig, round_up
-from models.mixer import FP32_BYTES, Mixer, Place, chunk_tokens
+from models.mixer import FP32_BYTES, Mixer, Place, at_least, chunk_tokens
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,9 @@ class Rules:
 
     key_multiple: int = 16
     """Key head width = 0.75 · d_model / heads, rounded up to this multiple; values twice that."""
+
+    def __post_init__(self) -> None:
+        at_least(1, key_multiple=self.key_multiple)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from models.config import ModelConfig, round_up
-from models.mixer import FP32_BYTES, Mixer, Place, chunk_tokens
+from models.mixer import FP32_BYTES, Mixer, Place, at_least, chunk_tokens
 
 
 @dataclass(frozen=True)
@@ -15,6 +15,9 @@ class Rules:
     state: int = 128
     """State width, where the model is at least twice as wide; else half the width, rounded up
     to 16, so that a tiny model is not mostly state."""
+
+    def __post_init__(self) -> None:
+        at_least(1, state=self.state)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,218 @@
+"""From settings as composed to the spec of a run: what was set, and what the rules make of it.
+
+Hydra composes a nested dict; `resolve` turns it once into the dataclasses of ablations/spec.py,
+refusing unknown keys and impossible values, and adds the model and the recipe that follow.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from dataclasses import replace
+from typing import Any
+
+from ablations.data.source import required_path, summarize
+from ablations.evaluate import budget
+from ablations.ladder import plan_recipe
+from ablations.spec import (
+    SETTINGS,
+    DataSettings,
+    Logging,
+    ProtocolSettings,
+    Resources,
+    RunSpec,
+    SizeSettings,
+    TrainSettings,
+)
+from models.environment import expand
+from models.errors import SettingError, not_ascii, one_of
+from models.matching import match
+from models.mix import Geometry, Mix, check_rules_of
+from models.settings import from_dict
+
+NAME = re.compile(r"[A-Za-z0-9_.]+")
+CORPORA = ("auto", "embedded", "tokens")
+PRECISIONS = ("auto", "fp32", "bf16")
+COMPILE = ("auto", "true", "false")
+DEVICES = ("auto", "cpu", "cuda")
+BACKENDS = ("auto", "naive", "chunked", "fla")
+PARALLEL = ("auto", "ddp", "fsdp", "hsdp")
+OPTIMIZERS = ("adamw", "muon")
+EVAL_MODES = ("windows", "documents")
+LONGEST_SWEEP = 100
+"""Letters: wandb takes 128 in a run's id, which is the sweep's name and the run's hash."""
+WANDB = ("off", "auto", "offline", "online")
+
+
+def resolve(settings: dict[str, Any], *, plan_only: bool = False) -> RunSpec:
+    """Settings as composed -> the frozen spec.
+
+    settings: `{sweep, seed, mix, size, protocol, data, train, evaluation, resources, logging}`,
+    plain values.
+    With `plan_only` a corpus that is not there, and more epochs than allowed, are not refused.
+    Raises SettingError, one sentence, on anything that cannot be run.
+    """
+    for key in settings:
+        if key not in (*SETTINGS, "sweep", "seed"):
+            raise one_of("setting", key, (*SETTINGS, "sweep", "seed"))
+    parts: dict[str, Any] = {
+        key: from_dict(cls, settings.get(key, {}), key) for key, cls in SETTINGS.items()
+    }
+    mix: Mix = parts["mix"].reads()
+    sweep, seed = settings.get("sweep", ""), settings.get("seed")
+    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+        raise SettingError(f"seed={seed!r} must be a whole number of at least 0.")
+    _check_sweep(sweep)
+    size: SizeSettings = parts["size"]
+    protocol: ProtocolSettings = parts["protocol"]
+    data: DataSettings = parts["data"]
+    train: TrainSettings = parts["train"]
+    _check_choices(data, train, parts["resources"], parts["logging"])
+    _check_ranges(parts)
+
+    name = size.corpus if data.name == "auto" else data.name
+    data = replace(data, name=name, path=data.path if name == "tokens" else None)
+    corpus = None
+    if name == "embedded" or data.path is not None or not plan_only:
+        if name == "tokens":
+            required_path(data.path)
+        corpus = summarize(name, data.path)
+
+    fields = [field.name for field in dataclasses.fields(ProtocolSettings)]
+    rules = check_rules_of(protocol.options, mix.mixers(), fields)
+    protocol = replace(protocol, options=rules)
+    geometry = Geometry(protocol.windows, protocol.rope_theta, rules)
+    matched = match(
+        mix,
+        size.blueprint,
+        geometry,
+        corpus.vocab_size if corpus else size.vocab_size,
+        how=protocol.match,
+        knob=protocol.knob,
+        tolerance=protocol.tolerance,
+        context=size.context,
+    )
+    recipe = plan_recipe(
+        matched.N_target,
+        context=size.context,
+        chinchilla=size.chinchilla if protocol.chinchilla is None else protocol.chinchilla,
+        tokens_per_parameter=protocol.tokens_per_parameter,
+        decay_fraction=protocol.decay_fraction,
+        lr_multiplier=(
+            size.lr_multiplier if protocol.lr_multiplier is None else protocol.lr_multiplier
+        ),
+        batch=protocol.batch_tokens,
+        batch_multiple=protocol.batch_multiple,
+        schedule=protocol.schedule,
+        weight_decay=train.weight_decay,
+        grad_clip=train.grad_clip,
+        z_loss=train.z_loss,
+        skip_sigma=train.skip_sigma,
+    )
+    spec = RunSpec(
+        sweep=sweep,
+        mix=mix,
+        size=size,
+        protocol=protocol,
+        data=data,
+        train=train,
+        seed=seed,
+        model=matched.config,
+        recipe=recipe,
+        corpus=corpus,
+        matched=str(matched),
+        evaluation=parts["evaluation"],
+        resources=parts["resources"],
+        logging=parts["logging"],
+    )
+    budget.check(spec.evaluation, spec.model, recipe.context, recipe.tokens, len(recipe.milestones))
+    if not plan_only and (problem := too_many_epochs(spec)):
+        raise SettingError(problem)
+    return spec
+
+
+def _check_choices(
+    data: DataSettings, train: TrainSettings, resources: Resources, logging: Logging
+) -> None:
+    for name, value, valid in (
+        ("data.name", data.name, CORPORA),
+        ("data.eval_mode", data.eval_mode, EVAL_MODES),
+        ("resources.device", resources.device, DEVICES),
+        ("resources.precision", resources.precision, PRECISIONS),
+        ("resources.compile", resources.compile, COMPILE),
+        ("resources.backend", resources.backend, BACKENDS),
+        ("resources.parallel", resources.parallel, PARALLEL),
+        ("train.optim", train.optim, OPTIMIZERS),
+    ):
+        if value not in valid:
+            raise one_of(name, value, valid)
+    wandb = "off" if logging.wandb == "false" else logging.wandb
+    if expand(wandb, "logging.wandb") not in WANDB:
+        raise one_of("logging.wandb", wandb, WANDB)
+
+
+def _check_sweep(sweep: Any) -> None:
+    if not isinstance(sweep, str) or not sweep or set(sweep) & {"/", ","} or sweep[0] == ".":
+        raise SettingError(f"sweep={sweep!r} must be a plain folder name, without / and commas.")
+    if not sweep.isascii():
+        odd = next(letter for letter in sweep if not letter.isascii())
+        raise not_ascii(sweep, odd)
+    if len(sweep) > LONGEST_SWEEP:
+        raise SettingError(
+            f"sweep={sweep[:24]}… has {len(sweep)} letters, more than {LONGEST_SWEEP}: it is in "
+            "the names of folders, of Slurm's jobs and of wandb's runs, which take no more than "
+            "128; use a shorter name."
+        )
+
+
+# The least value of each number that has one; where a setting may be null, null is fine.
+LEAST = {
+    "data.eval_tokens": 1,
+    "resources.micro_batch_tokens": 1,
+    "resources.threads": 1,
+    "resources.devices": 1,
+    "train.max_skipped": 1,
+    "logging.log_every": 1,
+    "logging.checkpoint_every": 1,
+    "train.weight_decay": 0,
+    "train.grad_clip": 0,
+    "train.z_loss": 0,
+    "train.skip_sigma": 0,
+    "protocol.tolerance": 0,
+    "protocol.rope_theta": 1,
+    "size.context": 1,
+}
+
+
+def _check_ranges(parts: dict[str, Any]) -> None:
+    for name, least in LEAST.items():
+        group, key = name.split(".")
+        value = getattr(parts[group], key)
+        if value is not None and value < least:
+            raise SettingError(f"{name}={value} must be at least {least}.")
+    if any(window < 0 for window in parts["protocol"].windows):
+        raise SettingError(
+            f"protocol.windows={list(parts['protocol'].windows)} must list windows in tokens, "
+            "0 for full attention."
+        )
+    for group in ("mix", "size"):
+        name = parts[group].name
+        if not NAME.fullmatch(name):
+            raise SettingError(
+                f"{group}.name={name} must be letters, digits and underscores, as run folders are "
+                "named by it."
+            )
+
+
+def too_many_epochs(spec: RunSpec) -> str:
+    """Why a run is refused that reads its corpus too often, a sentence; empty where it is not."""
+    epochs = spec.epochs
+    if epochs is None or epochs <= spec.protocol.max_epochs:
+        return ""
+    assert spec.corpus is not None
+    return (
+        f"size={spec.size.name} reads {spec.recipe.tokens:,} tokens, {epochs:.1f} epochs of "
+        f"the {spec.corpus.name} corpus ({spec.corpus.train_tokens:,}), more than "
+        f"protocol.max_epochs={spec.protocol.max_epochs:g}; raise that, give a smaller last "
+        "protocol.chinchilla, or a larger corpus."
+    )

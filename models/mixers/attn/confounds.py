@@ -1,0 +1,49 @@
+"""What of attention's settings a comparison should watch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from models.confound import Confound, Facts, Pair
+
+
+def _windowed(run: Facts) -> tuple[list[int], int, int] | None:
+    """Indexes of the attention layers with a window shorter than the context, how many attention
+    layers there are, and the widest of those windows in tokens."""
+    context = run.get("recipe.context")
+    if not run.layers or not context:
+        return None
+    attention = {
+        i: ((kind.get("settings") or {}).get("windows") or [0] * len(run.layers))[i]
+        for i, kind in enumerate(run.layers)
+        if kind.get("mixer") == "attn"
+    }
+    cut = {i: window for i, window in attention.items() if 0 < window < context}
+    return list(cut), len(attention), max(cut.values(), default=0)
+
+
+def windows(pairs: Sequence[Pair]) -> Confound | None:
+    """Sliding windows by layer index fall on a share of attention layers that the mix decides."""
+    sizes, off, largest = [], [], None
+    for ours, theirs in pairs:
+        before, after = _windowed(ours), _windowed(theirs)
+        if before is None or after is None:
+            continue
+        shares = [len(cut) / attn if attn else 0.0 for cut, attn, _ in (before, after)]
+        if shares[0] != shares[1]:
+            sizes.append(ours.size)
+            off.append(shares[1] - shares[0])
+            largest = (ours, theirs, before, after)
+    if largest is None:
+        return None
+    ours, theirs, before, after = largest  # whose layers are named
+    width = max(before[2], after[2])
+    words = [f"{len(cut)} of {n}" if n else "no attention" for cut, n, _ in (before, after)]
+    where = f", layers {', '.join(map(str, after[0]))}" if after[0] else ""
+    return Confound(
+        "windows", ours.mix, theirs.mix, tuple(sizes), tuple(off), " → ".join(words),
+        f"attention layers with a window of {width:,} tokens: {' → '.join(words)}{where} at size "
+        f"{ours.size}",
+        "attention sees less of the context where windows fall, and costs less there",
+        ("model.kinds.attn.settings.windows",),
+    )  # fmt: skip
