@@ -265,7 +265,9 @@ def test_a_model_of_ours_with_an_impossible_value_is_named(whole, key, value):
     for part in groups:
         group = group[part]
     group[name] = value
-    with pytest.raises(SettingError, match=rf"^(here.*{name}|mixer={re.escape(str(value))} .*; valid: )"):
+    with pytest.raises(
+        SettingError, match=rf"^(here.*{name}|mixer={re.escape(str(value))} .*; valid: )"
+    ):
         model_from_plain(values, "here")
 
 
