@@ -33,12 +33,15 @@ class ArchladderConfig(PretrainedConfig):
 
     model_type = "archladder"
 
-    def __init__(self, architecture: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        self.architecture = architecture or {}
-        derived = {name: self.architecture.get(ours) for ours, name in NAMES.items()}
-        derived["num_hidden_layers"] = len(self.architecture.get("layers", ()))
-        self.max_position_embeddings = kwargs.pop("max_position_embeddings", 2048)
-        super().__init__(**{"tie_word_embeddings": False, **kwargs, **derived})
+    architecture: dict[str, Any] | None = None
+    max_position_embeddings: int = 2048
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        a = self.architecture or {}
+        derived = {name: a.get(ours) for ours, name in NAMES.items()}
+        derived["num_hidden_layers"] = len(a.get("layers", ()))
+        super().__post_init__(**{**kwargs, **derived})
 
 
 class GrowingCache(Cache):

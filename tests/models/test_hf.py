@@ -82,6 +82,9 @@ def comes_out_as(expected, ours, out):
     theirs = opened(out, remote=remote)
     assert type(theirs).__name__ == expected
     assert (out / "modeling_archladder.py").exists() == remote
+    widths = theirs.config.hidden_size, theirs.config.num_hidden_layers, theirs.config.vocab_size
+    assert widths == (ours.config.d_model, ours.config.n_layers, ours.config.vocab_size)
+    assert theirs.config.max_position_embeddings == 128
     ids = tokens(2, 70)
     with torch.no_grad():
         actual, expected = theirs(ids).logits, ours(ids)
@@ -170,6 +173,16 @@ def test_the_wrapper_pads_decodes_and_trains(tmp_path, name):
     for key, parameter in ours.named_parameters():
         scale = parameter.grad.abs().max()
         assert (gradients[key] - parameter.grad).abs().max() / scale < 1e-3, key
+
+
+def test_a_model_made_from_the_config_alone_starts_as_ours(tmp_path):
+    ours, _ = export(tmp_path / "out", "three")
+    config = transformers.AutoConfig.from_pretrained(tmp_path / "out", trust_remote_code=True)
+    torch.manual_seed(7)
+    theirs = transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=True)
+    ours.initialize(7)
+    for key, weight in ours.state_dict().items():
+        assert torch.equal(theirs.state_dict()[key], weight), key
 
 
 @pytest.mark.parametrize("cached", [True, False])
@@ -414,6 +427,19 @@ def test_a_torn_checkpoint_is_passed_over_and_an_old_spec_still_read(tmp_path, c
     assert "step-00000007 cannot be read: shard-00000" in told.err
     assert main(["export", str(tmp_path / "run"), str(tmp_path / "7"), "checkpoint=7"]) == 2
     assert "holds no checkpoint=7 that can be read" in capsys.readouterr().err
+
+
+def test_defaults_that_a_run_was_trained_with_are_exported(tmp_path, capsys):
+    """A later version may have others."""
+    make_run(tmp_path / "run", "transformer", steps=(3,))
+    file = tmp_path / "run" / "spec.yaml"
+    content = yaml.safe_load(file.read_text())
+    assert "norm_eps" not in content["model"]
+    content["defaults"]["model"]["norm_eps"] = 1e-3
+    file.write_text(yaml.safe_dump(content))
+    assert main(["export", str(tmp_path / "run"), str(tmp_path / "out")]) == 0
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["rms_norm_eps"] == 1e-3
+    capsys.readouterr()
 
 
 def test_a_corpus_of_ones_own_brings_its_separator_and_takes_its_tokenizer(tmp_path, capsys):
