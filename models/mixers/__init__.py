@@ -24,11 +24,11 @@ def lookup(mixer: str) -> Mixer:
     if mixer in MIXERS:
         return MIXERS[mixer]
     valid = f"valid: {', '.join(MIXERS)}, or the dotted path of a module that has a MIXER"
-    if "." not in mixer.strip("."):
+    if "." not in mixer or not all(part.isidentifier() for part in mixer.split(".")):
         raise SettingError(f"mixer={mixer} is not known; {valid}.")
     try:
         record = getattr(import_module(mixer), "MIXER", None)
-    except (ImportError, TypeError) as error:  # TypeError: a path that begins with a dot
+    except ImportError as error:
         raise SettingError(
             f"mixer={mixer} cannot be imported ({error}); give a module that Python finds from "
             "here, such as a package beside the folder you are in, or installed."
