@@ -132,6 +132,9 @@ def _refuse(where: str, name: str, value: Any, valid: str) -> SettingError:
     return SettingError(f"{where}'s {name}={shortened(value)} cannot be used; valid: {valid}.")
 
 
+NORMS_OF_VERSION_1 = {"attn": "outputs", "gdn": "inputs", "mamba2": "inputs"}
+
+
 def model_of_version_2(values: Mapping[str, Any], where: str) -> Mapping[str, Any]:
     """A model as it is written now, from one with the settings of all mixers side by side."""
     if "kinds" in values or "layers" not in values:
@@ -140,46 +143,35 @@ def model_of_version_2(values: Mapping[str, Any], where: str) -> Mapping[str, An
     layers = old.pop("layers")
     if not isinstance(layers, list | tuple) or not all(isinstance(m, str) for m in layers):
         raise _refuse(where, "layers", layers, "a list of mixers")
+    if set(layers) - NORMS_OF_VERSION_1.keys():
+        raise _refuse(where, "layers", layers, f"layers of {', '.join(NORMS_OF_VERSION_1)}")
     windows = old.pop("windows", [0] * len(layers))
     if not isinstance(windows, list | tuple) or len(windows) != len(layers) > 0:
-        valid = f"{len(layers)} of them, one for each layer"
-        raise _refuse(where, "windows", windows, valid)
-    mixers: dict[str, tuple[str, dict[str, Any]]] = {
-        "attn": (
-            "outputs",
-            {
-                # A model from before grouped keys and values has as many heads of them.
-                "n_kv_heads": old.pop("n_kv_heads", old.get("n_heads")),
-                "rope_theta": old.pop("rope_theta", None),
-                "windows": list(windows) if any(windows) else [],
-            },
-        ),
-        "gdn": (
-            "inputs",
-            {
-                name: old.pop(f"gdn_{name}")
-                for name in ("key_dim", "value_dim", "output_gate", "allow_neg_eigval")
-                if f"gdn_{name}" in old
-            },
-        ),
-        "mamba2": (
-            "inputs",
-            {
-                name: old.pop(f"mamba2_{name}")
-                for name in ("state", "head_dim")
-                if f"mamba2_{name}" in old
-            },
-        ),
+        raise _refuse(where, "windows", windows, f"{len(layers)} of them, one for each layer")
+    shared = {
+        new: old.pop(name)
+        for name, new in (("conv_kernel", "conv_kernel"), ("gated_norm_eps", "norm_eps"))
+        if name in old
     }
-    for name, key in (("conv_kernel", "conv_kernel"), ("gated_norm_eps", "norm_eps")):
-        if name in old:
-            value = old.pop(name)
-            for mixer in ("gdn", "mamba2"):
-                mixers[mixer][1][key] = value
-    kinds = {}
-    for mixer in dict.fromkeys(layers):
-        if mixer not in mixers:
-            raise _refuse(where, "layers", layers, f"layers of {', '.join(mixers)}")
-        norm, settings = mixers[mixer]
-        kinds[mixer] = {"mixer": mixer, "norm": norm, "settings": settings}
+    settings: dict[str, dict[str, Any]] = {
+        "attn": {
+            # A model from before grouped keys and values has as many heads of them.
+            "n_kv_heads": old.pop("n_kv_heads", old.get("n_heads")),
+            "rope_theta": old.pop("rope_theta", None),
+            "windows": list(windows) if any(windows) else [],
+        },
+        "gdn": dict(shared),
+        "mamba2": dict(shared),
+    }
+    for mixer, names in (
+        ("gdn", ("key_dim", "value_dim", "output_gate", "allow_neg_eigval")),
+        ("mamba2", ("state", "head_dim")),
+    ):
+        for name in names:
+            if f"{mixer}_{name}" in old:
+                settings[mixer][name] = old.pop(f"{mixer}_{name}")
+    kinds = {
+        mixer: {"mixer": mixer, "norm": NORMS_OF_VERSION_1[mixer], "settings": settings[mixer]}
+        for mixer in dict.fromkeys(layers)
+    }
     return {**old, "layers": list(layers), "kinds": kinds}

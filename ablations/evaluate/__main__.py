@@ -36,7 +36,7 @@ already is not measured again. The same examples are put to every mix, size and 
 
 Examples
   python -m ablations.evaluate runs/demo
-  python -m ablations.evaluate runs/demo/gdn3_attn1-50k-s0-1a2b3c4d probes=recall,copy checkpoint=last
+  python -m ablations.evaluate runs/demo/gdn3_attn1-50k-s0-1a2b3c4d probes=recall checkpoint=last
   python -m analysis figures sweep=demo only=probes,positions
 """
 VALID = ("probes", "lengths", "examples", "checkpoint", "device", "precision", "threads")
