@@ -10,6 +10,7 @@ is allowed, and listed: ablations/confounds.py.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ablations.versions import READ
 from models.errors import SettingError
 from models.settings import flatten
 
@@ -53,6 +54,22 @@ def check(specs: Mapping[str, Mapping[str, Any]], treatments: Sequence[str]) -> 
         _one(runs, ("recipe",), (), "runs of the same settings", drift)
     for _, runs in _grouped(flat, ("size", "mix", *varied)):
         _one(runs, BY_MIX, (), "runs of the same settings", drift)
+
+
+def check_same(name: str, there: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    """Raise SettingError where a run that is there was made with other values than it is asked for.
+
+    Both have the same identity, so that what differs was at its default in both: the default has
+    become another since.
+    """
+    before, now = (flatten({group: spec.get(group) for group in READ}) for spec in (there, asked))
+    for field in sorted(before.keys() & now.keys()):
+        if before[field] != now[field] and not _under(field, (*FREE, *BY_CORPUS)):
+            raise SettingError(
+                f"{field} of run {name} is {_cut(str(before[field]))}, and {_cut(str(now[field]))} "
+                "would be used now, as by another version of the code; take another sweep=NAME, or "
+                f"set {field} to what it was."
+            )
 
 
 def _flat(name: str, spec: Any) -> dict[str, Any]:

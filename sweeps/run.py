@@ -282,7 +282,7 @@ def _check_paths(specs: list[RunSpec], runs_root: Path) -> None:
 
 def _check_control(specs: list[RunSpec], runs_root: Path, treatments: list[str]) -> None:
     """The runs asked for, together with those that already lie in their sweep's folder."""
-    from ablations.control import check
+    from ablations.control import check, check_same
     from ablations.records import directory_of, read_sweep
 
     planned = all(spec.corpus for spec in specs)  # else there is nothing yet to hold beside runs
@@ -293,6 +293,8 @@ def _check_control(specs: list[RunSpec], runs_root: Path, treatments: list[str])
             there = {run.name: run.read_spec() for run in runs if not run.spec_problem()}
         asked = {directory_of(runs_root, s).name: s.plain() for s in specs if s.sweep == sweep}
         check({**there, **asked}, treatments)
+        for name in there.keys() & asked.keys():
+            check_same(name, there[name], asked[name])
 
 
 def _say_damaged(specs: list[RunSpec], runs_root: Path, console: Console) -> None:
