@@ -10,7 +10,7 @@ before a run what a report repeats after it.
 from collections.abc import Callable, Iterable, Sequence
 
 from models.config import INPUTS, MLP
-from models.confound import EQUAL, NOTABLE, Confound, Facts, Pair, Rule, places, span
+from models.confound import EQUAL, NOTABLE, Confound, Facts, Pair, Rule, differs, places, span
 from models.errors import SettingError
 from models.mixer import attribute
 from models.mixers import lookup
@@ -183,6 +183,14 @@ BEFORE: tuple[Rule, ...] = (
 """Rules that come before those of mixers, in the order in which people ask."""
 RULES: tuple[Rule, ...] = (
     _norms,
+    differs(
+        "MLP", lambda run: run.get("model.mlp"),
+        "another function and, at equal N, another width", ("model.mlp",),
+    ),
+    differs(
+        "norm eps", lambda run: run.get("model.norm_eps"),
+        "as published; matters where activations are small", ("model.norm_eps",),
+    ),
     _relative(
         "model width", "d_model", lambda run: run.get("model.d_model"),
         _says("moved by matching, and with it the embeddings and the head"), 0.0,

@@ -59,7 +59,8 @@ class Confound:
     sizes: tuple[str, ...]
     """Where it was found, smallest first."""
     magnitudes: tuple[float, ...]
-    """A size each: (mix - baseline) / baseline, or the difference of two shares of layers."""
+    """A size each: (mix - baseline) / baseline, the difference of two shares of layers, or 1 for a
+    choice, which is another or not."""
     short: str
     """How much, for a caption."""
     what: str
@@ -77,6 +78,33 @@ Pair = tuple[Facts, Facts]
 """The baseline and the mix at one size."""
 Rule = Callable[[Sequence[Pair]], "Confound | None"]
 """A rule looks at the pairs of every size, smallest first; None where nothing differs."""
+
+
+def differs(
+    name: str,
+    value: Callable[[Facts], Any],
+    severity: str,
+    fields: tuple[str, ...] = (),
+) -> Rule:
+    """A rule for a choice that should be the same in both; `value` is None where there is none."""
+
+    def rule(pairs: Sequence[Pair]) -> Confound | None:
+        other = []
+        for pair in pairs:
+            ours, theirs = (value(run) for run in pair)
+            if None not in (ours, theirs) and ours != theirs:
+                other.append((*pair, f"{ours} → {theirs}"))
+        if not other:
+            return None
+        words = " / ".join(dict.fromkeys(change for *_, change in other))
+        sizes = tuple(ours.size for ours, _, _ in other)
+        where = places(sizes, len(other) == len(pairs))
+        return Confound(
+            name, other[0][0].mix, other[0][1].mix, sizes, (1.0,) * len(sizes), words,
+            f"{name}: {words} at size {where}", severity, fields,
+        )  # fmt: skip
+
+    return rule
 
 
 def span(values: Sequence[float]) -> str:

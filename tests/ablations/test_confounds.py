@@ -33,7 +33,8 @@ def read(group, name):
 def facts(mix, size, protocol="olmo_hybrid", **changes):
     """A run as planned, without a corpus unless its size comes with one."""
     composed = {
-        "sweep": "test", "seed": 0, "mix": read("mix", mix), "size": read("size", size),
+        "sweep": "test", "seed": 0, "size": read("size", size),
+        "mix": mix if isinstance(mix, dict) else read("mix", mix),
         "protocol": read("protocol", protocol) | changes, "train": read("train", "adamw"),
         "data": {"name": "auto", "path": None}, "resources": {}, "logging": {},
     }  # fmt: skip
@@ -107,6 +108,25 @@ def test_a_mix_with_the_baselines_norms_has_no_norm_placement_against_it():
     found = {one.name for one in confounds(runs, "transformer_prenorm", "gdn")}
     assert "norm placement" not in found
     assert "MLP width" in found
+
+
+@pytest.mark.parametrize(
+    ("changes", "name", "short"),
+    [
+        ({"mlp": "relu2"}, "MLP", "swiglu → relu2"),
+        ({"norm_eps": 1e-5}, "norm eps", "1e-06 → 1e-05"),
+        ({"attn_qk_norm": "head"}, "QK-norm", "full → head"),
+        ({"attn_rotary": 0}, "positions", "rotary 100 % → none"),
+        ({"attn_rotary": 0.5}, "positions", "rotary 100 % → rotary 50 %"),
+        ({"norm": "inputs"}, "norm placement", "0 of 4 → 4 of 4"),
+    ],
+)
+def test_a_setting_of_the_block_is_a_confound_of_its_own(changes, name, short):
+    other = read("mix", "transformer") | {"name": "other"} | changes
+    runs = [facts("transformer", "50k", "controlled"), facts(other, "50k", "controlled")]
+    found = {one.name: one for one in confounds(runs, "transformer", "other")}
+    assert found[name].short == short
+    assert found.keys() <= {name, "FLOPs", "MLP width", "parameters"}
 
 
 def test_the_controlled_protocol_pays_for_equal_parameters_with_the_mlp():

@@ -31,7 +31,7 @@ PRESETS = {
     "ratio": 5 * 3 * 3,
     "gdn_parts": 4 * 4 * 3,
     "tune_lr": 4 * 4,
-    "norm_place": 3 * 3 * 2,
+    "norm_place": 4 * 3 * 2,
 }
 
 

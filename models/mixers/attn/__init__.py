@@ -157,5 +157,9 @@ MIXER = Mixer(
     activation_bytes=activation_bytes,
     problem=problem,
     attends=True,
-    confounds=("models.mixers.attn.confounds:windows",),
+    confounds=(
+        "models.mixers.attn.confounds:windows",
+        "models.mixers.attn.confounds:positions",
+        "models.mixers.attn.confounds:qk_norm",
+    ),
 )

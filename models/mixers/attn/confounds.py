@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-from models.confound import Confound, Facts, Pair
+from models.confound import Confound, Facts, Pair, differs
 
 
 def _windowed(run: Facts) -> tuple[list[int], int, int] | None:
@@ -47,3 +48,27 @@ def windows(pairs: Sequence[Pair]) -> Confound | None:
         "attention sees less of the context where windows fall, and costs less there",
         ("model.kinds.attn.settings.windows",),
     )  # fmt: skip
+
+
+def _settings(run: Facts) -> list[dict[str, Any]]:
+    """The settings of every kind of attention layer, each once."""
+    kinds = [kind for kind in run.layers if kind.get("mixer") == "attn"]
+    return [kind.get("settings") or {} for kind in kinds]
+
+
+def _positions(run: Facts) -> str | None:
+    words = {
+        "none" if s.get("rope_theta") is None else f"rotary {100 * s.get('rotary', 1.0):g} %"
+        for s in _settings(run)
+    }
+    return ", ".join(sorted(words)) or None
+
+
+def _qk_norm(run: Facts) -> str | None:
+    return ", ".join(sorted({str(s.get("qk_norm", "full")) for s in _settings(run)})) or None
+
+
+positions = differs(
+    "positions", _positions, "attention without them leaves the order to the recurrent layers"
+)
+qk_norm = differs("QK-norm", _qk_norm, "changes how large a learning rate attention bears")
