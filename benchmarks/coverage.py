@@ -17,12 +17,12 @@ from collections.abc import Callable
 
 import numpy as np
 
-from analysis.design import OLMO_TRANSFORMER, Assumed, Ladder, Size, simulate
-from analysis.fit import Fit, fit
-from analysis.fitting.model_choice import choose
-from analysis.laws import Chinchilla
-from analysis.savings import matched_factor
-from analysis.uncertainty import METHODS, Draws, averaged_bootstrap, bootstrap, interval
+from analysis.stats.design import OLMO_TRANSFORMER, Assumed, Ladder, Size, simulate
+from analysis.stats.fit import Fit, fit
+from analysis.stats.laws import Chinchilla
+from analysis.stats.model_choice import choose
+from analysis.stats.savings import matched_factor
+from analysis.stats.uncertainty import METHODS, Draws, averaged_bootstrap, bootstrap, interval
 
 HYBRID = Chinchilla(1.59847, 71.1349, 0.22600, 81.7251, 0.21875)
 N = (57_422_208, 101_736_960, 190_354_176, 371_262_464, 547_983_360, 757_906_944, 1_279_395_840)

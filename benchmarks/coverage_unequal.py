@@ -20,12 +20,12 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import brentq
 
-from analysis.fit import Fit, fit
-from analysis.fitting.mixed import mixed_model
-from analysis.fitting.solver import polish
-from analysis.laws import Array, Chinchilla
-from analysis.savings import matched_factor
-from analysis.uncertainty import Draws, bootstrap, interval
+from analysis.stats.fit import Fit, fit
+from analysis.stats.laws import Array, Chinchilla
+from analysis.stats.mixed import mixed_model
+from analysis.stats.savings import matched_factor
+from analysis.stats.solver import polish
+from analysis.stats.uncertainty import Draws, bootstrap, interval
 
 BASE = Chinchilla(1.8172, 482.0, 0.3478, 2085.4, 0.3658)
 MIX = Chinchilla(1.80, 430.0, 0.345, 1500.0, 0.357)

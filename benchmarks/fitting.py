@@ -28,9 +28,9 @@ import torch
 from scipy.optimize import minimize
 from scipy.special import logsumexp
 
-from analysis.fit import fit, refit
-from analysis.laws import Array
-from analysis.load import load_csv
+from analysis.stats.fit import fit, refit
+from analysis.stats.laws import Array
+from analysis.study.load import load_csv
 
 DATA = Path(__file__).parent.parent / "tests" / "data" / "scaling"
 DELTA = 1e-3

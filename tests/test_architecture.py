@@ -97,7 +97,7 @@ def test_planning_and_analysis_load_no_torch(module):
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
-@pytest.mark.parametrize("module", ["sweeps.plan", "ablations.resolve", "analysis.load"])
+@pytest.mark.parametrize("module", ["sweeps.plan", "ablations.resolve", "analysis.study.load"])
 def test_planning_and_analysis_load_nothing_of_corpus_preparation(module):
     made_by = ("adopt", "documents", "encode", "hub", "mix.", "overlap", "prepare.", "tokenizer")
     code = f"import sys, {module}; print(*sys.modules)"
@@ -187,9 +187,9 @@ WORDS = {"attn": "attn", "gdn": "gdn|delta_?net", "mamba2": "mamba"}
 """Mixer -> the words that speak of it, whatever they are part of."""
 NAMES_OF_OLD = ("models/plain.py", "ablations/versions.py")
 """What reads records and models that were written when settings bore mixers' names."""
-NAMES_OF_OTHERS = ("models/hf/native/", "analysis/sources/olmo_hybrid")
+NAMES_OF_OTHERS = ("models/hf/native/", "analysis/study/olmo_hybrid")
 """What speaks of classes and tables that others published, by their names."""
-LOOKS = ("analysis/figures/style.py",)
+LOOKS = ("analysis/report/figures/style.py",)
 CHANGING: tuple[str, ...] = ()
 """Files that still name mixers and are to stop."""
 

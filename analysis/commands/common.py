@@ -64,8 +64,8 @@ def held(text: str) -> dict[str, float]:
 
 def read_points(path: Path, where: str = "", by_compute: bool = False) -> pd.DataFrame:
     """Points of a CSV or of a sweep's folder; a note on stderr says what a sweep still lacks."""
-    from analysis.load import load_csv, load_sweep
-    from analysis.sources.levels import at_level
+    from analysis.study.levels import at_level
+    from analysis.study.load import load_csv, load_sweep
 
     if not path.is_dir():
         if where:
@@ -129,7 +129,7 @@ def shown(
     if form == "csv":
         return csv_cells(table).to_csv(index=False, float_format="%.10g").rstrip()
     if form == "latex":
-        from analysis.tables import latex
+        from analysis.report.tables import latex
 
         return latex(literal(table.map(_cell))).rstrip()
     return "\n".join([_aligned(table), *(notes or [])])

@@ -19,9 +19,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> str:
     import pandas as pd
 
-    from analysis import foreign, tables
-    from analysis.compare import control_table
-    from analysis.reporting.checklist import checklist
+    from analysis import foreign
+    from analysis.report.checklist import checklist
+    from analysis.report.write import tables
+    from analysis.study.compare import control_table
 
     chosen = settings(options.settings, VALID)
     form = chosen.get("format", "markdown")

@@ -18,7 +18,7 @@ from analysis.commands.sources import settings as key_values
 if TYPE_CHECKING:
     import pandas as pd
 
-    from analysis.design import Assumed, Size
+    from analysis.stats.design import Assumed, Size
 
 HELP = "plan a ladder: expected interval, power and GPU-hours, before anything is spent"
 KEYS = {
@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> str:
-    from analysis.design import TOKENS_PER_PARAMETER, cheapest, frontier
+    from analysis.stats.design import TOKENS_PER_PARAMETER, cheapest, frontier
 
     given = settings(options.settings)
     known("format", given["format"], FORMATS)
@@ -107,9 +107,9 @@ def draw(
     """The frontier as a figure at `stem` with .pdf, .png, .svg, .csv and .json; none without."""
     if not stem:
         return []
-    from analysis.figures import design_frontier
-    from analysis.figures.style import save
-    from analysis.report import make_writable
+    from analysis.report.figures import design_frontier
+    from analysis.report.figures.style import save
+    from analysis.report.write import make_writable
 
     path = Path(stem).with_suffix("")
     make_writable(path.parent)
@@ -136,7 +136,7 @@ def settings(arguments: list[str]) -> dict[str, str]:
 
 
 def assumptions(given: dict[str, str]) -> "Assumed":
-    from analysis.design import Assumed
+    from analysis.stats.design import Assumed
 
     saving, run_sd, point_sd = (number(key, given[key]) for key in ("saving", "run_sd", "point_sd"))
     try:
@@ -158,7 +158,7 @@ def numbers(name: str, text: str) -> list[float]:
 
 def sizes_of(text: str, baseline: str, mix: str) -> "list[Size]":
     """Sizes by name, counted by `python -m models`, or by N, at 6 N FLOPs a token."""
-    from analysis.design import LEAST_SIZES, MOST_SIZES, Size
+    from analysis.stats.design import LEAST_SIZES, MOST_SIZES, Size
 
     names = list(dict.fromkeys(text.split(",")))
     if not LEAST_SIZES <= len(names) <= MOST_SIZES:
@@ -201,7 +201,7 @@ def _flops(row: dict[str, str]) -> float:
 
 def checked(chosen: dict[str, Any], sizes: "list[Size]", assumed: "Assumed", ladders: int) -> str:
     """What simulated ladders of the chosen kind gave, in a sentence."""
-    from analysis.design import Ladder, check
+    from analysis.stats.design import Ladder, check
 
     names = chosen["sizes"].split(",")
     own = tuple(size for name in names for size in sizes if size.name == name)

@@ -17,9 +17,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> str:
-    from analysis.figures.drawing import check_names, draw
-    from analysis.figures.style import WIDTHS
-    from analysis.report import make_writable
+    from analysis.report.figures.drawing import check_names, draw
+    from analysis.report.figures.style import WIDTHS
+    from analysis.report.write import make_writable
 
     chosen = settings(options.settings, VALID)
     width, noted = chosen.get("width", "double"), chosen.get("note", "true")

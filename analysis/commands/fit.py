@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> str:
-    from analysis.fit import LOSSES, MODELS
+    from analysis.stats.fit import LOSSES, MODELS
 
     known("law", options.law, LAWS)
     known("loss", options.loss, LOSSES)
@@ -58,7 +58,7 @@ def run(options: argparse.Namespace) -> str:
 
 
 def _fit(options: argparse.Namespace) -> str:
-    from analysis.fit import fit
+    from analysis.stats.fit import fit
 
     points = read_points(options.points, options.where)
     fitted = fit(points, options.model, options.loss, options.delta, options.law, held(options.fix))
@@ -74,7 +74,7 @@ def _fit(options: argparse.Namespace) -> str:
 
 
 def _rays(options: argparse.Namespace) -> str:
-    from analysis.fitting.rays import fit_rays
+    from analysis.stats.rays import fit_rays
 
     ratio = number("ratio", options.ratio) if options.ratio else None
     fixed = held(options.fix)
@@ -91,7 +91,7 @@ def _rays(options: argparse.Namespace) -> str:
 
 
 def _isoflop(options: argparse.Namespace) -> str:
-    from analysis.fitting.rays import fit_isoflop
+    from analysis.stats.rays import fit_isoflop
 
     points = read_points(options.points, options.where)
     found = fit_isoflop(points, options.loss, options.delta)
@@ -111,7 +111,7 @@ def _isoflop(options: argparse.Namespace) -> str:
 
 
 def _joint(options: argparse.Namespace) -> str:
-    from analysis.fitting.joint import ladder
+    from analysis.stats.joint import ladder
 
     resamples = whole("resamples", options.resamples, 0)
     points = read_points(options.points, options.where)
@@ -144,6 +144,6 @@ def _shown(
 
 
 def _doubts(points: "pd.DataFrame") -> list[str]:
-    from analysis.sources.checks import doubts
+    from analysis.study.checks import doubts
 
     return list(doubts(points))

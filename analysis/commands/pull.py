@@ -18,8 +18,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> str:
     from analysis.commands.sources import settings
-    from analysis.figures.style import csv_text
-    from analysis.sources.tracking import Keys, offline_runs, points_of, server_runs
+    from analysis.report.figures.style import csv_text
+    from analysis.study.tracking import Keys, offline_runs, points_of, server_runs
 
     chosen = settings(options.settings, VALID)
     out = Path(chosen.pop("out", "points.csv"))

@@ -16,8 +16,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> str:
     from analysis.foreign import unmarked
-    from analysis.report import write_report
-    from analysis.sources.tracking import attach, parse_run
+    from analysis.report.write import write_report
+    from analysis.study.tracking import attach, parse_run
 
     chosen = settings(options.settings, VALID)
     target = parse_run(chosen["wandb"]) if "wandb" in chosen else None

@@ -19,7 +19,7 @@ from analysis.commands.common import (
 if TYPE_CHECKING:
     import pandas as pd
 
-    from analysis.other_savings import Question
+    from analysis.stats.other_savings import Question
 
 HELP = "savings of tokens, parameters, FLOPs or time, with intervals"
 
@@ -41,12 +41,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> str:
-    from analysis.fit import LOSSES
-    from analysis.fitting.noise import lack_of_fit
-    from analysis.other_savings import KINDS, savings_of
-    from analysis.reporting.answer import noise_doubts
-    from analysis.reporting.study import JOINTS, fitted
-    from analysis.uncertainty import METHODS
+    from analysis.stats.fit import LOSSES
+    from analysis.stats.noise import lack_of_fit
+    from analysis.stats.other_savings import KINDS, savings_of
+    from analysis.stats.uncertainty import METHODS
+    from analysis.study.answer import noise_doubts
+    from analysis.study.study import JOINTS, fitted
 
     known("loss", options.loss, LOSSES)
     known("model", options.model, JOINTS)
@@ -92,8 +92,8 @@ def run(options: argparse.Namespace) -> str:
 
 def questions(options: argparse.Namespace, points: "pd.DataFrame") -> "list[Question]":
     """What is asked, from the options: at places given, or else at each of the baseline's sizes."""
-    from analysis.other_savings import Question, isoflop, projected
-    from analysis.savings import check_baseline, places
+    from analysis.stats.other_savings import Question, isoflop, projected
+    from analysis.stats.savings import check_baseline, places
 
     check_baseline(list(dict.fromkeys(points["mix"])), options.baseline)
     ways = {

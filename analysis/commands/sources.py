@@ -10,8 +10,8 @@ from ablations.records import SettingError, one_of, project_root
 from analysis.commands.common import levels_of, whole
 
 if TYPE_CHECKING:
-    from analysis.load import Sweep
-    from analysis.reporting.findings import Findings
+    from analysis.study.findings import Findings
+    from analysis.study.load import Sweep
 
 KEYS = ("sweep", "points", "runs", "out", "baseline", "resamples", "seed", "where")
 
@@ -33,7 +33,7 @@ def settings(
 
 def find(command: str, given: list[str], chosen: dict[str, str]) -> Findings:
     """Read and study the sweep, or the points of a CSV, that the settings name."""
-    from analysis.reporting.findings import find as find_in
+    from analysis.study.findings import find as find_in
 
     resamples = whole("resamples", chosen.get("resamples", "1000"), 20)
     seed = whole("seed", chosen.get("seed", "0"), 0)
@@ -48,9 +48,9 @@ def find(command: str, given: list[str], chosen: dict[str, str]) -> Findings:
 
 
 def _source(chosen: dict[str, str]) -> Sweep:
-    from analysis.load import Sweep, load_csv, load_sweep
-    from analysis.sources.join import join
-    from analysis.sources.levels import at_level
+    from analysis.study.join import join
+    from analysis.study.levels import at_level
+    from analysis.study.load import Sweep, load_csv, load_sweep
 
     if ("sweep" in chosen) == ("points" in chosen):
         raise SettingError(

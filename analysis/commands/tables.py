@@ -18,8 +18,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> str:
-    from analysis import report, tables
-    from analysis.figures.style import csv_text
+    from analysis.report import tables
+    from analysis.report import write as report
+    from analysis.report.figures.style import csv_text
 
     chosen = settings(options.settings, VALID)
     form = chosen.get("format", "files")

@@ -15,7 +15,7 @@ from ablations.resolve import resolve
 from ablations.spec import completed, current_name, load
 from ablations.train import train
 from ablations.versions import VERSION
-from analysis.load import load_sweep
+from analysis.study.load import load_sweep
 from models.errors import SettingError
 from sweeps.compose import compose_sweep, of_the_run
 

@@ -11,7 +11,7 @@ import pandas as pd
 
 from ablations.formats import run_name
 from ablations.records import RunDirectory
-from analysis.laws import Chinchilla
+from analysis.stats.laws import Chinchilla
 
 DATA = Path(__file__).parent.parent / "data" / "scaling"
 # A byte-level ladder in miniature; token savings of gdn3_attn1 over transformer are 1.3 everywhere.

@@ -10,11 +10,11 @@ import pytest
 from synthetic_sweeps import TRUTH, grid_points
 
 from analysis.__main__ import main
-from analysis.fit import fit, lacking
-from analysis.fitting.noise import lack_of_fit
-from analysis.laws import Chinchilla
-from analysis.load import load_csv
-from analysis.sources.checks import doubts
+from analysis.stats.fit import fit, lacking
+from analysis.stats.laws import Chinchilla
+from analysis.stats.noise import lack_of_fit
+from analysis.study.checks import doubts
+from analysis.study.load import load_csv
 
 
 def two_mixes() -> pd.DataFrame:

@@ -11,8 +11,8 @@ from synthetic_sweeps import SweepWriter, write_ladder
 
 from ablations.formats import run_name
 from ablations.records import RunDirectory
-from analysis.compare import Comparison, compare, control_table
-from analysis.load import load_sweep
+from analysis.study.compare import Comparison, compare, control_table
+from analysis.study.load import load_sweep
 
 
 def compared(sweep: SweepWriter) -> Comparison:

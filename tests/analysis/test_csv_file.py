@@ -9,7 +9,7 @@ import pytest
 
 from ablations.records import SettingError
 from analysis.__main__ import main
-from analysis.load import load_csv
+from analysis.study.load import load_csv
 
 TEXT = "mix,N,D,loss\ntransformer,1e6,2e7,3.5\ngdné,1e6,2e7,3.25\n"
 

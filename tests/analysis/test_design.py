@@ -6,8 +6,17 @@ import numpy as np
 import pytest
 
 from analysis.__main__ import main
-from analysis.design import Assumed, Ladder, Size, cheapest, check, expected, frontier, simulate
-from analysis.savings import matched_factor
+from analysis.stats.design import (
+    Assumed,
+    Ladder,
+    Size,
+    cheapest,
+    check,
+    expected,
+    frontier,
+    simulate,
+)
+from analysis.stats.savings import matched_factor
 
 NAMED = {"60m": 57e6, "100m": 102e6, "190m": 190e6, "370m": 371e6}
 SIZES = [Size(name, N, (6 * N, 5 * N)) for name, N in NAMED.items()]

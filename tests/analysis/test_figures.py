@@ -15,13 +15,21 @@ from synthetic_sweeps import TRUTH, SweepWriter, write_ladder
 
 from ablations.records import project_root
 from analysis import figures
-from analysis.figures.drawing import PICTURES, draw
-from analysis.figures.style import LOOKS, SINGLE_COLUMN_INCHES, SPARE, caption, drawing, looks, save
-from analysis.load import load_sweep
-from analysis.reporting import results
-from analysis.reporting.findings import Findings, find
-from analysis.reporting.training import speed_by_context, spikes, stability
-from analysis.sources import published
+from analysis.report.figures.drawing import PICTURES, draw
+from analysis.report.figures.style import (
+    LOOKS,
+    SINGLE_COLUMN_INCHES,
+    SPARE,
+    caption,
+    drawing,
+    looks,
+    save,
+)
+from analysis.report.write import results
+from analysis.study import published
+from analysis.study.findings import Findings, find
+from analysis.study.load import load_sweep
+from analysis.study.training import speed_by_context, spikes, stability
 
 
 @pytest.fixture(scope="module")

@@ -11,14 +11,14 @@ from synthetic_sweeps import DATA, TRUTH, grid_points
 from test_laws import OLMO_HYBRID, TABLE_20, TARGET_LOSS
 
 from ablations.records import SettingError
-from analysis.fit import LOSSES, MODELS, SHARED, Loss, Model, fit, lacking, refit
-from analysis.fitting.grid import project, starts
-from analysis.fitting.losses import Criterion, Huber, Student
-from analysis.fitting.model_choice import COMPARED, aicc, choose, model_weights
-from analysis.fitting.problem import Problem
-from analysis.fitting.solver import _model, polish
-from analysis.laws import Chinchilla
-from analysis.load import load_csv
+from analysis.stats.fit import LOSSES, MODELS, SHARED, Loss, Model, fit, lacking, refit
+from analysis.stats.grid import project, starts
+from analysis.stats.laws import Chinchilla
+from analysis.stats.losses import Criterion, Huber, Student
+from analysis.stats.model_choice import COMPARED, aicc, choose, model_weights
+from analysis.stats.problem import Problem
+from analysis.stats.solver import _model, polish
+from analysis.study.load import load_csv
 
 # Besiroglu et al. 2024 (arXiv 2404.10102): their optimum for the 240 points, as they print it.
 EPOCH_OBJECTIVE = 0.0010182740346

@@ -22,12 +22,12 @@ from synthetic_sweeps import SweepWriter, write_ladder
 
 from ablations.formats import run_name
 from ablations.records import visible
-from analysis import tables
 from analysis.__main__ import main
 from analysis.foreign import csv_cells, literal, unmarked
-from analysis.reporting.document import Block, Bullets, Code, Heading, Table, Text, markdown
-from analysis.reporting.page import page
-from analysis.sources.tracking import Keys, LoggedRun, points_of
+from analysis.report.document import Block, Bullets, Code, Heading, Table, Text, markdown
+from analysis.report.page import page
+from analysis.report.write import tables
+from analysis.study.tracking import Keys, LoggedRun, points_of
 
 NASTY = [
     "[x](javascript:alert(1))", "<img src=x onerror=alert(2)>", "**b** `c`", "`", "a|b", "</code>",

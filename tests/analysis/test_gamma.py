@@ -8,9 +8,9 @@ import pytest
 from synthetic_sweeps import DATA, TRUTH, grid_points
 
 from ablations.records import SettingError
-from analysis.fit import fit
-from analysis.laws import Chinchilla
-from analysis.load import load_csv
+from analysis.stats.fit import fit
+from analysis.stats.laws import Chinchilla
+from analysis.study.load import load_csv
 
 PUBLISHED = pd.read_csv(DATA / "xlstm_published_fits.csv").query("gamma != 1")
 

@@ -6,10 +6,10 @@ import pytest
 from synthetic_sweeps import DATA, TRUTH, grid_points
 
 from ablations.records import SettingError
-from analysis.fit import MODELS, SHARED, fit
-from analysis.fitting.joint import Rung, ladder, p_value
-from analysis.fitting.model_choice import bic
-from analysis.load import load_csv
+from analysis.stats.fit import MODELS, SHARED, fit
+from analysis.stats.joint import Rung, ladder, p_value
+from analysis.stats.model_choice import bic
+from analysis.study.load import load_csv
 
 # Computed apart from this code (another optimiser) on the same 66 points; AICc up to a constant.
 AICC = {"free": -437.0, "shared_E": -439.8, "shared_exponents": -442.3, "shared": -443.7}

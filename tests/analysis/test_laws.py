@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analysis.laws import PARAMETERS, Chinchilla, Ray
-from analysis.savings import savings_factor
+from analysis.stats.laws import PARAMETERS, Chinchilla, Ray
+from analysis.stats.savings import savings_factor
 
 # Unrounded coefficients inside the rounding boxes of Table 18 of Merrill et al. 2026
 # (arXiv 2604.03444v4): the printed ones are too coarse to give back the paper's own Table 20.

@@ -6,8 +6,8 @@ import pytest
 from synthetic_sweeps import SweepWriter
 
 from analysis.__main__ import main
-from analysis.load import load_sweep
-from analysis.sources.levels import at_level, levels
+from analysis.study.levels import at_level, levels
+from analysis.study.load import load_sweep
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,8 @@ from ablations import formats
 from ablations.records import RunDirectory, SettingError
 from ablations.spec import load as load_spec
 from analysis.commands.common import read_points
-from analysis.load import load_csv, load_sweep
-from analysis.sources.join import join
+from analysis.study.join import join
+from analysis.study.load import load_csv, load_sweep
 
 DEMO = Path(__file__).parents[2] / "notebooks" / "records" / "demo"
 

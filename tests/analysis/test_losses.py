@@ -6,9 +6,9 @@ import pytest
 from scipy import optimize, special, stats
 from synthetic_sweeps import DATA
 
-from analysis.fit import DELTA, LOSSES, fit
-from analysis.fitting.losses import Huber, Student, criterion
-from analysis.load import load_csv
+from analysis.stats.fit import DELTA, LOSSES, fit
+from analysis.stats.losses import Huber, Student, criterion
+from analysis.study.load import load_csv
 
 # Besiroglu et al. 2024, table 1: their estimate, whose likelihood with a free scale is the limit of
 # least absolute deviations.

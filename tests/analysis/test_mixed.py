@@ -9,8 +9,9 @@ from scipy.optimize import least_squares
 from statsmodels.regression.mixed_linear_model import MixedLM
 from test_uncertainty import BASE, MIX, ladder
 
-from analysis.fit import fit
-from analysis.fitting.mixed import (
+from analysis.stats.fit import fit
+from analysis.stats.laws import Chinchilla
+from analysis.stats.mixed import (
     RUN_TO_POINT,
     SLOPE_SD,
     Effect,
@@ -18,11 +19,10 @@ from analysis.fitting.mixed import (
     mixed_model,
     tangent,
 )
-from analysis.fitting.noise import cluster_ids
-from analysis.laws import Chinchilla
-from analysis.load import load_csv
-from analysis.savings import matched_factor
-from analysis.uncertainty import bootstrap, interval
+from analysis.stats.noise import cluster_ids
+from analysis.stats.savings import matched_factor
+from analysis.stats.uncertainty import bootstrap, interval
+from analysis.study.load import load_csv
 
 CASES = Path(__file__).parents[1] / "data" / "cases"
 SIZES = (6e7, 1.3e8, 2.5e8, 6e8)

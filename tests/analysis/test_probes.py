@@ -12,13 +12,12 @@ from synthetic_sweeps import SweepWriter, write_ladder
 
 from ablations.records import RunDirectory
 from analysis import figures
-from analysis.figures.drawing import PICTURES, Gallery, draw
-from analysis.load import load_sweep
-from analysis.report import cells, numbers
-from analysis.reporting import sections
-from analysis.reporting.document import markdown
-from analysis.reporting.findings import Findings, find
-from analysis.sources import probes
+from analysis.report.document import markdown
+from analysis.report.figures.drawing import PICTURES, Gallery, draw
+from analysis.report.write import cells, numbers, sections
+from analysis.study import probes
+from analysis.study.findings import Findings, find
+from analysis.study.load import load_sweep
 
 LENGTHS = (64, 256, 1024)
 PICTURE = {picture.name: picture for picture in PICTURES}

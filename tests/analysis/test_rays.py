@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 
 from ablations.records import SettingError
-from analysis.fitting.rays import fit_isoflop, fit_rays
-from analysis.laws import Chinchilla
-from analysis.load import load_csv
+from analysis.stats.laws import Chinchilla
+from analysis.stats.rays import fit_isoflop, fit_rays
+from analysis.study.load import load_csv
 
 CASES = Path(__file__).parents[1] / "data" / "cases"
 # Equal exponents: along a ray and at the optimum the loss is then an exact power of C.

@@ -15,17 +15,17 @@ import pytest
 from synthetic_sweeps import TRUTH, SweepWriter, grid_points, write_ladder
 
 from analysis.__main__ import main
-from analysis.figures import drawing
-from analysis.figures.drawing import Gallery
-from analysis.fit import fit
-from analysis.fitting.noise import LackOfFit
-from analysis.load import load_sweep
-from analysis.reporting import sections
-from analysis.reporting.answer import answers, headline, noise_doubts
-from analysis.reporting.document import markdown
-from analysis.reporting.findings import find
-from analysis.reporting.study import study
-from analysis.savings import Saving
+from analysis.report.document import markdown
+from analysis.report.figures import drawing
+from analysis.report.figures.drawing import Gallery
+from analysis.report.write import sections
+from analysis.stats.fit import fit
+from analysis.stats.noise import LackOfFit
+from analysis.stats.savings import Saving
+from analysis.study.answer import answers, headline, noise_doubts
+from analysis.study.findings import find
+from analysis.study.load import load_sweep
+from analysis.study.study import study
 
 EVERY_KIND = ("pdf", "png", "svg", "csv", "json")
 

@@ -11,14 +11,21 @@ from synthetic_sweeps import SIZES, TRUTH, SweepWriter, write_ladder
 
 from ablations.records import SettingError
 from analysis.__main__ import main
-from analysis.fit import Fit, fit
-from analysis.fitting.holdout import holdout
-from analysis.laws import Chinchilla
-from analysis.load import load_sweep
-from analysis.other_savings import PROJECTED, Question, cheapest, isoflop, projected, savings_of
-from analysis.savings import savings_factor
-from analysis.sources.published import table
-from analysis.uncertainty import Draws, bootstrap
+from analysis.stats.fit import Fit, fit
+from analysis.stats.holdout import holdout
+from analysis.stats.laws import Chinchilla
+from analysis.stats.other_savings import (
+    PROJECTED,
+    Question,
+    cheapest,
+    isoflop,
+    projected,
+    savings_of,
+)
+from analysis.stats.savings import savings_factor
+from analysis.stats.uncertainty import Draws, bootstrap
+from analysis.study.load import load_sweep
+from analysis.study.published import table
 
 BASE, MIX = TRUTH["transformer"], TRUTH["gdn3_attn1"]
 

@@ -8,10 +8,9 @@ import pytest
 from synthetic_sweeps import SIZES, TRUTH, SweepWriter, write_ladder
 
 from ablations.records import SettingError
-from analysis.fit import fit
-from analysis.laws import Chinchilla
-from analysis.load import load_sweep
-from analysis.savings import (
+from analysis.stats.fit import fit
+from analysis.stats.laws import Chinchilla
+from analysis.stats.savings import (
     fit_free,
     matched_factor,
     places,
@@ -21,7 +20,8 @@ from analysis.savings import (
     token_range,
     token_savings,
 )
-from analysis.uncertainty import bootstrap
+from analysis.stats.uncertainty import bootstrap
+from analysis.study.load import load_sweep
 
 
 @pytest.fixture

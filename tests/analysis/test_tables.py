@@ -12,12 +12,11 @@ import pytest
 from scipy.stats import t as student
 from synthetic_sweeps import SIZES, SweepWriter, write_ladder
 
-from analysis.load import load_sweep
-from analysis.report import cells, numbers
-from analysis.reporting import results
-from analysis.reporting.checklist import checklist
-from analysis.reporting.findings import Findings, find
-from analysis.tables import fits_table, latex, markdown, with_interval
+from analysis.report.checklist import checklist
+from analysis.report.tables import fits_table, latex, markdown, with_interval
+from analysis.report.write import cells, numbers, results
+from analysis.study.findings import Findings, find
+from analysis.study.load import load_sweep
 
 
 @pytest.fixture(scope="module")

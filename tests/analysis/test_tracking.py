@@ -13,8 +13,8 @@ import pytest
 from ablations.records import SettingError
 from ablations.tracking import Wandb
 from analysis.__main__ import main
-from analysis.sources import tracking
-from analysis.sources.tracking import (
+from analysis.study import tracking
+from analysis.study.tracking import (
     Keys,
     LoggedRun,
     offline_runs,

@@ -8,10 +8,11 @@ import pytest
 from scipy.stats import binom
 from synthetic_sweeps import DATA, TRUTH
 
-from analysis.design import OLMO_TRANSFORMER, Assumed, Ladder, Size, simulate
-from analysis.fit import fit
-from analysis.fitting.model_choice import choose
-from analysis.fitting.noise import (
+from analysis.stats.design import OLMO_TRANSFORMER, Assumed, Ladder, Size, simulate
+from analysis.stats.fit import fit
+from analysis.stats.laws import PARAMETERS, Chinchilla
+from analysis.stats.model_choice import choose
+from analysis.stats.noise import (
     cluster_ids,
     hat_matrix,
     inflate,
@@ -19,10 +20,9 @@ from analysis.fitting.noise import (
     noise_components,
     seed_noise,
 )
-from analysis.laws import PARAMETERS, Chinchilla
-from analysis.load import load_csv
-from analysis.savings import matched_factor
-from analysis.uncertainty import METHODS, _counts, averaged_bootstrap, bootstrap, interval
+from analysis.stats.savings import matched_factor
+from analysis.stats.uncertainty import METHODS, _counts, averaged_bootstrap, bootstrap, interval
+from analysis.study.load import load_csv
 
 SIZES = (60e6, 190e6, 600e6)
 # A law of the published kind; the other mix needs 1.4 times fewer tokens everywhere.

@@ -9,7 +9,7 @@ import pytest
 
 from ablations.records import RunDirectory
 from analysis.__main__ import main as analysis
-from analysis.figures.drawing import Gallery
+from analysis.report.figures.drawing import Gallery
 from sweeps import run as sweep
 from sweeps import status
 
@@ -118,7 +118,9 @@ def test_plan_goes_on_and_counts_what_can_be_relied_on(damaged, capsys, monkeypa
 def test_the_analysis_names_the_run_and_leaves_it_out(
     damaged, command, capsys, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("analysis.report.draw", lambda _found, _out: Gallery())  # takes longest
+    monkeypatch.setattr(
+        "analysis.report.write.draw", lambda _found, _out: Gallery()
+    )  # takes longest
     runs, file, by_damage = damaged
     given = {
         "report": ["sweep=demo", f"runs={runs}", "resamples=20", f"out={tmp_path}"],

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from analysis.__main__ import main
-from analysis.figures import drawing
+from analysis.report.figures import drawing
 from tests.analysis.synthetic_sweeps import SweepWriter, write_ladder
 
 BROWSER = next(

@@ -62,9 +62,9 @@ def test_a_notebook_runs_and_shows_what_it_promises(name: str) -> None:
 
 
 def assert_table_20_comes_out() -> None:
-    from analysis.sources import published
-    from analysis.laws import Chinchilla
-    from analysis.savings import savings_factor
+    from analysis.study import published
+    from analysis.stats.laws import Chinchilla
+    from analysis.stats.savings import savings_factor
 
     laws = {
         row.mix: Chinchilla(row.E, row.A, row.alpha, row.B, row.beta)

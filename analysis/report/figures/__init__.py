@@ -1,0 +1,30 @@
+"""Figures: data in, figure out. Each returns the figure and the table of all that it shows.
+
+`note` is set small under the figure; `width` is in inches (`analysis.report.figures.style` names
+those of a column and of a page). Save with `analysis.report.figures.style.save`.
+"""
+
+from analysis.report.figures.fits import coefficients, fit_with_residuals
+from analysis.report.figures.losses import bpb_by_domain, loss_against_flops, loss_against_tokens
+from analysis.report.figures.plan import design_frontier
+from analysis.report.figures.probes import loss_by_position, probe_accuracy
+from analysis.report.figures.savings import savings_against_loss, savings_against_size
+from analysis.report.figures.surfaces import frontier, iso_loss
+from analysis.report.figures.training import throughput_against_context, training_stability
+
+__all__ = [
+    "bpb_by_domain",
+    "coefficients",
+    "design_frontier",
+    "fit_with_residuals",
+    "frontier",
+    "iso_loss",
+    "loss_against_flops",
+    "loss_against_tokens",
+    "loss_by_position",
+    "probe_accuracy",
+    "savings_against_loss",
+    "savings_against_size",
+    "throughput_against_context",
+    "training_stability",
+]

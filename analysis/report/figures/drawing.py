@@ -1,0 +1,283 @@
+"""Which figures a sweep allows, drawn and saved; and for the others, what is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ablations.records import one_of
+from analysis.report import figures
+from analysis.report.figures.axes import Drawn
+from analysis.report.figures.losses import domains
+from analysis.report.figures.style import DOUBLE_COLUMN_INCHES, save
+from analysis.report.tables import count
+from analysis.study import probes, published
+from analysis.study.answer import lacking_words
+from analysis.study.findings import Findings, note
+
+MEND = "three sizes and three budgets a mix would do"
+Draw = Callable[[Findings, str, float], Drawn]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure that a sweep may allow: `lacks` says in a clause what is missing, or nothing."""
+
+    name: str
+    title: str
+    draw: Draw
+    lacks: Callable[[Findings], str]
+    words: Callable[[Findings], str] = lambda _: ""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A figure on disk: `stem` with .pdf, .png, .svg, .csv, .json."""
+
+    name: str
+    title: str
+    stem: Path
+    note: str
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Figures drawn by name, and of the others what they lack."""
+
+    shown: dict[str, Shown] = field(default_factory=dict)
+    lacking: dict[str, str] = field(default_factory=dict)
+
+
+def draw(
+    found: Findings,
+    out: Path,
+    only: tuple[str, ...] = (),
+    width: float = DOUBLE_COLUMN_INCHES,
+    with_note: bool = True,
+) -> Gallery:
+    """Draw and save what the sweep allows under `out`.
+
+    Raises SettingError for a name in `only` that no figure has.
+    """
+    check_names(only)
+    gallery = Gallery()
+    for picture in PICTURES:
+        if only and picture.name not in only:
+            continue
+        if clause := picture.lacks(found):
+            gallery.lacking[picture.name] = clause
+            continue
+        told = note(found.facts, picture.words(found))
+        figure, table = picture.draw(found, told if with_note else "", width)
+        facts = found.facts | {"figure": picture.name, "caption": told} | _of_fit(found)
+        save(figure, out / picture.name, table, facts)
+        gallery.shown[picture.name] = Shown(picture.name, picture.title, out / picture.name, told)
+    return gallery
+
+
+def check_names(names: tuple[str, ...]) -> None:
+    """Raise SettingError for a name that no figure has."""
+    known = tuple(picture.name for picture in PICTURES)
+    for name in names:
+        if name not in known:
+            raise one_of("only", name, known)
+
+
+def _of_fit(found: Findings) -> dict[str, str]:
+    result = found.study
+    if result.fit is None or result.draws is None:
+        return {}
+    return {
+        "model": result.fit.words,
+        "interval": result.draws.words,
+        "time": found.measured_on,
+    }
+
+
+def _no_fit(found: Findings) -> str:
+    if found.study.fit is not None and found.study.draws is not None:
+        return ""
+    return f"no law can be fitted: {lacking_words(found.study.unfitted)}; {MEND}"
+
+
+def _no_comparison(found: Findings) -> str:
+    result = found.study
+    if found.points["mix"].nunique() < 2:
+        return "one mix only; add a second one to the sweep"
+    if clause := _no_fit(found):
+        return clause
+    assert result.fit is not None
+    if result.baseline in result.fit.mixes and len(result.fit.mixes) > 1:
+        return ""
+    return f"a second mix cannot be fitted: {lacking_words(result.unfitted)}; {MEND}"
+
+
+def _fit_words(found: Findings) -> str:
+    fit = found.study.fit
+    if fit is None:
+        return ""
+    fails = (
+        " The law does not describe these points (lack of fit)." if found.study.law_fails else ""
+    )
+    return f"Fit: {fit.words}.{fails}"
+
+
+def _interval_words(found: Findings) -> str:
+    draws = found.study.draws
+    words = f"Interval: {draws.words}." if draws is not None else ""
+    return f"{_fit_words(found)} {words}"
+
+
+def _savings_words(found: Findings) -> str:
+    return (
+        f"{_interval_words(found)} Points without a fit: at the lowest loss that both mixes "
+        "reached, bars: 95 % by seeds."
+    )
+
+
+def _savings(found: Findings, told: str, width: float) -> Drawn:
+    result = found.study
+    assert result.fit is not None
+    assert result.draws is not None
+    return figures.savings_against_size(
+        result.fit, result.draws, result.free, result.baseline, told, result.law_fails, width,
+        published.savings(found.sweep),
+    )  # fmt: skip
+
+
+def _savings_loss(found: Findings, told: str, width: float) -> Drawn:
+    result = found.study
+    assert result.fit is not None
+    assert result.draws is not None
+    N = result.fit.mixes[result.baseline].N_range[1]
+    return figures.savings_against_loss(
+        result.fit, result.draws, result.baseline, N, told, result.law_fails, width
+    )
+
+
+def _coefficients(found: Findings, told: str, width: float) -> Drawn:
+    result = found.study
+    assert result.fit is not None
+    assert result.draws is not None
+    theirs = published.coefficients(found.sweep)
+    return figures.coefficients(result.fit, result.draws, told, width, theirs)
+
+
+def _frontier(found: Findings, told: str, width: float) -> Drawn:
+    result = found.study
+    assert result.fit is not None
+    assert result.draws is not None
+    return figures.frontier(result.fit, result.draws, told, width)
+
+
+def _fits(found: Findings, told: str, width: float) -> Drawn:
+    assert found.study.fit is not None
+    return figures.fit_with_residuals(found.study.fit, told, width)
+
+
+def _iso_loss(found: Findings, told: str, width: float) -> Drawn:
+    assert found.study.fit is not None
+    return figures.iso_loss(found.study.fit, found.study.baseline, told, width)
+
+
+def _no_flops(found: Findings) -> str:
+    if (found.points["C"] > 0).any():
+        return ""
+    return "no training FLOPs are recorded; a column C (FLOP) would give them"
+
+
+def _no_domains(found: Findings) -> str:
+    if not domains(found.points):
+        return "no losses by domain are recorded; sweeps write them"
+    return ""
+
+
+def _no_metrics(found: Findings) -> str:
+    norms = found.metrics["grad_norm"]
+    if norms.notna().any():
+        return ""
+    return "no gradient norms are recorded; runs write them to metrics.jsonl"
+
+
+def _no_contexts(found: Findings) -> str:
+    contexts = sorted(set(found.speeds["context"]))
+    if len(contexts) > 1:
+        return ""
+    one = f"one context length only ({contexts[0]:g})" if contexts else "no speed was recorded"
+    return f"{one}; a sweep over size.context would show how speed changes with it"
+
+
+def _no_probes(found: Findings, positions: bool) -> str:
+    if not probes.is_empty(found.probes, positions):
+        return ""
+    if not found.sweep.runs:
+        return "probes are recorded by runs, and these are points alone"
+    asked = "" if probes.is_empty(found.probes, not positions) else "such "
+    return (
+        f"no {asked}probes are recorded; `python -m ablations.evaluate` with the sweep's folder "
+        "measures them at the checkpoints that its runs kept, evaluation.probes=[…] as runs train"
+    )
+
+
+def _probes_words(found: Findings) -> str:
+    own = probes.largest(probes.accuracies(found.probes))
+    return (
+        f"Size {own['size'].iloc[0]}, {count(own['D'].mean())} tokens, "
+        f"{own['examples'].min():g} examples a length. Bars: 95 % over examples; where there are "
+        f"several seeds, each is a small mark. {_alike_words(found)}"
+    )
+
+
+def _positions_words(found: Findings) -> str:
+    own = probes.largest(probes.by_position(found.probes))
+    return (
+        f"Size {own['size'].iloc[0]}, {count(own['D'].mean())} tokens. Bars: 95 % over windows of "
+        f"held-out text. {_alike_words(found)}"
+    )
+
+
+def _alike_words(found: Findings) -> str:
+    differing = probes.not_alike(found.probes)
+    if not differing:
+        return "Every run was asked the same."
+    return f"Runs were not asked the same: {', '.join(differing)}."
+
+
+def _probe_accuracy(found: Findings, told: str, width: float) -> Drawn:
+    means = probes.largest(probes.accuracies(found.probes))
+    return figures.probe_accuracy(means, probes.largest(found.probes), told, width)
+
+
+def _loss_by_position(found: Findings, told: str, width: float) -> Drawn:
+    return figures.loss_by_position(probes.largest(probes.by_position(found.probes)), told, width)
+
+
+PICTURES = (
+    Picture("savings", "Token savings against size", _savings, _no_comparison, _savings_words),
+    Picture("savings_loss", "Token savings against target loss, at the largest size",
+            _savings_loss, _no_comparison, _interval_words),
+    Picture("loss", "Loss against tokens",
+            lambda f, told, w: figures.loss_against_tokens(f.points, f.study.fit, told, w),
+            lambda _: "", _fit_words),
+    Picture("loss_flops", "Loss against training FLOPs",
+            lambda f, told, w: figures.loss_against_flops(f.points, f.study.fit, told, w),
+            _no_flops, _fit_words),
+    Picture("bpb", "Bits per byte by domain",
+            lambda f, told, w: figures.bpb_by_domain(f.points, told, w), _no_domains),
+    Picture("probes", "Probe accuracy against length", _probe_accuracy,
+            lambda f: _no_probes(f, positions=False), _probes_words),
+    Picture("positions", "Loss by position in a long window", _loss_by_position,
+            lambda f: _no_probes(f, positions=True), _positions_words),
+    Picture("fits", "Fits and their residuals", _fits, _no_fit, _fit_words),
+    Picture("coefficients", "Coefficients of the laws", _coefficients, _no_fit, _interval_words),
+    Picture("iso_loss", "Contours of equal loss", _iso_loss, _no_comparison, _fit_words),
+    Picture("frontier", "Compute-optimal frontier", _frontier, _no_fit, _interval_words),
+    Picture("stability", "Gradient norms, spikes and skipped steps",
+            lambda f, told, w: figures.training_stability(f.metrics, f.sizes, told, w),
+            _no_metrics),
+    Picture("throughput", "Speed against context",
+            lambda f, told, w: figures.throughput_against_context(
+                f.speeds, f.measured_on, told, w),
+            _no_contexts),
+)  # fmt: skip

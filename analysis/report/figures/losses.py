@@ -1,0 +1,164 @@
+"""Figures of what was measured: held-out loss against tokens and FLOPs, and BPB by domain."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from analysis.report.figures.axes import (
+    CURVE_POINTS,
+    GREY,
+    Drawn,
+    cross_out,
+    hollow,
+    in_order,
+    legend,
+    log_axis,
+    mix_handles,
+    unfinished_handle,
+)
+from analysis.report.figures.style import (
+    DOUBLE_COLUMN_INCHES,
+    Look,
+    caption,
+    drawing,
+    looks,
+    panel_title,
+)
+from analysis.stats.fit import Fit
+
+# Names of more sizes than this cover one another, and the curves.
+MOST_NAMED = 12
+AXES = {"D": "D, training tokens", "C": "C, training FLOPs"}
+
+
+def loss_against_tokens(
+    points: pd.DataFrame, fit: Fit | None, note: str = "", width: float = DOUBLE_COLUMN_INCHES
+) -> Drawn:
+    """Held-out loss against tokens, a curve a size; seeds shown one by one, means filled.
+
+    Curves are the fitted law's where there is one, else they join the means.
+    """
+    return _loss_against("D", points, fit, note, width)
+
+
+def loss_against_flops(
+    points: pd.DataFrame, fit: Fit | None, note: str = "", width: float = DOUBLE_COLUMN_INCHES
+) -> Drawn:
+    """The same against training FLOPs, where points carry them (column C)."""
+    return _loss_against("C", points[points["C"] > 0], fit, note, width)
+
+
+def _loss_against(x: str, points: pd.DataFrame, fit: Fit | None, note: str, width: float) -> Drawn:
+    style = looks(in_order(points["mix"]))
+    columns = ["mix", "size", "N", "seed", "D", "C", "loss", "state"]
+    shown = [points[columns].assign(kind="measured")]
+    with drawing(width, 3.2) as figure:
+        axes = figure.subplots()
+        for (mix, size), own in points.groupby(["mix", "size"], sort=False):
+            look = style[str(mix)]
+            mean = own.groupby("D", as_index=False)[["C", "loss"]].mean()
+            axes.plot(own[x], own["loss"], zorder=3, **hollow(look))
+            axes.plot(mean[x], mean["loss"], look.marker, ms=2.2, color=look.colour, zorder=4)
+            cross_out(axes, own, x, "loss")
+            curve = mean
+            if fit is not None and mix in fit.mixes:
+                curve = _fitted_curve(fit, str(mix), own)
+                shown.append(curve.assign(mix=str(mix), size=str(size), kind="fitted"))
+            axes.plot(curve[x], curve["loss"], color=look.colour, ls=look.line, lw=1.1)
+        _name_sizes(axes, points, x)
+        log_axis(axes, AXES[x], flops=x == "C")
+        axes.set_ylabel("held-out loss (nats per token)")
+        handles = mix_handles(style, fitted=True)
+        if (points["state"] != "done").any():
+            handles.append(unfinished_handle())
+        legend(axes, handles)
+        caption(figure, note)
+    return figure, pd.concat(shown, ignore_index=True)
+
+
+def _fitted_curve(fit: Fit, mix: str, own: pd.DataFrame) -> pd.DataFrame:
+    N = own["N"].mean()
+    D = np.geomspace(own["D"].min() / 1.15, own["D"].max() * 1.15, CURVE_POINTS)
+    flops_per_token = (own["C"] / own["D"]).mean()
+    loss = fit.mixes[mix].law.loss(N, D)
+    return pd.DataFrame({"N": N, "D": D, "C": flops_per_token * D, "loss": loss})
+
+
+def _name_sizes(axes: Axes, points: pd.DataFrame, x: str) -> None:
+    if points["size"].nunique() > MOST_NAMED:
+        return
+    for size, own in points.groupby("size"):
+        last = own[own["D"] == own["D"].max()]
+        axes.annotate(
+            str(size), (last[x].max() * 1.15, last["loss"].mean()), xytext=(3, 0),
+            textcoords="offset points", va="center", fontsize=7, color="#444444",
+            bbox={"facecolor": "white", "alpha": 0.8, "lw": 0, "pad": 0.5},
+        )  # fmt: skip
+    axes.margins(x=0.07)
+
+
+def domains(points: pd.DataFrame) -> list[str]:
+    """Names of the validation domains that the points carry."""
+    return [str(name).removeprefix("bpb/") for name in points if str(name).startswith("bpb/")]
+
+
+def bpb_by_domain(
+    points: pd.DataFrame, note: str = "", width: float = DOUBLE_COLUMN_INCHES
+) -> Drawn:
+    """Held-out bits per byte against N at each size's largest common budget, a panel a domain."""
+    names = domains(points)
+    style = looks(in_order(points["mix"]))
+    table = bpb_table(points)
+    wide = 3 if len(names) + 1 in (5, 6, 9) else 4
+    columns = min(len(names) + 1, wide if width > 4 else 2)
+    rows = math.ceil((len(names) + 1) / columns)
+    with drawing(width, 0.6 + 1.75 * rows) as figure:
+        grid = figure.subplots(rows, columns, squeeze=False).ravel()
+        for axes, name in zip(grid, ["mean", *names], strict=False):
+            own = table[table["domain"] == name]
+            panel_title(axes, "mean of domains" if name == "mean" else name)
+            _bpb_panel(axes, own, style)
+        for axes in grid[len(names) + 1 :]:
+            axes.remove()
+        for place, axes in enumerate(grid[: len(names) + 1]):
+            lowest = place + columns > len(names)
+            log_axis(axes, "N, parameters" if lowest else "")
+            axes.tick_params(labelbottom=lowest)
+        for axes in grid[::columns]:
+            axes.set_ylabel("bits per byte")
+        figure.legend(handles=mix_handles(style, fitted=True), loc="outside upper left", ncols=4)
+        caption(figure, note)
+    return figure, table
+
+
+def common_budget(points: pd.DataFrame) -> pd.DataFrame:
+    """The points at each size's largest budget that all its mixes reached."""
+    reached = points.groupby(["size", "mix"])["D"].max().groupby("size").min()
+    # Budgets are whole batches: two that are one within a thousandth are the same.
+    return points[(points["D"] / points["size"].map(reached)).between(0.999, 1.001)]
+
+
+def bpb_table(points: pd.DataFrame) -> pd.DataFrame:
+    """BPB by mix, size, seed and domain (`mean`: of the domains) at each size's common budget."""
+    long = common_budget(points).melt(
+        ["mix", "size", "N", "seed", "D", "state"],
+        ["bpb", *(f"bpb/{name}" for name in domains(points))],
+        var_name="domain", value_name="value",
+    )  # fmt: skip
+    long["domain"] = long["domain"].str.removeprefix("bpb/").replace("bpb", "mean")
+    return long.rename(columns={"value": "bpb"}).dropna(subset="bpb")
+
+
+def _bpb_panel(axes: Axes, own: pd.DataFrame, style: dict[str, Look]) -> None:
+    for mix, ours in own.groupby("mix", sort=False):
+        look = style[str(mix)]
+        mean = ours.groupby("size", as_index=False)[["N", "bpb"]].mean().sort_values("N")
+        axes.plot(ours["N"], ours["bpb"], **hollow(look, 3))
+        axes.plot(mean["N"], mean["bpb"], color=look.colour, ls=look.line, lw=1)
+        cross_out(axes, ours, "N", "bpb")
+    if own.empty:
+        axes.text(0.5, 0.5, "not evaluated", ha="center", color=GREY, transform=axes.transAxes)

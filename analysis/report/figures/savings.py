@@ -1,0 +1,303 @@
+"""Figures of token savings: against size, and against the target loss."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.markers import MarkerStyle
+
+from analysis.report.figures.axes import (
+    CURVE_POINTS,
+    DASHED,
+    GREY,
+    Drawn,
+    count_words,
+    edges,
+    log_axis,
+    published_handle,
+    ratio_axis,
+    side_legend,
+)
+from analysis.report.figures.style import DOUBLE_COLUMN_INCHES, Look, caption, drawing, looks
+from analysis.report.tables import probability
+from analysis.stats.fit import Fit
+from analysis.stats.laws import Array
+from analysis.stats.savings import matched_factor, savings_factor, token_range
+from analysis.stats.uncertainty import Draws, interval
+
+# Made here, as no text is mathematics while a figure is drawn.
+UPWARD, DOWNWARD = MarkerStyle(r"$\uparrow$"), MarkerStyle(r"$\downarrow$")
+
+# How far beyond the largest size savings are drawn, as extrapolation.
+DRAWN_BEYOND = 4.0
+
+
+def savings_against_size(
+    fit: Fit,
+    draws: Draws,
+    free: pd.DataFrame,
+    baseline: str,
+    note: str = "",
+    law_fails: bool = False,
+    width: float = DOUBLE_COLUMN_INCHES,
+    published: pd.DataFrame | None = None,
+) -> Drawn:
+    """Token savings against N at the largest tokens per parameter measured, with 95 % bands.
+
+    Where the law fails its test nothing is extrapolated, and chances are those of the seeds.
+    `published` (columns mix, N, value, low, high) is drawn hollow.
+    """
+    style = looks(fit.mixes)
+    low_n, high_n = (
+        (max if end == 0 else min)(one.N_range[end] for one in fit.mixes.values()) for end in (0, 1)
+    )
+    margin = (1.0, 1.0) if law_fails else (1.3, DRAWN_BEYOND)
+    N = np.geomspace(low_n / margin[0], high_n * margin[1], CURVE_POINTS)
+    N = np.unique(np.concatenate([N, [low_n, high_n]]))
+    D = token_range(fit.points, baseline, N)[1]
+    others = [mix for mix in fit.mixes if mix != baseline]
+    shown = []
+    with drawing(width, 3.1 if width > 4 else 3.4) as figure:
+        axes = figure.subplots()
+        axes.axvspan(low_n, high_n, color="#f2f2f2", zorder=0, lw=0)
+        axes.axhline(1, color="#555555", lw=0.9, zorder=1)
+        for place, mix in enumerate(others):
+            curve = _savings_curve(fit, draws, baseline, mix, N, D)
+            inside = (curve["N"] >= low_n) & (curve["N"] <= high_n)
+            _draw_band(axes, curve, "N", inside, style[mix])
+            shown.append(curve.assign(mix=mix, kind="fitted"))
+            chance = _chance(curve, free, mix, high_n, draws.resamples, law_fails)
+            where = " at the largest size measured" if width > 4 else ""
+            text = f"P(savings of {mix} > 1) {chance}{where}"
+            at = (0.012, 0.03 + 0.065 * place)
+            axes.annotate(
+                text, at, xycoords="axes fraction", fontsize=6.5, color=style[mix].colour,
+                in_layout=False,
+            )  # fmt: skip
+        axes.set_yscale("log")
+        axes.set_xscale("log")
+        _limit(axes, pd.concat(shown), free, low_n, high_n)
+        measured = _draw_fit_free(axes, free, style)
+        shown += _draw_published(axes, published, style)
+        log_axis(axes, "N, parameters")
+        ratio_axis(axes)
+        axes.set_ylabel(f"token savings over {baseline}")
+        _say(axes, np.sqrt(low_n * high_n), 0.985, "measured range")
+        if law_fails:
+            words = "The law fits these points badly: no extrapolation drawn"
+            _say(axes, np.sqrt(low_n * high_n), 0.92, words)
+        handles = _savings_handles(style, others, free, law_fails)
+        if published is not None:
+            handles.append(published_handle("published"))
+        side_legend(axes, handles)
+        caption(figure, note)
+    return figure, pd.concat([*shown, measured], ignore_index=True)
+
+
+def savings_against_loss(
+    fit: Fit,
+    draws: Draws,
+    baseline: str,
+    N: float,
+    note: str = "",
+    law_fails: bool = False,
+    width: float = DOUBLE_COLUMN_INCHES,
+) -> Drawn:
+    """Token savings at N parameters against the target loss, with 95 % bands.
+
+    Solid where both mixes' budgets for that loss were measured, dashed outside; where the law fails
+    its test, losses beyond the baseline's budgets are not drawn.
+    """
+    style = looks(fit.mixes)
+    others = [mix for mix in fit.mixes if mix != baseline]
+    law = fit.mixes[baseline].law
+    low_d, high_d = (float(end) for end in token_range(fit.points, baseline, N))
+    margin = (1.0, 1.0) if law_fails else (1.5, DRAWN_BEYOND)
+    budgets = np.geomspace(low_d / margin[0], high_d * margin[1], CURVE_POINTS)
+    targets = law.loss(N, budgets)
+    shown = []
+    with drawing(width, 3.1 if width > 4 else 3.4) as figure:
+        axes = figure.subplots()
+        axes.axhline(1, color="#555555", lw=0.9, zorder=1)
+        for mix in others:
+            curve = _curve_of_targets(fit, draws, baseline, mix, N, targets)
+            low_m, high_m = (float(end) for end in token_range(fit.points, mix, N))
+            inside = curve["D_baseline"].between(low_d / 1.01, high_d * 1.01)
+            inside &= curve["D_mix"].between(low_m / 1.01, high_m * 1.01)
+            _draw_band(axes, curve, "target_loss", inside, style[mix])
+            shown.append(curve.assign(mix=mix, in_range=inside))
+        table = pd.concat(shown, ignore_index=True)
+        axes.set_yscale("log")
+        good = table.loc[table["in_range"] | (table["value"] > 0), ["value", "low", "high"]]
+        seen = good.to_numpy()[np.isfinite(good.to_numpy()) & (good.to_numpy() > 0)]
+        axes.set_ylim(max(min(seen.min() / 1.1, 0.8), 0.05), min(max(seen.max() * 1.1, 1.25), 20))
+        axes.invert_xaxis()
+        axes.set_xlabel(f"target loss at N = {count_words(N)} (nats per token)")
+        ratio_axis(axes)
+        axes.set_ylabel(f"token savings over {baseline}")
+        side_legend(axes, _savings_handles(style, others, pd.DataFrame({"bound": []}), False))
+        caption(figure, note)
+    return figure, table
+
+
+def _curve_of_targets(
+    fit: Fit, draws: Draws, baseline: str, mix: str, N: float, targets: Array
+) -> pd.DataFrame:
+    laws = fit.mixes[baseline].law, fit.mixes[mix].law
+    rows = []
+    for target in targets:
+        value = float(savings_factor(*laws, N, target))
+        factors = savings_factor(draws.laws[baseline], draws.laws[mix], N, target)
+        tokens = [float(law.tokens(N, target)) for law in laws]
+        rows.append((N, float(target), *tokens, value, *interval(factors)))
+    columns = ["N", "target_loss", "D_baseline", "D_mix", "value", "low", "high", "unreachable"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _draw_band(axes: Axes, curve: pd.DataFrame, x: str, inside: pd.Series, look: Look) -> None:
+    """A curve with its band: strong and solid inside what was measured, pale and dashed outside."""
+    for some, strength in ((curve, 0.10), (curve[inside], 0.16)):
+        low, high = some["low"].clip(1e-3), some["high"].clip(upper=1e3)
+        axes.fill_between(some[x], low, high, color=look.colour, alpha=strength, lw=0)
+    axes.plot(curve[x], curve["value"].where(inside), color=look.colour, lw=1.7)
+    # The dashes begin where the solid line ends.
+    edge = edges((~inside).to_numpy())
+    beyond = curve["value"].clip(1e-3).where(edge)
+    axes.plot(curve[x], beyond, color=look.colour, ls=DASHED, lw=1.2)
+
+
+def _draw_published(
+    axes: Axes, published: pd.DataFrame | None, style: dict[str, Look]
+) -> list[pd.DataFrame]:
+    if published is None:
+        return []
+    own = published[published["mix"].isin(list(style))]
+    for one in own.to_dict("records"):
+        look = style[one["mix"]]
+        axes.vlines(one["N"], one["low"], one["high"], color=look.colour, lw=0.7, ls=(0, (1, 1.5)))
+        axes.plot(
+            one["N"], one["value"], look.marker, ms=5.5, mfc="white", mec=look.colour, zorder=6
+        )
+    high = max(axes.get_xlim()[1], own["N"].max() * 1.3)
+    axes.set_xlim(axes.get_xlim()[0], high)
+    return [own.assign(kind="published")]
+
+
+def _say(axes: Axes, x: float, y: float, words: str) -> None:
+    axes.text(
+        x, y, words, ha="center", va="top", transform=axes.get_xaxis_transform(), fontsize=7,
+        color=GREY,
+    )  # fmt: skip
+
+
+def _savings_curve(
+    fit: Fit, draws: Draws, baseline: str, mix: str, N: Array, D: Array
+) -> pd.DataFrame:
+    rows = []
+    for n, d in zip(N, D, strict=True):
+        value = float(matched_factor(fit.mixes[baseline].law, fit.mixes[mix].law, n, d))
+        factors = matched_factor(draws.laws[baseline], draws.laws[mix], n, d)
+        low, high, unreachable = interval(factors)
+        above = float((factors > 1).mean())
+        rows.append((n, d, value, low, high, above, unreachable))
+    columns = ["N", "D", "value", "low", "high", "p_above_1", "unreachable"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _chance(
+    curve: pd.DataFrame,
+    free: pd.DataFrame,
+    mix: str,
+    high_n: float,
+    resamples: int,
+    law_fails: bool,
+) -> str:
+    """P(savings > 1) at the largest size: of the draws, or of the seeds where the law fails."""
+    if not law_fails:
+        at = curve.iloc[(curve["N"] - high_n).abs().argmin()]
+        return probability(float(at["p_above_1"]), resamples)
+    own = free[(free["mix"] == mix) & free["p_above_1"].notna()]
+    return "not known" if own.empty else f"{probability(own['p_above_1'].iloc[-1], 1000)} by seeds"
+
+
+def _draw_fit_free(axes: Axes, free: pd.DataFrame, style: dict[str, Look]) -> pd.DataFrame:
+    for mix, own in free.groupby("mix", sort=False):
+        look = style[str(mix)]
+        seeds, mean = own[own["seed"] != "mean"], own[own["seed"] == "mean"]
+        axes.plot(
+            seeds["N"],
+            seeds["value"],
+            look.marker,
+            ms=3,
+            mfc="none",
+            mec=look.colour,
+            mew=0.6,
+            alpha=0.8,
+        )
+        axes.vlines(mean["N"], mean["low"], mean["high"], color=look.colour, lw=1, zorder=4)
+        axes.plot(
+            mean["N"],
+            mean["value"],
+            look.marker,
+            ms=5,
+            color=look.colour,
+            mec="white",
+            mew=0.6,
+            zorder=5,
+        )
+        for row in mean[mean["bound"] != ""].itertuples():
+            # One mix is past the target at its first point already: the truth lies that way.
+            away = 1 if row.bound == "at least" else -1
+            axes.annotate(
+                "",
+                (row.N, row.value),
+                xytext=(0, 16 * away),
+                textcoords="offset points",
+                arrowprops={"arrowstyle": "<|-", "color": look.colour, "lw": 1},
+            )
+    return free[
+        ["mix", "size", "N", "seed", "target_loss", "value", "bound", "low", "high"]
+    ].assign(kind="measured", D=free["D_baseline"])
+
+
+def _limit(
+    axes: Axes, curves: pd.DataFrame, free: pd.DataFrame, low_n: float, high_n: float
+) -> None:
+    """Fit the view to what was measured; bands that leave it are cut, not the message."""
+    inside = curves[(curves["N"] >= low_n) & (curves["N"] <= high_n)]
+    shown = [inside[["value", "low", "high"]], curves[["value"]], free[["value", "low", "high"]]]
+    everything = np.concatenate([table.to_numpy(float).ravel() for table in shown] + [[1.0]])
+    good = everything[np.isfinite(everything) & (everything > 0)]
+    low, high = max(good.min() / 1.2, 0.05), min(good.max() * 1.15, 20.0)
+    axes.set_ylim(min(low, 0.8), max(high, 1.25))
+    axes.set_xlim(min(curves["N"].min(), low_n / 1.3), max(curves["N"].max(), high_n * 1.3))
+
+
+def _savings_handles(
+    style: dict[str, Look], others: list[str], free: pd.DataFrame, law_fails: bool
+) -> list[Line2D]:
+    found = [
+        Line2D([], [], color=style[mix].colour, lw=1.7, marker=style[mix].marker, ms=4.5,
+               mec="white", mew=0.6, label=mix)
+        for mix in others
+    ]  # fmt: skip
+    found.append(Line2D([], [], color=GREY, lw=6, alpha=0.3, label="95 % interval"))
+    if not law_fails:
+        found.append(Line2D([], [], color=GREY, lw=1.2, ls=DASHED, label="extrapolated"))
+    if len(free):
+        mark: dict[str, Any] = {"marker": "o", "ls": "", "color": GREY}
+        found.append(Line2D([], [], ms=4.5, label="no fit, seed mean", **mark))
+        found.append(Line2D([], [], ms=3, mfc="none", label="no fit, one seed", **mark))
+        if (free["bound"] == "at least").any():
+            found.append(
+                Line2D([], [], **mark | {"marker": UPWARD, "ms": 6}, label="at least that")
+            )
+        if (free["bound"] == "at most").any():
+            found.append(
+                Line2D([], [], **mark | {"marker": DOWNWARD, "ms": 6}, label="at most that")
+            )
+    return found

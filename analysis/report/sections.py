@@ -1,0 +1,345 @@
+"""What a report says, section by section, as blocks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import pandas as pd
+
+from analysis.report.checklist import checklist
+from analysis.report.document import Block, Bullets, Code, Figure, Heading, Table, Text
+from analysis.report.figures.drawing import Gallery
+from analysis.report.figures.losses import domains
+from analysis.report.write import results, tables
+from analysis.stats.fit import MODEL_WORDS
+from analysis.stats.mixed import MixedModel
+from analysis.stats.savings import matched_factor, seconds_per_token, time_ratio
+from analysis.study import probes
+from analysis.study.answer import answers, caveats, lacking_words
+from analysis.study.compare import Comparison, control_table
+from analysis.study.findings import Findings
+
+
+def report(found: Findings, gallery: Gallery) -> Iterator[Block]:
+    """The whole report: the answer first, then what it rests on."""
+    kind = "Sweep" if found.sweep.runs else "Points"
+    yield Heading(f"{kind} {found.sweep.name}", 1)
+    for told in answers(found.study):
+        yield Text(told, lead=True)
+    if keep := list(caveats(found.study, found.sweep, list(found.comparisons))):
+        yield Text("What to keep in mind:")
+        yield Bullets(tuple(keep), lead=True)
+    yield from _savings(found, gallery)
+    yield from _control(found)
+    yield from _fits(found, gallery)
+    yield from _losses(found, gallery)
+    yield from _probes(found, gallery)
+    yield from _published(found)
+    yield from _training(gallery)
+    yield from _runs(found)
+    yield from _speed(found, gallery)
+    yield Heading("Reviewers' checklist")
+    yield Table(checklist(found), ("tables/checklist.tex", "tables/checklist.csv"))
+    yield from _not_drawn(gallery)
+    yield Heading("Commands")
+    yield Code((*found.facts["sweep_command"], found.facts["command"]))
+    revision = found.facts["revision"]
+    told = f"Points sha256 `{found.facts['points_sha256']}`"
+    yield Text(told + (f", revision {', '.join(revision)}." if revision else "."))
+
+
+def _figures(gallery: Gallery, *names: str) -> Iterator[Block]:
+    for name in names:
+        if name in gallery.shown:
+            yield Figure(gallery.shown[name])
+
+
+def _files(name: str) -> tuple[str, ...]:
+    return tuple(f"tables/{name}.{kind}" for kind in ("tex", "csv"))
+
+
+def _savings(found: Findings, gallery: Gallery) -> Iterator[Block]:
+    result = found.study
+    if not result.savings and result.free.empty:
+        return
+    yield Heading("Token savings")
+    yield Text(
+        "D of the baseline over D of the mix at equal N and equal loss. The target at each size is "
+        "the baseline's fitted loss at the largest budget it was trained on."
+    )
+    yield from _figures(gallery, "savings")
+    if result.law_fails:
+        yield from _fit_free(found)
+        yield Text("By the fitted laws, which do not describe these points:")
+    if (table := savings_table(found)) is not None and result.fit and result.draws:
+        yield Table(table, _files("savings"))
+        yield Text(f"Model: {result.fit.words}. Interval: {result.draws.words}.")
+        if "time savings [95 %]" in table:
+            yield Text(
+                "Time savings are token savings times the ratio of seconds per token, "
+                f"{found.measured_on}; their interval holds no scatter of the timing itself."
+            )
+        yield from _model_sensitivity(found)
+    if not result.law_fails:
+        yield from _fit_free(found)
+    yield from _figures(gallery, "savings_loss")
+
+
+def savings_table(found: Findings) -> pd.DataFrame | None:
+    """Token savings by mix and size, with time savings where times were measured."""
+    result = found.study
+    if not result.savings or result.draws is None:
+        return None
+    names = {
+        float(own["N"].mean()): str(size)
+        for size, own in found.points[found.points["mix"] == result.baseline].groupby("size")
+    }
+    speeds = seconds_per_token(found.points)
+    ratios = {}
+    for one in result.savings:
+        ratio = time_ratio(speeds, result.baseline, one.mix, names.get(one.N, ""))
+        if math.isfinite(ratio):
+            ratios[(one.mix, one.N)] = ratio
+    return tables.savings_table(list(result.savings), names, ratios, result.draws.resamples)
+
+
+def _fit_free(found: Findings) -> Iterator[Block]:
+    if len(found.study.free):
+        yield Text(
+            "Free of any fit, interpolating between measured budgets, at the lowest loss that both "
+            "mixes reached; intervals by Student's t from seeds, their scatter pooled over sizes:"
+        )
+        yield Table(tables.fit_free_table(found.study.free), _files("fit_free"))
+
+
+def _model_sensitivity(found: Findings) -> Iterator[Block]:
+    result = found.study
+    if result.choice is None or len(result.choice.fits) < 2 or not result.savings:
+        return
+    rows = []
+    lowest = min(result.choice.aicc.values())
+    for model, one in result.choice.fits.items():
+        excess = result.choice.aicc[model] - lowest
+        row: dict[str, Any] = {
+            "model": MODEL_WORDS[model],
+            "coefficients": one.n_parameters,
+            "AICc − lowest": "–" if math.isnan(excess) else f"{excess:.1f}",
+        }
+        laws = {mix: fitted.law for mix, fitted in one.mixes.items()}
+        last = result.savings[-1].N
+        for saving in (s for s in result.savings if last == s.N):
+            value = float(
+                matched_factor(laws[saving.baseline], laws[saving.mix], saving.N, saving.D)
+            )
+            row[f"savings of {saving.mix}, largest size"] = f"{value:.3f}"
+        rows.append(row)
+    yield Text(
+        "Each mix has its own law, as sharing coefficients costs coverage; beside it what models "
+        "that share would say, with their AICc."
+    )
+    yield Table(pd.DataFrame(rows))
+
+
+def _control(found: Findings) -> Iterator[Block]:
+    if not found.sweep.runs and found.points["mix"].nunique() > 1:
+        yield Heading("What differed")
+        yield Text("Not recorded with these points: what else differed between mixes is unknown.")
+    if not found.comparisons:
+        return
+    yield Heading("What differed")
+    for one in found.comparisons:
+        yield Heading(f"{one.mix} against {one.baseline}", 3)
+        yield Text("Confounds: " + one.words + ".")
+        treatment = "; ".join(f"`{told}`" for told in one.treatment) or "nothing recorded"
+        yield Text(f"Treatment, and what follows from it: {treatment}.")
+        if len(table := control_table(one)):
+            yield Table(table)
+        if len(one.pairs):
+            yield Table(_pairs_table(one))
+
+
+def _pairs_table(one: Comparison) -> pd.DataFrame:
+    words = {True: "yes", False: "**no**", None: "–"}
+    return pd.DataFrame(
+        [
+            {
+                "size": pair["size"],
+                "seed": pair["seed"],
+                "points in both": pair["points"],
+                "N": _signed(pair["N_percent"], 2),
+                "FLOPs per token": _signed(pair["flops_percent"], 1),
+                "equal tokens": words[pair["equal_tokens"]],
+                "equal batches": words[pair["equal_batches"]],
+                "skipped steps": f"{pair['skipped_baseline']:.0f} / {pair['skipped_mix']:.0f}",
+            }
+            for pair in one.pairs.to_dict("records")
+        ]
+    )
+
+
+def _signed(percent: float, decimals: int) -> str:
+    return "–" if math.isnan(percent) else f"{percent:+.{decimals}f} %"
+
+
+def _fits(found: Findings, gallery: Gallery) -> Iterator[Block]:
+    result = found.study
+    yield Heading("Fits")
+    if result.unfitted:
+        yield Text(f"No law yet: {lacking_words(result.unfitted)}.")
+    if result.fit is None:
+        return
+    yield Text(f"L = E + A/N^α + B/D^β, N in parameters and D in tokens; {result.fit.words}.")
+    yield Table(tables.fits_table(result.fit, result.draws), _files("fits"))
+    yield from _figures(gallery, "coefficients", "iso_loss", "frontier")
+    yield Heading("Diagnostics")
+    yield Table(tables.diagnostics_table(result.fit, list(result.noise)), _files("diagnostics"))
+    if result.mixed is not None:
+        yield Text(_noise_words(result.mixed))
+    yield from _unseen(found)
+    yield from _figures(gallery, "fits")
+
+
+def _noise_words(mixed: MixedModel) -> str:
+    """What the interval takes the noise to be."""
+    point, run, misfit = (f"{100 * sd:.2g} %" for sd in mixed.sds)
+    if mixed.alone:
+        told = f"a point and its run {point} together, as each run has one point"
+    else:
+        told = f"a point {point}, a run {run}"
+        told += f", the law's misfit along D {misfit}" if mixed.tilt.any() else ""
+    if mixed.has_batches:
+        told += f"; correlation of runs of two mixes on the same batches {mixed.correlation:+.2f}"
+    else:
+        told += "; no two mixes are known to have seen the same batches"
+    if mixed.slope.any():
+        slope, low, high = mixed.slope_interval()
+        told += f"; the variance of runs goes as N^{slope:+.2f} [{low:+.2f}, {high:+.2f}]"
+    return (
+        f"Noise of log loss that intervals rest on (standard deviations, posterior means): {told}."
+    )
+
+
+def _unseen(found: Findings) -> Iterator[Block]:
+    if len(found.holdout):
+        yield Text(
+            "Points left out and predicted from the rest, each mix by its own law: error is "
+            "predicted over measured loss, less 1. Beside it a straight line in logs through the "
+            "two nearest points kept, with nothing fitted. A mix that cannot be fitted without "
+            "its largest size or budgets is not shown."
+        )
+        yield Table(tables.holdout_table(found.holdout), _files("holdout"))
+
+
+def _losses(found: Findings, gallery: Gallery) -> Iterator[Block]:
+    yield Heading("Results")
+    yield Text(
+        "At each size's largest budget that all its mixes reached; means of seeds, and 95 % by "
+        "Student's t from their scatter, pooled, where seeds were repeated. Bold: the lowest."
+    )
+    if found.points["bpb"].notna().any():
+        yield Text("Held-out bits per byte:")
+        yield Table(results.results_table(found, "bpb"), _files("results_bpb"))
+    else:
+        yield Text("Held-out loss (nats per token):")
+        yield Table(results.results_table(found, "loss"), _files("results_loss"))
+    if domains(found.points):
+        yield Text("Bits per byte by domain, means of seeds:")
+        yield Table(results.domains_table(found), _files("domains"))
+    yield from _figures(gallery, "bpb", "loss", "loss_flops")
+    yield Heading("Ladder")
+    yield Table(results.ladder_table(found), _files("ladder"))
+    yield Heading("Points")
+    yield Table(tables.points_table(found.points), _files("points"))
+
+
+def _probes(found: Findings, gallery: Gallery) -> Iterator[Block]:
+    if found.probes.empty:
+        return
+    yield Heading("Probes")
+    if differing := probes.not_alike(found.probes):
+        yield Text(
+            f"Not the same examples for every run: {', '.join(differing)}; differences between "
+            "mixes there are not of the mix alone. The same command for all of them mends it."
+        )
+    if not probes.is_empty(found.probes, positions=False):
+        means = probes.accuracies(found.probes)
+        beyond = probes.beyond_chance(means)
+        yield Text(
+            "In-context tasks without training on them, by length, at each size's largest budget "
+            "that all its mixes reached. 95 % over examples. Above chance, and above the first "
+            f"reading, by that interval: {beyond or 'nothing'}. Of the {len(means)} intervals one "
+            "in forty would be so by luck."
+        )
+        if missing := probes.left_out(found.probes, means):
+            yield Text(
+                f"Not shown, as probed at other budgets than the other mixes: {', '.join(missing)}."
+            )
+        yield from _figures(gallery, "probes")
+        yield Table(probes.accuracy_cells(means), _files("probes"))
+        if len(gains := probes.gain_cells(means)):
+            yield Text("Nats per token that a second reading saves over the first, 95 %:")
+            yield Table(gains)
+    yield from _figures(gallery, "positions")
+
+
+def _published(found: Findings) -> Iterator[Block]:
+    table = results.published_table(found)
+    if table is None:
+        return
+    yield Heading("Beside the paper")
+    yield Text(
+        "Olmo Hybrid (arXiv:2604.03444v4), Tables 22 and 5, at the sizes that both have. Its BPB "
+        "is of task suites, ours of held-out text: compare the order of the mixes, not values. "
+        "Hollow marks in the figures are its Tables 18 and 20; its ladder matches no parameters."
+    )
+    yield Table(table, _files("published"))
+
+
+def _training(gallery: Gallery) -> Iterator[Block]:
+    if "stability" in gallery.shown:
+        yield Heading("Training")
+        yield from _figures(gallery, "stability")
+
+
+def _runs(found: Findings) -> Iterator[Block]:
+    runs, open_runs = found.sweep.runs, found.open_runs
+    if not runs:
+        return
+    yield Heading("Runs")
+    yield Text(f"{len(runs) - len(open_runs)} of {len(runs)} runs finished.")
+    if open_runs:
+        cells = [
+            {
+                "run": run.name,
+                "state": run.state,
+                "step": run.step,
+                "points": f"{run.n_points} of {run.n_planned or '?'}",
+                "error": run.error.replace("\n", " ")[:120] or "–",
+            }
+            for run in open_runs
+        ]
+        yield Table(pd.DataFrame(cells))
+
+
+def _speed(found: Findings, gallery: Gallery) -> Iterator[Block]:
+    speeds = seconds_per_token(found.points)
+    if speeds.empty:
+        return
+    yield Heading("Measured speed")
+    yield Text(f"Training tokens per second, {found.measured_on}.")
+    wide = (1 / speeds.set_index(["mix", "size"])["seconds"]).unstack("size")
+    order = speeds.groupby("size")["N"].mean().sort_values().index
+    wide = wide[order].map(lambda value: "–" if math.isnan(value) else f"{value:,.0f}")
+    yield Table(wide.reset_index().rename_axis(columns=None))
+    yield from _figures(gallery, "throughput")
+
+
+def _not_drawn(gallery: Gallery) -> Iterator[Block]:
+    if gallery.lacking:
+        named: dict[str, list[str]] = {}
+        for name, clause in gallery.lacking.items():
+            named.setdefault(clause, []).append(f"`{name}`")
+        yield Heading("Not drawn")
+        yield Bullets(tuple(f"{', '.join(names)}: {clause}." for clause, names in named.items()))

@@ -1,0 +1,313 @@
+"""Tables for people: significant digits follow the uncertainty, infinities are words.
+
+Each function returns a frame of cells, which `markdown` and `latex` write out.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+
+import numpy as np
+import pandas as pd
+
+from ablations.records import visible
+from analysis import foreign
+from analysis.stats.fit import Fit
+from analysis.stats.laws import PARAMETERS, Chinchilla
+from analysis.stats.noise import Noise
+from analysis.stats.problem import EXPONENT_BOUNDS
+from analysis.stats.savings import Saving
+from analysis.stats.uncertainty import Draws, interval
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """A GitHub table; the first column and text to the left, the others to the right."""
+    head = [foreign.markdown(str(name), cell=True) for name in table.columns]
+    rule = [":--"] + [":--" if long else "--:" for long in wraps(table)[1:]]
+    rows = [[foreign.markdown(str(cell), cell=True) for cell in row] for row in table.to_numpy()]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in [head, rule, *rows]) + "\n"
+
+
+# A cell longer than this is text, which may wrap.
+LONG_CELL = 32
+
+
+def wraps(table: pd.DataFrame) -> list[bool]:
+    """Which columns hold text that may wrap rather than names and numbers."""
+    return [
+        bool(len(table)) and max(len(str(cell)) for cell in table.iloc[:, place]) > LONG_CELL
+        for place in range(table.shape[1])
+    ]
+
+
+LATEX = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
+    "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$",
+    ">": "$>$", "×": r"$\times$", "÷": r"$\div$", "±": r"$\pm$", "∞": r"$\infty$", "–": "--",
+    "−": "$-$", "≥": r"$\geq$", "≤": r"$\leq$", "→": r"$\to$", "α": r"$\alpha$", "β": r"$\beta$",
+    "Δ": r"$\Delta$", "²": "$^2$", "^α": r"$^\alpha$", "^β": r"$^\beta$",
+}  # fmt: skip
+
+# In names; the end of a row would take a bracket or a star after it for its own.
+_NAMED = LATEX | {"[": "{[}", "*": "{*}", "`": r"\textasciigrave{}"}
+
+
+def latex(table: pd.DataFrame, caption: str = "", label: str = "") -> str:
+    """A booktabs table for LaTeX (needs \\usepackage{booktabs}), in a float where captioned."""
+    head = " & ".join(_latex(name) for name in table.columns)
+    rows = [" & ".join(_latex(cell) for cell in row) + r" \\" for row in table.to_numpy()]
+    text = rf"p{{{0.7 / max(sum(wraps(table)), 1):.2f}\linewidth}}"
+    columns = "l" + "".join(text if long else "r" for long in wraps(table)[1:])
+    body = [
+        rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head + r" \\",
+        r"\midrule", *rows, r"\bottomrule", r"\end{tabular}",
+    ]  # fmt: skip
+    if caption:
+        told = rf"\caption{{{_latex(caption)}}}" + (rf"\label{{{label}}}" if label else "")
+        body = [r"\begin{table}", r"\centering", told, *body, r"\end{table}"]
+    return "\n".join(body) + "\n"
+
+
+def _latex(cell: object) -> str:
+    letters = re.findall(r"\^[αβ]|.", str(cell), re.DOTALL)
+    text = "".join(LATEX.get(letter, letter) for letter in letters)
+    bold = re.sub(r"\*\*(.+?)\*\*", r"\\textbf{\1}", text)
+    return foreign.unmarked(bold, lambda letter: "".join(_NAMED.get(c, c) for c in visible(letter)))
+
+
+def with_interval(value: float, low: float, high: float) -> str:
+    """`1.32 [0.67, 4.02]`, with the decimals that the narrower side of the interval supports."""
+    sides = [abs(side - value) for side in (low, high) if math.isfinite(side)]
+    decimals = _decimals(min(sides) if sides else float("nan"), value)
+    return f"{_number(value, decimals)} [{_number(low, decimals)}, {_number(high, decimals)}]"
+
+
+def _decimals(uncertainty: float, value: float) -> int:
+    """Two digits of an uncertainty that begins with 1 or 2, one of any other."""
+    if not (math.isfinite(uncertainty) and uncertainty > 0):
+        uncertainty = abs(value) / 100 or 0.01
+    if not math.isfinite(uncertainty):
+        return 0
+    power = math.floor(math.log10(uncertainty))
+    leading = uncertainty / 10**power
+    return min(max(-power + (1 if leading < 3 else 0), 0), 6)
+
+
+def _number(value: float, decimals: int) -> str:
+    if math.isinf(value):
+        return "∞"
+    if math.isnan(value):
+        return "–"
+    if abs(value) >= 1e5 or (decimals > 4 and 0 < abs(value) < 0.01):
+        return f"{value:.2g}"
+    decimals = min(decimals, 4)
+    return f"{value:.{decimals}f}"
+
+
+def probability(share: float, resamples: int) -> str:
+    """`= 0.97`, or the bound that so many resamples can show: `> 0.999`."""
+    least = 1 / resamples
+    if share < least or share > 1 - least:
+        return f"< {least:.4g}" if share < least else f"> {1 - least:.4g}"
+    return f"= {share:.2f}" if 0.005 < share < 0.995 else f"= {share:.3f}"
+
+
+def count(value: float) -> str:
+    """A count with four significant digits and its unit: 1.279B."""
+    for unit, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if value >= unit:
+            return f"{value / unit:.4g}{letter}"
+    return "–" if math.isnan(value) else f"{value:.4g}"
+
+
+def savings_table(
+    savings: list[Saving],
+    names: dict[float, str],
+    time_ratios: dict[tuple[str, float], float],
+    resamples: int,
+) -> pd.DataFrame:
+    """Token savings by mix and place; `names` gives the size at N, time ratios where measured."""
+    rows = []
+    for one in savings:
+        ratio = time_ratios.get((one.mix, one.N), float("nan"))
+        row = {
+            "mix": one.mix,
+            "size": names.get(one.N, "–"),
+            "N": count(one.N),
+            f"D of {one.baseline}": count(one.D),
+            "D of the mix": "∞" if math.isinf(one.tokens_mix) else count(one.tokens_mix),
+            "target loss": f"{one.target_loss:.4f}",
+            "token savings [95 %]": with_interval(one.value, one.low, one.high),
+            "P(> 1)": probability(one.p_above_1, resamples).removeprefix("= "),
+            "never reached": f"{100 * one.unreachable:.1f} %",
+            "range": one.range_words,
+        }
+        if time_ratios:
+            row["time savings [95 %]"] = (
+                with_interval(one.value * ratio, one.low * ratio, one.high * ratio)
+                if math.isfinite(ratio)
+                else "–"
+            )
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def fit_free_table(free: pd.DataFrame) -> pd.DataFrame:
+    """Savings without a fit: the mean over seeds, and each seed's own."""
+    rows = []
+    for (mix, size), own in free.groupby(["mix", "size"], sort=False):
+        mean, seeds = own[own["seed"] == "mean"], own[own["seed"] != "mean"]
+        if mean.empty:
+            continue
+        one = mean.iloc[0]
+        rows.append(
+            {
+                "mix": mix,
+                "size": size,
+                "N": count(one["N"]),
+                "target loss": f"{one['target_loss']:.4f}",
+                "savings, mean of seeds [95 %]": (
+                    f"{one['bound']} {one['value']:.2f}".strip()
+                    if math.isnan(one["low"])
+                    else with_interval(one["value"], one["low"], one["high"])
+                ),
+                "one seed at a time": ", ".join(
+                    f"{row.bound} {row.value:.2f}".strip() for row in seeds.itertuples()
+                ),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def fits_table(fit: Fit, draws: Draws | None) -> pd.DataFrame:
+    """Coefficients of every mix with 95 % intervals, and how well the law fits.
+
+    An end with `≤` or `≥` is the edge of what is searched: nothing in the points ends there.
+    """
+    rows = []
+    for mix, one in fit.mixes.items():
+        row: dict[str, str | int] = {"mix": mix, "points": one.n, "runs": one.n_runs}
+        for name in PARAMETERS:
+            value = float(getattr(one.law, name))
+            if draws is None:
+                row[name] = f"{value:.4g}"
+            else:
+                low, high, _ = interval(getattr(draws.laws[mix], name))
+                told = with_interval(value, low, high)
+                if name in one.at_bound:
+                    told = f"at its bound [{low:.2g}, {high:.2g}]"
+                row[name] = _with_edges(told, *at_edge(name, low, high))
+        row |= _optimum_exponents(one.law, draws.laws[mix] if draws is not None else None)
+        row["rms residual"] = f"{100 * one.rms:.3f} %"
+        row["largest error"] = f"{100 * one.largest_error:.2f} %"
+        row["R² of log loss"] = f"{_r_squared(fit, mix):.5f}"
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def at_edge(name: str, low: float, high: float) -> tuple[bool, bool]:
+    """Whether an interval of a coefficient ends where the search does: of exponents, and E at 0."""
+    if name == "E":
+        return low <= 0, False
+    if name not in ("alpha", "beta"):
+        return False, False
+    least, most = EXPONENT_BOUNDS
+    return low <= least * (1 + 1e-6), high >= most * (1 - 1e-6)
+
+
+def _with_edges(told: str, low: bool, high: bool) -> str:
+    told = told.replace("[", "[≤ ") if low else told
+    return ", ≥ ".join(told.rsplit(", ", 1)) if high else told
+
+
+def _optimum_exponents(law: Chinchilla, drawn: Chinchilla | None) -> dict[str, str]:
+    """a and b of the compute-optimal N* ∝ C^a and D* ∝ C^b."""
+    a = float(law.beta / (law.alpha + law.beta))
+    if drawn is None:
+        return {"exponent of N in C": f"{a:.3g}", "exponent of D in C": f"{1 - a:.3g}"}
+    low, high, _ = interval(np.asarray(drawn.beta / (np.asarray(drawn.alpha) + drawn.beta)))
+    return {
+        "exponent of N in C": with_interval(a, low, high),
+        "exponent of D in C": with_interval(1 - a, 1 - high, 1 - low),
+    }
+
+
+def _r_squared(fit: Fit, mix: str) -> float:
+    own = (fit.points["mix"] == mix).to_numpy()
+    observed = np.log(fit.points["loss"].to_numpy(float)[own])
+    total = float(((observed - observed.mean()) ** 2).sum())
+    return 1 - float((fit.residual[own] ** 2).sum()) / total if total else float("nan")
+
+
+def diagnostics_table(fit: Fit, noise: list[Noise]) -> pd.DataFrame:
+    """What certifies each optimum, and the seeds' scatter beside the lack of fit."""
+    by_mix = {one.mix: one for one in noise}
+    rows = []
+    for mix, one in fit.mixes.items():
+        seeds = by_mix[mix]
+        rows.append(
+            {
+                "mix": mix,
+                "starts": one.starts,
+                "agree": f"{100 * one.starts_agreeing:.0f} %",
+                "gradient norm": f"{one.gradient_norm:.0e}",
+                "condition number": f"{one.condition:.3g}",
+                "seed-to-seed sd": (
+                    f"{100 * seeds.seed_sd:.3f} % ({seeds.seed_dof} repeated run(s))"
+                    if seeds.seed_dof
+                    else "not measured (one seed)"
+                ),
+                "lack of fit (rms of seed means)": f"{100 * seeds.lack_of_fit:.3f} %",
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def holdout_table(holdout: pd.DataFrame) -> pd.DataFrame:
+    """Signed errors on what was left out, of the law and of a straight line in logs."""
+    rows = []
+    for (mix, label), own in holdout.groupby(["mix", "left_out"], sort=False):
+        row = {"mix": mix, "left out": label, "means of seeds": str(len(own))}
+        for column, name in (("error", "law"), ("line_error", "straight line")):
+            errors = 100 * own[column].dropna()
+            row[f"{name}: mean error"] = f"{errors.mean():+.2f} %" if len(errors) else "–"
+            row[f"{name}: from, to"] = (
+                f"{errors.min():+.2f} %, {errors.max():+.2f} %" if len(errors) else "–"
+            )
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def points_table(points: pd.DataFrame) -> pd.DataFrame:
+    """Held-out loss and BPB by mix, size and budget: mean over seeds, with their sd."""
+    keys = ["mix", "size", "D"]
+    cells = points.groupby(keys, sort=False)
+    table = cells.agg(
+        N=("N", "mean"), chinchilla=("chinchilla", "mean"), C=("C", "mean"),
+        seeds=("seed", "nunique"), open=("state", lambda states: int((states != "done").sum())),
+        loss=("loss", "mean"), sd=("loss", "std"),
+        bpb=("bpb", "mean"), epochs=("epochs", "mean"),
+    ).reset_index()  # fmt: skip
+    order = table["mix"].map({mix: i for i, mix in enumerate(dict.fromkeys(table["mix"]))})
+    table = table.assign(order=order).sort_values(["order", "N", "D"])
+    return pd.DataFrame(
+        {
+            "mix": table["mix"],
+            "size": table["size"],
+            "N": table["N"].map(count),
+            "D": table["D"].map(count),
+            "× Chinchilla": table["chinchilla"].map(lambda v: "–" if math.isnan(v) else f"{v:g}"),
+            "C (FLOP)": table["C"].map(lambda v: "–" if math.isnan(v) else f"{v:.3g}"),
+            "epochs": table["epochs"].map(lambda v: "–" if math.isnan(v) else f"{v:.3g}"),
+            "seeds": [
+                f"{seeds}" + (f" ({running} of a run not finished)" if running else "")
+                for seeds, running in zip(table["seeds"], table["open"], strict=True)
+            ],
+            "loss (nats/token)": [
+                f"{loss:.4f}" + ("" if math.isnan(sd) else f" ± {sd:.4f}")
+                for loss, sd in zip(table["loss"], table["sd"], strict=True)
+            ],
+            "BPB": table["bpb"].map(lambda v: "–" if math.isnan(v) else f"{v:.4f}"),
+        }
+    )

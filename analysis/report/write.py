@@ -1,0 +1,156 @@
+"""The report of a sweep or of points: report.html, report.md, figures and tables in a folder.
+
+Works on a sweep that still runs, with one mix only, and with too few points for a law: it says what
+is missing and shows what there is.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from ablations.records import SettingError, write_atomic
+from analysis.foreign import literal
+from analysis.report import results, sections, tables
+from analysis.report.checklist import checklist
+from analysis.report.document import markdown
+from analysis.report.figures.drawing import draw
+from analysis.report.figures.losses import domains
+from analysis.report.figures.style import csv_text
+from analysis.report.page import page
+from analysis.stats.savings import seconds_per_token
+from analysis.study import probes
+from analysis.study.answer import answers
+from analysis.study.findings import Findings
+
+
+def write_report(found: Findings, out: Path) -> tuple[list[str], list[Path]]:
+    """Write report.html, report.md, figures and tables under `out`; return the answers, the files.
+
+    Names in the answers are marked (`analysis.foreign`).
+    Raises SettingError for an `out` that cannot be written, before anything is written.
+    """
+    make_writable(out)
+    gallery = draw(found, out / "figures")
+    written = write_tables(found, out / "tables")
+    blocks = list(sections.report(found.literal, literal(gallery)))
+    write_atomic(out / "report.md", markdown(blocks))
+    write_atomic(out / "report.html", page(blocks))
+    drawn = [one.stem.with_suffix(".png") for one in gallery.shown.values()]
+    return answers(found.literal.study), [out / "report.html", out / "report.md", *drawn, *written]
+
+
+def make_writable(out: Path) -> None:
+    """Make the folder, or raise SettingError."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        probe = out / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise SettingError(
+            f"out={out} cannot be written ({error.strerror}); give a folder that can."
+        ) from None
+
+
+CAPTIONS = {
+    "results_bpb": "Held-out bits per byte by mix and size, at each size's largest common budget.",
+    "results_loss": "Held-out loss (nats per token) by mix and size, at the largest common budget.",
+    "domains": "Held-out bits per byte by domain.",
+    "probes": "Accuracy of in-context probes by length, with 95 % intervals over examples.",
+    "ladder": "Shapes and parameters (without the input embedding) by mix and size.",
+    "fits": "Coefficients of L = E + A/N^α + B/D^β with 95 % intervals.",
+    "diagnostics": "What certifies each fit, and the scatter of seeds.",
+    "holdout": "Signed errors on points that the fit was not shown.",
+    "savings": "Token savings with 95 % intervals.",
+    "fit_free": "Token savings without a fit, with 95 % intervals from seeds.",
+    "points": "All points: held-out loss and bits per byte, means over seeds.",
+    "checklist": "What a reviewer asks.",
+    "published": "Ours beside the numbers published for Olmo Hybrid.",
+}
+"""Tables by name, and what stands above them in LaTeX."""
+
+
+def cells(found: Findings) -> dict[str, pd.DataFrame]:
+    """Every table that the sweep allows, as cells for people, names in them marked."""
+    found = found.literal
+    result = found.study
+    made: dict[str, pd.DataFrame | None] = {
+        "results_loss": results.results_table(found, "loss"),
+        "ladder": results.ladder_table(found),
+        "points": tables.points_table(found.points),
+        "checklist": checklist(found),
+        "published": results.published_table(found),
+        "savings": sections.savings_table(found),
+    }
+    if found.points["bpb"].notna().any():
+        made["results_bpb"] = results.results_table(found, "bpb")
+    if domains(found.points):
+        made["domains"] = results.domains_table(found)
+    if not probes.is_empty(found.probes, positions=False):
+        made["probes"] = probes.accuracy_cells(probes.accuracies(found.probes))
+    if len(result.free):
+        made["fit_free"] = tables.fit_free_table(result.free)
+    if result.fit is not None:
+        made["fits"] = tables.fits_table(result.fit, result.draws)
+        made["diagnostics"] = tables.diagnostics_table(result.fit, list(result.noise))
+    if len(found.holdout):
+        made["holdout"] = tables.holdout_table(found.holdout)
+    return {name: made[name] for name in CAPTIONS if made.get(name) is not None}  # type: ignore[misc]
+
+
+def numbers(found: Findings) -> dict[str, pd.DataFrame]:
+    """The same where full precision says more than cells: what to compute with."""
+    result = found.study
+    made = {
+        "points": result.points,
+        "fit_free": result.free,
+        "results_loss": results.at_last_budget(found.points, "loss"),
+    }
+    if found.points["bpb"].notna().any():
+        made["results_bpb"] = results.at_last_budget(found.points, "bpb")
+    if result.savings:
+        made["savings"] = pd.DataFrame(
+            [vars(one) | {"in_range": one.in_range} for one in result.savings]
+        )
+    if result.fit is not None:
+        made["fits"] = pd.DataFrame(
+            [
+                {"mix": mix, "model": result.fit.model, **one.law.as_dict(), "n": one.n,
+                 "runs": one.n_runs, "rms": one.rms,
+                 "largest_error": one.largest_error, "condition": one.condition}
+                for mix, one in result.fit.mixes.items()
+            ]
+        )  # fmt: skip
+    if len(found.holdout):
+        made["holdout"] = found.holdout
+    if not probes.is_empty(found.probes, positions=False):
+        made["probes"] = probes.accuracies(found.probes)
+    if not probes.is_empty(found.probes, positions=True):
+        made["positions"] = probes.by_position(found.probes)
+    speeds = seconds_per_token(found.sweep.points)
+    if len(speeds):
+        made["speed"] = speeds.assign(tokens_per_second=1 / speeds["seconds"])
+    return made
+
+
+def write_tables(found: Findings, out: Path, only: tuple[str, ...] = ()) -> list[Path]:
+    """Write each table as .tex and .md, and its numbers as .csv; return the files."""
+    shown, exact = cells(found), numbers(found)
+    written = []
+    for name in dict.fromkeys([*shown, *exact]):
+        if only and name not in only:
+            continue
+        if name in shown:
+            told = CAPTIONS[name]
+            label = f"tab:{name}"
+            written.append(_write(out / f"{name}.tex", tables.latex(shown[name], told, label)))
+            written.append(_write(out / f"{name}.md", tables.markdown(shown[name])))
+        written.append(_write(out / f"{name}.csv", csv_text((shown | exact)[name])))
+    return written
+
+
+def _write(path: Path, text: str) -> Path:
+    write_atomic(path, text)
+    return path

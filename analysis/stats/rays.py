@@ -1,0 +1,235 @@
+"""Laws of the loss by training FLOPs: along a ray of constant D / N, and across isoFLOP curves.
+
+    L(C) = E + K / C^kappa                        along a ray (power law with an offset)
+    L = c0 + c1 log N + c2 (log N)^2              at one C: Hoffmann et al. 2022, approach 2
+    N* = G_N C^a, D* = G_D C^b                    through the parabolas' minima
+
+C is the column `C` where points have it and 6 N D elsewhere. At fixed C, D is C / (6 N) times a
+factor that depends on the mix alone, so b is fitted to the points' own D and not set to 1 - a.
+"""
+
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+
+from ablations.records import SettingError
+from analysis.stats.fit import MixFit, fit, weights_of
+from analysis.stats.laws import FLOPS, Array, Ray
+from analysis.stats.losses import DELTA, Criterion, Huber, Loss, Student, criterion
+
+# Points within this factor of one another in D / N, or in C, count as equal.
+SAME = 1.1
+# A parabola less deep than this, relative to the loss, is rounding.
+NO_DEPTH = 1e-9
+# Points among which a robust parabola looks for the three to start through.
+MOST_STARTS, MAX_TURNS = 25, 200
+
+
+def flops(points: pd.DataFrame) -> Array:
+    """Training FLOPs of each point."""
+    product = FLOPS * points["N"].astype(float) * points["D"].astype(float)
+    own = points.get("C", product)
+    return np.asarray(own.where(own > 0).fillna(product), float)
+
+
+@dataclass(frozen=True)
+class RayFit:
+    """L(C) of one mix at `ratio` tokens per parameter, and the certificate of its fit."""
+
+    law: Ray
+    ratio: float
+    C_range: tuple[float, float]
+    terms: MixFit
+
+
+def fit_rays(
+    points: pd.DataFrame,
+    ratio: float | None = None,
+    loss: Loss = "huber",
+    delta: float = DELTA,
+    E: float | None = None,
+) -> dict[str, RayFit]:
+    """L = E + K/C^kappa for each mix, along D / N = `ratio` within 10 %; E held where given.
+
+    Without a ratio all points must lie on one ray; points of C and loss alone are taken to. Raises
+    SettingError where they do not, or where a mix has too few points.
+    """
+    found = {}
+    known = not points.attrs.get("compute_only")
+    if ratio is not None and not known:
+        raise SettingError(f"ratio={ratio:g} chooses points by D / N, and these have C alone.")
+    need = 4 if E is None else 3
+    for mix, own in points.groupby("mix", sort=False):
+        per_parameter = (own["D"] / own["N"]).to_numpy(float)
+        if ratio is None and known:
+            low, high = per_parameter.min(), per_parameter.max()
+            if high > SAME**2 * low:
+                told = ", ".join(f"{one:.3g}" for one in _levels(per_parameter)[:8])
+                raise SettingError(
+                    f"law=ray needs points of one D / N, and those of mix={mix} have {told}; "
+                    "give one of them, --ratio."
+                )
+        elif ratio is not None:
+            own = own[np.abs(np.log(per_parameter / ratio)) < np.log(SAME)]
+        C = flops(own)
+        if len(own) < need or len(_levels(C, 1.001)) < need - 1:
+            words = (
+                ("E, K and kappa", "four at three")
+                if E is None
+                else ("K and kappa", "three at two")
+            )
+            raise SettingError(
+                f"mix={mix} cannot be fitted by law=ray: it has {len(own)} points at "
+                f"{len(_levels(C, 1.001))} values of C, and {words[0]} need {words[1]}."
+            )
+        ray = own.assign(N=1.0, D=C)
+        held = {"A": 0.0, "alpha": 1.0} | ({} if E is None else {"E": E})
+        # The law with C for D and no N term.
+        terms = next(iter(fit(ray, "free", loss, delta, held=held).mixes.values()))
+        law = Ray(float(terms.law.E), float(terms.law.B), float(terms.law.beta))
+        shown = float(np.exp(np.log(per_parameter).mean())) if ratio is None else ratio
+        shown = shown if known else float("nan")
+        found[str(mix)] = RayFit(law, shown, (float(C.min()), float(C.max())), terms)
+    return found
+
+
+@dataclass(frozen=True)
+class Parabola:
+    """The best size at one C, NaN where the curve has no minimum.
+
+    `inside`: whether it lies between the sizes measured. `rms` and
+    `largest_error` are of its relative residuals.
+    """
+
+    C: float
+    n: int
+    N: float
+    D: float
+    loss: float
+    inside: bool
+    rms: float
+    largest_error: float
+
+
+@dataclass(frozen=True)
+class IsoFlop:
+    """N* = G_N C^a and D* = G_D C^b of one mix, through its parabolas' minima.
+
+    a_error, b_error: standard errors of the two slopes; NaN with two budgets.
+    """
+
+    parabolas: tuple[Parabola, ...]
+    a: float
+    a_error: float
+    G_N: float
+    b: float
+    b_error: float
+    G_D: float
+
+    def optimum(self, C: Array | float) -> tuple[Array, Array]:
+        """N* (parameters) and D* (tokens) at C FLOPs."""
+        return np.asarray(self.G_N * C**self.a), np.asarray(self.G_D * C**self.b)
+
+
+def fit_isoflop(
+    points: pd.DataFrame, loss: Loss = "squares", delta: float = DELTA
+) -> dict[str, IsoFlop]:
+    """Parabolas at each training budget of each mix, and the exponents through their minima.
+
+    Points whose C differ by less than 10 % are one budget; a robust `loss` keeps one that diverged
+    from moving its parabola. Raises SettingError where a mix has fewer than two budgets of three or
+    more sizes with their minimum between those sizes.
+    """
+    chosen = criterion(loss, delta)
+    points = points.astype({"N": float, "D": float})  # whole numbers wrap around above 9.2e18
+    found = {}
+    for mix, own in points.groupby("mix", sort=False):
+        C = flops(own)
+        parabolas = []
+        for level in _levels(C):
+            at = np.abs(np.log(C / level)) < np.log(SAME)
+            if own["N"][at].nunique() >= 3:
+                parabolas.append(_parabola(own[at], C[at], chosen))
+        good = [one for one in parabolas if one.inside]
+        if len(good) < 2:
+            raise SettingError(
+                f"mix={mix} cannot be fitted by law=isoflop: it has {len(parabolas)} budgets C "
+                f"with three or more sizes, {len(good)} of them with the lowest loss between its "
+                "sizes, and a and b need two."
+            )
+        log_C = np.log([one.C for one in good])
+        a, a_error, G_N = _line(log_C, np.log([one.N for one in good]))
+        b, b_error, G_D = _line(log_C, np.log([one.D for one in good]))
+        found[str(mix)] = IsoFlop(tuple(parabolas), a, a_error, G_N, b, b_error, G_D)
+    return found
+
+
+def _parabola(own: pd.DataFrame, C: Array, chosen: Criterion) -> Parabola:
+    log_N, budget = np.log(own["N"].to_numpy(float)), float(np.exp(np.log(C).mean()))
+    centre, loss = log_N.mean(), own["loss"].to_numpy(float)
+    powers = np.vander(log_N - centre, 3)
+    c2, c1, c0 = coefficients = _quadratic(powers, own, chosen)
+    off = powers @ coefficients / loss - 1
+    errors = float(np.sqrt((off**2).mean())), float(np.abs(off).max())
+    reach = np.ptp(log_N) / 2
+    if c2 * reach**2 <= NO_DEPTH * loss.mean():
+        return Parabola(budget, len(own), np.nan, np.nan, np.nan, False, *errors)
+    best = -c1 / (2 * c2)
+    N = float(np.exp(centre + best))
+    # D by N at this budget: C / (6 N), times what the mix's FLOPs per token are beside 6 N.
+    D = float(np.exp(np.log(own["N"] * own["D"]).mean())) / N
+    inside = bool(log_N.min() <= centre + best <= log_N.max())
+    return Parabola(budget, len(own), N, D, float(c0 - c1**2 / (4 * c2)), inside, *errors)
+
+
+def _quadratic(powers: Array, own: pd.DataFrame, chosen: Criterion) -> Array:
+    """Coefficients (3,) of the parabola of least `chosen` loss of its relative residuals.
+
+    `powers` (n, 3) are those of centred log N; points count by their weights where they have them.
+    A robust loss starts from the parabola through three points that leaves the least absolute
+    residuals, which no single point can pull away, and is reached by reweighting.
+    """
+    relative = powers / own["loss"].to_numpy(float)[:, None]
+    root = np.sqrt(weights_of(own))
+
+    def solved(scale: Array) -> Array:
+        columns = relative * scale[:, None]
+        return np.asarray(np.linalg.lstsq(columns, scale, rcond=None)[0], float)
+
+    coefficients = solved(root)
+    if isinstance(chosen, Huber) and np.isinf(chosen.delta):
+        return coefficients
+    x = powers[:, 1]
+    spread = np.linspace(0, len(x) - 1, min(len(x), MOST_STARTS)).round().astype(int)
+    some = np.argsort(x, kind="stable")[spread]
+    triples = [list(one) for one in combinations(some, 3) if len(set(x[list(one)])) == 3]
+    if triples:
+        through = [np.linalg.solve(relative[one], np.ones(3)) for one in triples]
+        coefficients = min(through, key=lambda c: float((root**2 * np.abs(relative @ c - 1)).sum()))
+    for _ in range(MAX_TURNS):
+        off = relative @ coefficients - 1
+        if isinstance(chosen, Student):
+            chosen = chosen.rescaled(off, root**2)
+        before = coefficients
+        coefficients = solved(root * np.sqrt(chosen.majoriser(off)))
+        if np.abs(coefficients - before).max() <= 1e-10 * np.abs(before).max():
+            break
+    return coefficients
+
+
+def _line(x: Array, y: Array) -> tuple[float, float, float]:
+    """Slope, its standard error, and the exponential of the intercept."""
+    slope, intercept = np.polyfit(x, y, 1)
+    spare = len(x) - 2
+    residual = y - slope * x - intercept
+    error = np.sqrt(residual @ residual / spare / ((x - x.mean()) ** 2).sum()) if spare else np.nan
+    return float(slope), float(error), float(np.exp(intercept))
+
+
+def _levels(values: Array, factor: float = SAME) -> list[float]:
+    """Values told apart by more than a factor, each the geometric mean of its neighbours."""
+    ordered = np.sort(values)
+    group = np.cumsum(np.diff(np.log(ordered), prepend=-np.inf) > np.log(factor))
+    return [float(np.exp(np.log(ordered[group == one]).mean())) for one in np.unique(group)]

@@ -1,0 +1,1 @@
+"""What was run and what differed: runs and tables read, compared, and gathered for a report."""

@@ -1,0 +1,207 @@
+"""The answer of a report in words: a sentence a mix with its interval, and what to keep in mind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from analysis.report import tables
+from analysis.stats.fit import Fit
+from analysis.stats.noise import LackOfFit
+from analysis.stats.savings import Saving
+from analysis.study.checks import doubts
+from analysis.study.compare import Comparison
+from analysis.study.load import Sweep
+from analysis.study.study import Study
+
+# A difference in FLOPs per token that changes what token savings mean for cost.
+NOTABLE_FLOPS_PERCENT = 3.0
+# A law this far off one of its own points (relative) says so: savings of 1.1 are 0.3 % of loss.
+NOTABLE_ERROR = 0.01
+HALF = 0.5
+
+
+def answers(result: Study) -> list[str]:
+    """The answer for each mix, at the largest size measured, in a sentence or two."""
+    mixes = list(dict.fromkeys(result.points["mix"]))
+    if len(mixes) == 1:
+        return [f"**One mix only ({mixes[0]}): there is nothing to compare, so no savings.**"]
+    found, waiting = [], []
+    for mix in (m for m in mixes if m != result.baseline):
+        own = [one for one in result.savings if one.mix == mix]
+        measured = _answer_by_seeds(result, mix) if result.law_fails else ""
+        if measured:
+            found.append(measured)
+        elif own and result.draws is not None:
+            chosen, why = headline(own)
+            told = _answer(chosen, result.draws.resamples, result.law_fails) + why
+            if result.law_fails:
+                told += (
+                    " That is by a fitted law that does not describe these points, and there is no "
+                    "interval from seeds yet: not to be read as a measurement. "
+                    + _answer_without_fit(result, mix)
+                )
+            found.append(told.rstrip())
+        else:
+            waiting.append(mix)
+    if waiting:
+        concerned = [name for name in (result.baseline, *waiting) if name in result.unfitted]
+        lacks = lacking_words({name: result.unfitted[name] for name in concerned})
+        found.append(
+            f"**No interval yet for {', '.join(waiting)}, as no law can be fitted: "
+            f"{lacks or f'{result.baseline} has no points'}.**"
+        )
+        found += [told for mix in waiting if (told := _answer_without_fit(result, mix))]
+    return found
+
+
+def headline(savings: list[Saving]) -> tuple[Saving, str]:
+    """The saving to quote, and why it is not that at the largest size where it is not.
+
+    An isoFLOP design gives its largest models few tokens: there the answer stands at the largest
+    size with at least half the median size's tokens per parameter. `savings` are in the order of N.
+    """
+    ratios = [one.D / one.N for one in savings]
+    enough = [
+        one
+        for one, ratio in zip(savings, ratios, strict=True)
+        if ratio >= HALF * float(np.median(ratios))
+    ]
+    if enough[-1] is savings[-1]:
+        return savings[-1], ""
+    return enough[-1], (
+        f" Read here and not at N = {tables.count(savings[-1].N)}, which was trained on "
+        f"{ratios[-1]:.2g} tokens per parameter only."
+    )
+
+
+def _verdict(low: float, high: float) -> str:
+    if low <= 1 <= high:
+        return "the interval includes 1: no saving has been shown"
+    if low > 1:
+        return "the interval excludes 1: a saving at this size"
+    return "the whole interval is below 1: this mix costs tokens at this size"
+
+
+def _answer_by_seeds(result: Study, mix: str) -> str:
+    """The answer where the law fails: read off the losses, with the scatter of seeds."""
+    own = result.free[(result.free["mix"] == mix) & result.free["low"].notna()]
+    if own.empty:
+        return ""
+    last = own.iloc[-1]
+    told = tables.with_interval(last["value"], last["low"], last["high"])
+    chance = tables.probability(last["p_above_1"], 1000)
+    return (
+        f"**At N = {tables.count(last['N'])} parameters and D = {tables.count(last['D_baseline'])} "
+        f"tokens, token savings of {mix} over {result.baseline} are {told} (95 % interval, from "
+        f"seeds, without a fit); {_verdict(last['low'], last['high'])}.** "
+        f"P(savings > 1) {chance}; in range. The fitted law is not used for this, as it does not "
+        "describe these points."
+    )
+
+
+def lacking_words(unfitted: dict[str, str]) -> str:
+    """Mixes that cannot be fitted by what they lack, in one clause."""
+    by_clause: dict[str, list[str]] = {}
+    for mix, clause in unfitted.items():
+        by_clause.setdefault(clause, []).append(mix)
+    return "; ".join(f"{', '.join(mixes)}: {clause}" for clause, mixes in by_clause.items())
+
+
+def _answer_without_fit(result: Study, mix: str) -> str:
+    own = result.free[(result.free["mix"] == mix) & (result.free["seed"] == "mean")]
+    if own.empty:
+        return ""
+    last = own.iloc[-1]
+    seeds = int(((result.free["mix"] == mix) & (result.free["size"] == last["size"])).sum()) - 1
+    return (
+        f"Without a fit, at size {last['size']}: token savings of {mix} over {result.baseline} are "
+        f"{last['bound']} {last['value']:.2f}".replace("  ", " ")
+        + f" at a loss of {last['target_loss']:.3f}, from {seeds} seed(s); that is no interval."
+    )
+
+
+def _answer(one: Saving, resamples: int, law_fails: bool) -> str:
+    told = tables.with_interval(one.value, one.low, one.high)
+    place = f"At N = {tables.count(one.N)} parameters and D = {tables.count(one.D)} tokens"
+    if one.value > 1:
+        body = f"{one.mix} needs {told} times fewer tokens than {one.baseline} for the same loss"
+    elif one.value > 0:
+        body = f"{one.mix} needs more tokens than {one.baseline} for the same loss: savings {told}"
+    else:
+        body = f"{one.mix} never reaches the loss of {one.baseline}: savings {told}"
+    body += " (95 % interval)"
+    if not law_fails:
+        body += f"; {_verdict(one.low, one.high)}"
+    chance = tables.probability(one.p_above_1, resamples)
+    return f"**{place}, {body}.** P(savings > 1) {chance}; {one.range_words}."
+
+
+def caveats(result: Study, sweep: Sweep, comparisons: list[Comparison]) -> Iterable[str]:
+    for told in comparisons:
+        if told.confounds or told.unknown:
+            yield f"Confounds of {told.mix} against {told.baseline}: {told.words}."
+        flops = told.pairs["flops_percent"].mean() if len(told.pairs) else 0.0
+        if abs(flops) > NOTABLE_FLOPS_PERCENT:
+            yield (
+                f"{told.mix} spends {flops:+.0f} % training FLOPs per token: its token savings are "
+                "not savings of compute."
+            )
+    open_runs = [run for run in sweep.runs if run.state != "done"]
+    if open_runs:
+        yield f"{len(open_runs)} of {len(sweep.runs)} runs have not finished (see Runs)."
+    for point in sweep.dropped:
+        yield f"Left out: {point}."
+    for what in sweep.incomplete:
+        yield f"Incomplete: {what}."
+    if result.fit is None:
+        yield from doubts(result.points)
+        return
+    yield from noise_doubts(result.fit, result.lack)
+    for mix, one in result.fit.mixes.items():
+        if one.caveats:
+            yield (
+                f"{mix}: {'; '.join(one.caveats)}. Its coefficients are not to be read one by one; "
+                "savings inside the measured range rest on fitted losses."
+            )
+    sizes = result.fit.points["size"].nunique()
+    if sizes == 3:
+        yield (
+            "Three sizes: a curve in N goes through three values exactly, so the points cannot "
+            "show whether the law holds in N; beyond them it is an assumption."
+        )
+    if all(one.seed_dof == 0 for one in result.noise):
+        yield "One seed a size: run-to-run noise is told from lack of fit by the law alone."
+    epochs = sweep.points["epochs"].max()
+    if epochs > 1:
+        yield f"The corpus was repeated, up to {epochs:.1f} epochs: the law has no term for that."
+
+
+def noise_doubts(fit: Fit, lack: LackOfFit | None) -> Iterable[str]:
+    """What speaks against the points, the fit and its intervals, as far as the points show it."""
+    yield from doubts(fit.points)
+    off = np.abs(np.expm1(fit.residual))
+    for mix, one in fit.mixes.items():
+        if one.largest_error > NOTABLE_ERROR:
+            own = (fit.points["mix"] == mix).to_numpy()
+            N, D, loss = fit.points[["N", "D", "loss"]].iloc[int(np.argmax(own * off))]
+            yield (
+                f"The law of {mix} lies off its own points by {100 * one.rms:.2g} % (rms), noise "
+                f"included, and most, by {100 * one.largest_error:.2g} %, off that at N = "
+                f"{N:.4g}, D = {D:.4g} with loss {loss:.4g}."
+            )
+    if lack is not None and lack.found:
+        yield (
+            f"The law does not describe these points (lack of fit, F = {lack.F:.3g}, "
+            f"p = {lack.p:.2g}): residuals of seed means would need a seed-to-seed scatter "
+            f"of {100 * lack.leftover:.2f} %, and it is {100 * lack.scatter:.2f} %. "
+            "Intervals of the fit hold the misfit along D and not that along N: extrapolations are "
+            "not to be read, and the savings without a fit are the measurement."
+        )
+    if again := int(fit.points.duplicated(["run", "D"]).sum()):
+        yield (
+            f"{again} point(s) repeat the D of another point of their run: repeated trainings need "
+            "a column seed or run, or their scatter counts as noise of points, and intervals are "
+            "too narrow."
+        )
