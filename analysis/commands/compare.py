@@ -20,8 +20,8 @@ def run(options: argparse.Namespace) -> str:
     import pandas as pd
 
     from analysis import foreign
+    from analysis.report import tables
     from analysis.report.checklist import checklist
-    from analysis.report.write import tables
     from analysis.study.compare import control_table
 
     chosen = settings(options.settings, VALID)

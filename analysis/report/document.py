@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 import pandas as pd
 
 from analysis import foreign
+from analysis.report import tables
 from analysis.report.figures.drawing import Shown
-from analysis.report.write import tables
 
 KINDS = ("pdf", "png", "svg", "csv", "json")
 

@@ -15,6 +15,7 @@ import pandas as pd
 
 from ablations.records import visible
 from analysis.foreign import unmarked
+from analysis.report import tables
 from analysis.report.document import (
     Block,
     Bullets,
@@ -26,7 +27,6 @@ from analysis.report.document import (
     figure_files,
 )
 from analysis.report.figures.style import NOTE, NOTE_POINTS
-from analysis.report.write import tables
 
 HERE = Path(__file__).parent
 SVG = "http://www.w3.org/2000/svg"

@@ -8,11 +8,11 @@ from typing import Any
 
 import pandas as pd
 
+from analysis.report import results, tables
 from analysis.report.checklist import checklist
 from analysis.report.document import Block, Bullets, Code, Figure, Heading, Table, Text
 from analysis.report.figures.drawing import Gallery
 from analysis.report.figures.losses import domains
-from analysis.report.write import results, tables
 from analysis.stats.fit import MODEL_WORDS
 from analysis.stats.mixed import MixedModel
 from analysis.stats.savings import matched_factor, seconds_per_token, time_ratio

@@ -1,8 +1,9 @@
 """Token savings of a mix against a baseline, by fitted laws and free of any fit.
 
 Token savings at (N, L*) are D_baseline(N, L*) / D_mix(N, L*); `analysis.stats.other_savings` has
-those of parameters, FLOPs and time. Unless a target is given, L* is what the baseline's own law gives at N and at the largest token budget measured there, so that the
-baseline's D is a budget that was really spent (the matched (N, D) convention).
+those of parameters, FLOPs and time. Unless a target is given, L* is what the baseline's own law
+gives at N and at the largest token budget measured there, so that the baseline's D is a budget that
+was really spent (the matched (N, D) convention).
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from synthetic_sweeps import TRUTH, SweepWriter, write_ladder
 
 from ablations.records import project_root
 from analysis import figures
+from analysis.report import results
 from analysis.report.figures.drawing import PICTURES, draw
 from analysis.report.figures.style import (
     LOOKS,
@@ -25,7 +26,6 @@ from analysis.report.figures.style import (
     looks,
     save,
 )
-from analysis.report.write import results
 from analysis.study import published
 from analysis.study.findings import Findings, find
 from analysis.study.load import load_sweep

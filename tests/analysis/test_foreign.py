@@ -24,9 +24,9 @@ from ablations.formats import run_name
 from ablations.records import visible
 from analysis.__main__ import main
 from analysis.foreign import csv_cells, literal, unmarked
+from analysis.report import tables
 from analysis.report.document import Block, Bullets, Code, Heading, Table, Text, markdown
 from analysis.report.page import page
-from analysis.report.write import tables
 from analysis.study.tracking import Keys, LoggedRun, points_of
 
 NASTY = [

@@ -15,10 +15,10 @@ import pytest
 from synthetic_sweeps import TRUTH, SweepWriter, grid_points, write_ladder
 
 from analysis.__main__ import main
+from analysis.report import sections
 from analysis.report.document import markdown
 from analysis.report.figures import drawing
 from analysis.report.figures.drawing import Gallery
-from analysis.report.write import sections
 from analysis.stats.fit import fit
 from analysis.stats.noise import LackOfFit
 from analysis.stats.savings import Saving

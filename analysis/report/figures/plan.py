@@ -18,8 +18,8 @@ def design_frontier(
     """Expected interval of the savings factor against GPU-hours, a mark a candidate ladder.
 
     `ladders` is of `analysis.stats.design.frontier`: columns sizes, chinchilla, seeds, gpu_hours,
-    width (value ×/÷ width), efficient, in_range. Efficient ladders are filled and joined, those that
-    hold the place asked for apart from those that would extrapolate to it.
+    width (value ×/÷ width), efficient, in_range. Efficient ladders are filled and joined, those
+    that hold the place asked for apart from those that would extrapolate to it.
     """
     seeds = sorted(set(ladders["seeds"]))
     with drawing(width, 3.2) as figure:
