@@ -15,7 +15,7 @@ from analysis import figures
 from analysis.report import sections
 from analysis.report.document import markdown
 from analysis.report.figures.drawing import PICTURES, Gallery, draw
-from analysis.report.tables import cells, numbers
+from analysis.report.write import cells, numbers
 from analysis.study import probes
 from analysis.study.findings import Findings, find
 from analysis.study.load import load_sweep
