@@ -28,8 +28,14 @@ def lookup(mixer: str) -> Mixer:
         raise SettingError(f"mixer={mixer} is not known; {valid}.")
     try:
         record = getattr(import_module(mixer), "MIXER", None)
-    except (ImportError, TypeError) as error:  # TypeError: a path that begins with a dot
-        raise SettingError(f"mixer={mixer} cannot be imported ({error}); {valid}.") from error
+    except Exception as error:  # whatever the package's own code raises
+        problem = " ".join(str(error).split())
+        if not isinstance(error, ImportError):
+            problem = f"{type(error).__name__}: {problem}"
+        raise SettingError(
+            f"mixer={mixer} cannot be imported ({problem}); {valid}, in the folder of the "
+            "command, on PYTHONPATH or installed."
+        ) from error
     if not isinstance(record, Mixer):
         raise SettingError(f"mixer={mixer} has no MIXER; {valid}.")
     return record
