@@ -11,9 +11,8 @@ from importlib import import_module
 from models.errors import SettingError
 from models.mixer import Mixer
 
-MIXERS: dict[str, Mixer] = {
-    name: import_module(f"{__name__}.{name}").MIXER for name in ("attn", "gdn", "mamba2")
-}
+NAMES = ("attn", "gdn", "mamba2")
+MIXERS: dict[str, Mixer] = {name: import_module(f"{__name__}.{name}").MIXER for name in NAMES}
 
 
 def lookup(mixer: str) -> Mixer:
