@@ -30,7 +30,8 @@ from ablations.distributed import World
 from ablations.hardware import choose_hardware
 from ablations.resolve import resolve
 from ablations.spec import RunSpec
-from models import hf_classes
+from models.hf.convert import config_json
+from models.hf.native import native_class
 from models.language_model import LanguageModel
 from sweeps.compose import compose_sweep, of_the_run
 
@@ -80,12 +81,11 @@ def our_step(spec: RunSpec, batch: torch.Tensor) -> Callable[[], None]:
 
 def their_step(spec: RunSpec, batch: torch.Tensor) -> tuple[str, Callable[[], None]] | None:
     """The peer's class and step, None where no class of the library expresses the mix."""
-    kind = hf_classes.model_type(spec.model)
-    if kind == hf_classes.ARCHLADDER:
+    if native_class(spec.model) is None:
         return None
     import transformers
 
-    settings = hf_classes.library_config(spec.model, spec.recipe.context, None)
+    settings = config_json(spec.model, spec.recipe.context, None)
     library = transformers.AutoConfig.for_model(settings.pop("model_type"), **settings)
     library.use_cache = False
     model = transformers.AutoModelForCausalLM.from_config(library).to(batch.device)

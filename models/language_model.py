@@ -147,14 +147,24 @@ class LanguageModel(nn.Module):
         count: [B] how many of the T are no padding (on the right), at least 1; None: all. A
         whole prompt, a part of one, and a single step of decoding are all this.
         """
+        x, new = self._extend(tokens, cache, count)
+        last = x[torch.arange(len(x), device=x.device), new.count - 1]
+        return self.head(self.norm(last))
+
+    def extend_features(self, tokens: Tensor, cache: Cache, count: Tensor | None = None) -> Tensor:
+        """As `extend`, but what the head reads of every token, [B, T, d]; a count may be 0."""
+        return self.norm(self._extend(tokens, cache, count)[0])
+
+    def _extend(
+        self, tokens: Tensor, cache: Cache, count: Tensor | None
+    ) -> tuple[Tensor, NewTokens]:
         B, T = tokens.shape
         new = cache.take(B, T, count)
         x = self.embedding(tokens)
         for block, state in zip(self.blocks, cache.layers, strict=True):
             x = block.extend(x, state, new)
         cache.took(new, T)
-        last = x[torch.arange(B, device=x.device), new.count - 1]
-        return self.head(self.norm(last))
+        return x, new
 
     def losses(
         self, tokens: Tensor, targets: Tensor, documents: Documents | None = None

@@ -135,7 +135,10 @@ def model_of_version_2(values: Mapping[str, Any], where: str) -> Mapping[str, An
     layers = old.pop("layers")
     if not isinstance(layers, list | tuple) or not all(isinstance(m, str) for m in layers):
         raise _refuse(where, "layers", layers, "a list of mixers")
-    windows = old.pop("windows", ())
+    windows = old.pop("windows", [0] * len(layers))
+    if not isinstance(windows, list | tuple) or len(windows) != len(layers) > 0:
+        valid = f"{len(layers)} of them, one for each layer"
+        raise _refuse(where, "windows", windows, valid)
     mixers: dict[str, tuple[str, dict[str, Any]]] = {
         "attn": (
             "outputs",

@@ -23,7 +23,7 @@ def lookup(mixer: str) -> Mixer:
     if mixer in MIXERS:
         return MIXERS[mixer]
     valid = f"valid: {', '.join(MIXERS)}, or the dotted path of a module that has a MIXER"
-    if "." not in mixer.strip("."):
+    if "." not in mixer or not all(part.isidentifier() for part in mixer.split(".")):
         raise SettingError(f"mixer={mixer} is not known; {valid}.")
     try:
         record = getattr(import_module(mixer), "MIXER", None)

@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from models import hf
-from models.config import Blueprint, Geometry, Mix, build_config
-from models.hf_run import EMBEDDED_SEPARATOR
+from models.config import Blueprint
+from models.hf.run import EMBEDDED_SEPARATOR
 from models.language_model import LanguageModel
+from models.mix import Geometry, Mix, build_config
 
 ROOT = Path(__file__).parents[2]
 TASKS = ROOT / "tests" / "data" / "lm_eval"

@@ -16,14 +16,16 @@ from ablations.checkpoint import Checkpoints
 from ablations.data.embedded import SEPARATOR
 from ablations.data.prepared import write_prepared
 from ablations.resolve import resolve
-from models import hf, hf_run
-from models.config import Blueprint, Mix, build_config
+from models import hf
+from models.config import Blueprint
 from models.errors import SettingError
+from models.hf.__main__ import main
+from models.hf.run import EMBEDDED_SEPARATOR
 from models.language_model import LanguageModel
-from models.settings import to_dict
+from models.mix import Geometry, Mix, build_config
 from tests.ablations.conftest import settings as run_settings
 
-from .test_whole_models import CONFIGS, GDN3, SIZE, WHOLE, tokens, varied
+from .test_whole_models import CONFIGS, GDN3, GROUPED, SIZE, WHOLE, tokens, varied
 
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -74,41 +76,86 @@ def continued(model, ids, n):
     return ids
 
 
-@pytest.mark.parametrize("name", EXPECTED)
-def test_an_export_opens_with_our_logits_generates_and_comes_back(tmp_path, name):
-    ours, (said, difference) = export(tmp_path / "out", name)
-    remote = EXPECTED[name] == "ArchladderForCausalLM"
-    theirs = opened(tmp_path / "out", remote=remote)
-    assert said == type(theirs).__name__ == EXPECTED[name]
-    assert (tmp_path / "out" / "modeling_archladder.py").exists() == remote
+def comes_out_as(expected, ours, out):
+    """Opened by transformers: the class, our logits, greedy decoding; read again: our bits."""
+    remote = expected == "ArchladderForCausalLM"
+    theirs = opened(out, remote=remote)
+    assert type(theirs).__name__ == expected
+    assert (out / "modeling_archladder.py").exists() == remote
+    widths = theirs.config.hidden_size, theirs.config.num_hidden_layers, theirs.config.vocab_size
+    assert widths == (ours.config.d_model, ours.config.n_layers, ours.config.vocab_size)
+    assert theirs.config.max_position_embeddings == 128
     ids = tokens(2, 70)
     with torch.no_grad():
         actual, expected = theirs(ids).logits, ours(ids)
     assert expected.std() > 0.3
     assert (actual - expected).abs().max() <= 1e-4
-    assert difference <= 1e-4
     prompt = ids[:, :9]
     made = theirs.generate(
         prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=12, do_sample=False,
         eos_token_id=None,
     )  # fmt: skip
     assert torch.equal(made, continued(ours, prompt, 12))
-    back = hf.load_pretrained(tmp_path / "out")
+    back = hf.load_pretrained(out)
     for (key, a), (_, b) in zip(ours.state_dict().items(), back.state_dict().items(), strict=True):
         assert torch.equal(a, b), key
     with torch.no_grad():
         assert torch.equal(back(ids), expected)
+    return theirs
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_an_export_opens_with_our_logits_generates_and_comes_back(tmp_path, name):
+    ours, (opened_as, difference) = export(tmp_path / "out", name)
+    assert opened_as == EXPECTED[name]
+    assert difference <= 1e-4
+    comes_out_as(EXPECTED[name], ours, tmp_path / "out")
+
+
+LOCAL = {"local": {"mixer": "attn", "window": 8}}
+WIDER = {"wider": {"mixer": "attn", "window": 16}}
+UNTURNED = {"unturned": {"mixer": "attn", "rotary": 0}}
+OURS, OLMO = "ArchladderForCausalLM", "Olmo3ForCausalLM"
+BLOCKS = {
+    "norms on inputs": (OURS, Mix("x", ("attn",), norm="inputs")),
+    "norms on outputs": (OURS, Mix("x", GDN3, norm="outputs")),
+    "norms of Mamba2 on outputs": (OURS, Mix("x", ("mamba2",), norm="outputs")),
+    "squared ReLU": (OURS, Mix("x", ("attn",), mlp="relu2")),
+    "squared ReLU in a hybrid": (OURS, Mix("x", GDN3, mlp="relu2")),
+    "no MLP": (OURS, Mix("x", ("mamba2",), mlp="none")),
+    "MLPs of their own": (OURS, Mix("x", "M-M-M-*-")),
+    "QK-norm by head": (OURS, Mix("x", ("attn",), options={"attn_qk_norm": "head"})),
+    "no QK-norm": (OURS, Mix("x", GDN3, options={"attn_qk_norm": "none"})),
+    "half of a head turned": (OURS, Mix("x", ("attn",), options={"attn_rotary": 0.5})),
+    "half turned in a hybrid": (OURS, Mix("x", GDN3, options={"attn_rotary": 0.5})),
+    "some layers turned": (OURS, Mix("x", ("unturned", "attn"), kinds=UNTURNED)),
+    "windows of a kind": (OLMO, Mix("x", ("local", "attn"), kinds=LOCAL)),
+    "windows of two": (OURS, Mix("x", ("local", "wider", "attn", "attn"), kinds=LOCAL | WIDER)),
+    "windows in a hybrid": (OURS, Mix("x", ("gdn", "local"), kinds=LOCAL)),
+    "eps of attention": (OLMO, Mix("x", ("attn",), norm_eps=1e-5)),
+    "eps of a hybrid": ("OlmoHybridForCausalLM", Mix("x", GDN3, norm_eps=1e-5)),
+    "eps of Mamba2": ("GraniteMoeHybridForCausalLM", Mix("x", ("mamba2",), norm_eps=1e-5)),
+}
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_a_block_is_exported_natively_where_the_class_has_it_exactly(tmp_path, name):
+    expected, mix = BLOCKS[name]
+    ours = varied(build_config(mix, GROUPED, Geometry(rope_theta=10_000.0), 256))
+    opened_as, _ = hf.export(ours.config, ours.state_dict(), tmp_path / "out", context=128)
+    assert opened_as == expected
+    comes_out_as(expected, ours, tmp_path / "out")
 
 
 @pytest.mark.parametrize("name", ["three", "mamba2x3_attn1", "gdn"])
-def test_our_modeling_file_pads_decodes_and_trains(tmp_path, name):
+def test_the_wrapper_pads_decodes_and_trains(tmp_path, name):
     ours, _ = export(tmp_path / "out", name)
     theirs = opened(tmp_path / "out", remote=True)
     prompts = [tokens(1, 23)[0], tokens(1, 40)[0][31:], tokens(1, 3)[0]]
     longest = max(map(len, prompts))
     ids = torch.stack([F.pad(p, (longest - len(p), 0), value=7) for p in prompts])
     mask = torch.stack([F.pad(torch.ones_like(p), (longest - len(p), 0)) for p in prompts])
-    made = theirs.generate(ids, attention_mask=mask, max_new_tokens=20, do_sample=False,
+    made = theirs.generate(ids, attention_mask=mask, max_new_tokens=90, do_sample=False,
                            eos_token_id=None)  # fmt: skip
     searched = {"attention_mask": mask, "max_new_tokens": 8, "num_beams": 3, "do_sample": False}
     beams = [
@@ -117,7 +164,7 @@ def test_our_modeling_file_pads_decodes_and_trains(tmp_path, name):
     ]
     assert torch.equal(*beams)
     for row, prompt in zip(made, prompts, strict=True):
-        expected = continued(ours, prompt[None], 20)[0]
+        expected = continued(ours, prompt[None], 90)[0]
         assert torch.equal(row[longest - len(prompt) :], expected)
     ids = tokens(2, 50)
     theirs.train()(ids, labels=ids).loss.backward()
@@ -126,6 +173,167 @@ def test_our_modeling_file_pads_decodes_and_trains(tmp_path, name):
     for key, parameter in ours.named_parameters():
         scale = parameter.grad.abs().max()
         assert (gradients[key] - parameter.grad).abs().max() / scale < 1e-3, key
+
+
+def test_a_model_made_from_the_config_alone_starts_as_ours(tmp_path):
+    ours, _ = export(tmp_path / "out", "three")
+    config = transformers.AutoConfig.from_pretrained(tmp_path / "out", trust_remote_code=True)
+    torch.manual_seed(7)
+    theirs = transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=True)
+    ours.initialize(7)
+    for key, weight in ours.state_dict().items():
+        assert torch.equal(theirs.state_dict()[key], weight), key
+
+
+@pytest.mark.parametrize("cached", [True, False])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_pads_leave_no_trace_in_logits(tmp_path, cached, side):
+    ours, _ = export(tmp_path / "out", "three")
+    theirs = opened(tmp_path / "out", remote=True)
+    rows = [tokens(1, 30)[0], tokens(1, 41)[0][20:], tokens(1, 2)[0]]
+    ends = [(30 - len(row), 0) if side == "left" else (0, 30 - len(row)) for row in rows]
+    ids = torch.stack([F.pad(row, end, value=5) for row, end in zip(rows, ends, strict=True)])
+    mask = torch.stack([F.pad(torch.ones_like(r), e) for r, e in zip(rows, ends, strict=True)])
+    with torch.no_grad():
+        logits = theirs(ids, attention_mask=mask, use_cache=cached).logits
+        for row, real, actual in zip(rows, mask.bool(), logits, strict=True):
+            assert (actual[real] - ours(row[None])[0]).abs().max() <= 1e-4
+        last = theirs(ids, attention_mask=mask, use_cache=cached, logits_to_keep=1).logits
+    assert torch.equal(last, logits[:, -1:])
+
+
+def test_a_sequence_in_pieces_has_the_logits_of_the_whole(tmp_path):
+    ours, _ = export(tmp_path / "out", "three")
+    theirs = opened(tmp_path / "out", remote=True)
+    ids, cache, pieces = tokens(2, 200), None, []
+    with torch.no_grad():
+        for piece in ids.split([3, 70, 1, 126], dim=1):
+            out = theirs(piece, past_key_values=cache)
+            cache = out.past_key_values
+            pieces.append(out.logits)
+        assert (torch.cat(pieces, 1) - ours(ids)).abs().max() <= 1e-4
+    assert cache.get_seq_length() == 200
+
+
+def test_what_transformers_saves_of_an_export_opens_and_comes_back(tmp_path):
+    ours, _ = export(tmp_path / "out", "gdn")
+    opened(tmp_path / "out", remote=True).save_pretrained(tmp_path / "saved")
+    comes_out_as("ArchladderForCausalLM", ours, tmp_path / "saved")
+
+
+def test_an_export_says_what_it_needs_where_archladder_is_not_installed(tmp_path, monkeypatch):
+    # A folder of that name has not been opened before in this process.
+    export(tmp_path / "alone", "gdn")
+    monkeypatch.setitem(sys.modules, "models.hf", None)
+    with pytest.raises(ImportError, match="This model needs archladder: in a clone of it run"):
+        opened(tmp_path / "alone", remote=True)
+
+
+MEAN = '''
+"""The mean of what came before, a share of it kept: a mixer of nobody's."""
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from models.mixer import Mixer
+
+
+@dataclass(frozen=True)
+class Settings:
+    share: float = 0.5
+
+
+class Mean(nn.Module):
+    def __init__(self, config, index):
+        super().__init__()
+        self.share = config.settings(index).share
+        self.proj = nn.Linear(config.d_model, config.d_model, bias=False)
+
+    def forward(self, x, documents=None):
+        y = self.proj(x)
+        counts = torch.arange(1, x.shape[1] + 1)[:, None]
+        return y - self.share * y.cumsum(1) / counts
+
+    def new_state(self, batch, capacity, dtype):
+        return {"sum": self.proj.weight.new_zeros(batch, self.proj.in_features)}
+
+    def extend(self, x, state, new):
+        y = self.proj(x)
+        sums = state["sum"][:, None] + (y * new.valid[..., None]).cumsum(1)
+        counts = new.seen[:, None] + 1 + torch.arange(x.shape[1])
+        state["sum"] = sums[:, -1]
+        return y - self.share * sums / counts[..., None]
+
+    @staticmethod
+    def initial(name, shape, generator):
+        return None
+
+
+MIXER = Mixer(
+    name="mean", layer="elsewhere.mean:Mean", norm="inputs", options=Settings, saved=Settings,
+    settings=lambda options, rules, place: options,
+    parameters=lambda config, layer: config.d_model**2,
+    flops=lambda config, layer, context: 2 * config.d_model**2,
+    decode_bytes=lambda config, layer, context, element: (4 * config.d_model, 0),
+    activation_bytes=lambda config, layer, context, element: 2 * config.d_model * element,
+)
+'''
+
+
+def test_a_mixer_of_ones_own_exports_and_opens_where_its_package_is(tmp_path, monkeypatch):
+    package = tmp_path / "packages" / "elsewhere"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "mean.py").write_text(MEAN)
+    with monkeypatch.context() as patch:
+        patch.syspath_prepend(str(package.parent))
+        mix = Mix("x", ("mean", "attn"), kinds={"mean": {"mixer": "elsewhere.mean", "share": 0.3}})
+        ours = varied(build_config(mix, SIZE, WHOLE, 256))
+        hf.export(ours.config, ours.state_dict(), tmp_path / "out", context=128)
+        theirs = comes_out_as("ArchladderForCausalLM", ours, tmp_path / "out")
+        ids = tokens(2, 12)
+        ids[1, :5] = 0
+        made = theirs.generate(
+            ids, attention_mask=(ids > 0).long(), max_new_tokens=9, do_sample=False,
+            eos_token_id=None,
+        )  # fmt: skip
+        assert torch.equal(made[1:, 5:], continued(ours, ids[1:, 5:], 9))
+    for name in ("elsewhere.mean", "elsewhere"):
+        monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(SettingError, match=r"mixer=elsewhere\.mean cannot be imported"):
+        hf.load_pretrained(tmp_path / "out")
+
+
+def older_form(config):
+    """A model as it was written when the settings of all mixers stood side by side."""
+    settings = {kind.mixer: kind.settings for kind in config.kinds.values()}
+    attn, gdn, mamba2 = (settings.get(mixer) for mixer in ("attn", "gdn", "mamba2"))
+    return {
+        "vocab_size": config.vocab_size, "d_model": config.d_model, "n_heads": config.n_heads,
+        "n_kv_heads": attn.n_kv_heads, "mlp_hidden": config.mlp_hidden,
+        "layers": list(config.layers), "windows": [attn.window(i) for i in range(config.n_layers)],
+        "rope_theta": attn.rope_theta, "init": config.init,
+        "gdn_key_dim": gdn.key_dim if gdn else 16, "gdn_value_dim": gdn.value_dim if gdn else 32,
+        "gdn_output_gate": gdn.output_gate if gdn else True,
+        "gdn_allow_neg_eigval": gdn.allow_neg_eigval if gdn else True,
+        "mamba2_state": mamba2.state if mamba2 else 32,
+        "mamba2_head_dim": mamba2.head_dim if mamba2 else 32,
+        "conv_kernel": 4, "norm_eps": config.norm_eps, "gated_norm_eps": 1e-5,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["three", "ungated", "mamba2x3_attn1"])
+def test_a_folder_of_the_older_form_is_imported(tmp_path, name):
+    ours, _ = export(tmp_path / "out", name)
+    file = tmp_path / "out" / "config.json"
+    content = json.loads(file.read_text())
+    content["architecture"] = older_form(ours.config)
+    file.write_text(json.dumps(content))
+    back = hf.load_pretrained(tmp_path / "out")
+    ids = tokens(2, 70)
+    with torch.no_grad():
+        assert torch.equal(back(ids), ours(ids))
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +357,7 @@ def test_the_tokenizer_of_a_byte_corpus_is_bytes(byte_folder):
     every = "".join(map(chr, range(0x250))) + "\r\n \u2028 'll  𝕏 ﬁ e\u0301"
     assert tokenizer.encode(every) == list(every.encode())
     assert (tokenizer.eos_token_id, tokenizer.pad_token_id) == (SEPARATOR, SEPARATOR)
-    assert hf_run.EMBEDDED_SEPARATOR == SEPARATOR
+    assert EMBEDDED_SEPARATOR == SEPARATOR
     assert transformers.GenerationConfig.from_pretrained(byte_folder).eos_token_id == SEPARATOR
 
 
@@ -169,7 +377,7 @@ def make_run(folder, mix="gdn3_attn1", steps=(3, 7), **changes):
     """A run directory as training leaves it, with untrained weights."""
     spec = resolve(run_settings(mix, **changes))
     folder.mkdir()
-    (folder / "spec.yaml").write_text(yaml.safe_dump(to_dict(spec)))
+    (folder / "spec.yaml").write_text(yaml.safe_dump(spec.record()))
     checkpoints = Checkpoints(folder / "checkpoints", keep_steps=set(steps))
     for step in steps:
         model = LanguageModel(spec.model)
@@ -195,8 +403,8 @@ def test_the_command_exports_a_run_and_imports_the_folder(tmp_path, capsys):
     assert "Traceback" not in told.stderr
     assert transformers.AutoTokenizer.from_pretrained(tmp_path / "out").encode("é") == [0xC3, 0xA9]
     assert opened(tmp_path / "out").config.max_position_embeddings == spec.recipe.context
-    assert hf.main(["export", str(tmp_path / "run"), str(tmp_path / "3"), "checkpoint=3"]) == 0
-    assert hf.main(["import", str(tmp_path / "3"), str(tmp_path / "back")]) == 0
+    assert main(["export", str(tmp_path / "run"), str(tmp_path / "3"), "checkpoint=3"]) == 0
+    assert main(["import", str(tmp_path / "3"), str(tmp_path / "back")]) == 0
     model = LanguageModel(spec.model)
     model.initialize(3)
     back = hf.load_pretrained(tmp_path / "back")
@@ -205,19 +413,33 @@ def test_the_command_exports_a_run_and_imports_the_folder(tmp_path, capsys):
 
 
 def test_a_torn_checkpoint_is_passed_over_and_an_old_spec_still_read(tmp_path, capsys):
-    make_run(tmp_path / "run", "transformer")
+    spec = make_run(tmp_path / "run", "transformer")
     content = yaml.safe_load((tmp_path / "run" / "spec.yaml").read_text())
-    content["model"].pop("n_kv_heads", None)
+    content["model"] = older_form(spec.model)
+    del content["model"]["n_kv_heads"], content["defaults"]
     (tmp_path / "run" / "spec.yaml").write_text(yaml.safe_dump(content))
     last = tmp_path / "run" / "checkpoints" / "step-00000007" / "shard-00000.safetensors"
     last.write_bytes(last.read_bytes()[:1000])
-    assert hf.main(["export", str(tmp_path / "run"), str(tmp_path / "out")]) == 0
+    assert main(["export", str(tmp_path / "run"), str(tmp_path / "out")]) == 0
     told = capsys.readouterr()
     assert "step 3 as Olmo3ForCausalLM" in told.out
     assert told.err.startswith("warning: ")
     assert "step-00000007 cannot be read: shard-00000" in told.err
-    assert hf.main(["export", str(tmp_path / "run"), str(tmp_path / "7"), "checkpoint=7"]) == 2
+    assert main(["export", str(tmp_path / "run"), str(tmp_path / "7"), "checkpoint=7"]) == 2
     assert "holds no checkpoint=7 that can be read" in capsys.readouterr().err
+
+
+def test_defaults_that_a_run_was_trained_with_are_exported(tmp_path, capsys):
+    """A later version may have others."""
+    make_run(tmp_path / "run", "transformer", steps=(3,))
+    file = tmp_path / "run" / "spec.yaml"
+    content = yaml.safe_load(file.read_text())
+    assert "norm_eps" not in content["model"]
+    content["defaults"]["model"]["norm_eps"] = 1e-3
+    file.write_text(yaml.safe_dump(content))
+    assert main(["export", str(tmp_path / "run"), str(tmp_path / "out")]) == 0
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["rms_norm_eps"] == 1e-3
+    capsys.readouterr()
 
 
 def test_a_corpus_of_ones_own_brings_its_separator_and_takes_its_tokenizer(tmp_path, capsys):
@@ -238,10 +460,10 @@ def test_a_corpus_of_ones_own_brings_its_separator_and_takes_its_tokenizer(tmp_p
     corpus = {"data__name": "tokens", "data__path": str(tmp_path / "corpus")}
     make_run(tmp_path / "run", steps=(1,), protocol__max_epochs=1e9, **corpus)
     words = ["export", str(tmp_path / "run")]
-    assert hf.main([*words, str(tmp_path / "without")]) == 0
+    assert main([*words, str(tmp_path / "without")]) == 0
     assert "without a tokenizer: give tokenizer=PATH" in capsys.readouterr().out
     assert not (tmp_path / "without" / "tokenizer.json").exists()
-    assert hf.main([*words, str(tmp_path / "with"), f"tokenizer={tmp_path}"]) == 0
+    assert main([*words, str(tmp_path / "with"), f"tokenizer={tmp_path}"]) == 0
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "with")
     assert tokenizer.encode("a b nothing") == [1, 2, 3]
     assert (tokenizer.eos_token, tokenizer.eos_token_id) == ("<end>", 0)
@@ -250,7 +472,7 @@ def test_a_corpus_of_ones_own_brings_its_separator_and_takes_its_tokenizer(tmp_p
     content["tokenizer"]["sha256"] = "0" * 64
     manifest.write_text(json.dumps(content))
     capsys.readouterr()
-    assert hf.main([*words, str(tmp_path / "other"), f"tokenizer={tmp_path}"]) == 2
+    assert main([*words, str(tmp_path / "other"), f"tokenizer={tmp_path}"]) == 2
     assert "is another than the corpus was made with" in capsys.readouterr().err
 
 
@@ -273,20 +495,12 @@ def test_what_cannot_be_exported_is_a_sentence_and_leaves_nothing(tmp_path, caps
         (("import", run, out), "holds no config.json"),
         (("import", run, out, "checkpoint=3"), "import's setting=checkpoint is not known"),
     ):
-        assert hf.main(list(words)) == 2, words
+        assert main(list(words)) == 2, words
         told = capsys.readouterr().err
         assert sentence in told
         assert told.startswith("error: ")
         assert told.count("\n") == 1
     assert sorted(tmp_path.iterdir()) == before
-
-
-def test_a_mixer_of_ones_own_is_not_exported(tmp_path):
-    from dataclasses import replace
-
-    config = replace(CONFIGS["gdn"], layers=("gdn", "mine", "gdn", "gdn"))
-    with pytest.raises(SettingError, match="mine is not known; valid: attn, gdn, mamba2"):
-        hf.export(config, {}, tmp_path / "out", context=8)
 
 
 def hybrid_of_theirs(**changes):
@@ -308,7 +522,7 @@ def test_a_folder_that_transformers_wrote_in_pieces_is_imported(tmp_path):
     assert len(list(tmp_path.glob("*.safetensors"))) > 2
     ours = hf.load_pretrained(tmp_path)
     assert ours.config.layers == GDN3
-    assert ours.config.rope_theta is None
+    assert ours.config.kinds["attn"].settings.rope_theta is None
     ids = tokens(2, 40) % 90
     with torch.no_grad():
         assert (ours(ids) - theirs(ids).logits).abs().max() <= 1e-4
@@ -329,7 +543,7 @@ def test_import_takes_a_joined_convolution_and_null_rope_as_transformers_does(tm
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     reopened = opened(tmp_path)
     ours = hf.load_pretrained(tmp_path)
-    assert ours.config.rope_theta == 10_000.0
+    assert ours.config.kinds["attn"].settings.rope_theta == 10_000.0
     ids = tokens(2, 40) % 90
     with torch.no_grad():
         assert (ours(ids) - reopened(ids).logits).abs().max() <= 1e-4

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import struct
 from collections.abc import Callable
@@ -12,9 +13,14 @@ import torch
 import yaml
 
 from ablations.checkpoint import Checkpoints
-from models import hf, hf_classes
+from models import hf
 from models.checkpoint_files import canonical, read_model
-from models.config import Blueprint, Mix, build_config
+from models.config import Blueprint
+from models.errors import SettingError
+from models.hf.__main__ import main
+from models.mix import Mix, build_config
+from models.plain import model_from_plain
+from models.settings import to_dict
 
 from .test_whole_models import WHOLE, varied
 
@@ -227,7 +233,7 @@ def test_a_malformed_folder_is_one_sentence_and_nothing_is_written(whole, tmp_pa
     shutil.copytree(whole, tmp_path / "folder")
     change(tmp_path / "folder")
     before = sorted(tmp_path.iterdir())
-    assert hf.main(["import", str(tmp_path / "folder"), str(tmp_path / "out")]) == 2
+    assert main(["import", str(tmp_path / "folder"), str(tmp_path / "out")]) == 2
     said = capsys.readouterr()
     assert sentence in said.err
     assert said.err.startswith("error: ")
@@ -235,20 +241,55 @@ def test_a_malformed_folder_is_one_sentence_and_nothing_is_written(whole, tmp_pa
     assert sorted(tmp_path.iterdir()) == before
 
 
+SETTINGS = "kinds.attn.settings"
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("vocab_size", 2.5), ("d_model", True), ("n_heads", 3), ("n_kv_heads", 10**30),
-        ("layers", ["attn", "quantum"]), ("layers", "attn"), ("layers", []), ("windows", [0]),
-        ("windows", [0, -1]), ("windows", None), ("rope_theta", 0), ("rope_theta", [1]),
-        ("init", ["normal"]), ("gdn_output_gate", "yes"), ("norm_eps", 0.0), ("norm_eps", None),
+        ("vocab_size", 2.5), ("d_model", True), ("n_heads", 3), ("mlp_hidden", 10**30),
+        ("mlp", "relu9"), ("init", ["normal"]), ("norm_eps", 0.0), ("norm_eps", None),
+        ("layers", ["attn", "quantum"]), ("layers", "attn"), ("layers", []), ("kinds", [1]),
+        ("kinds.attn.norm", "inside"), ("kinds.attn.mixer", "quantum"), ("kinds.attn.mixer", "..x"),
+        (f"{SETTINGS}.n_kv_heads", 10**30), (f"{SETTINGS}.windows", [0]),
+        (f"{SETTINGS}.windows", [0, -1]), (f"{SETTINGS}.windows", None),
+        (f"{SETTINGS}.rope_theta", 0), (f"{SETTINGS}.rope_theta", [1]),
+        (f"{SETTINGS}.rotary", 0.3), (f"{SETTINGS}.rotary", 1.5), (f"{SETTINGS}.qk_norm", "row"),
     ],
 )  # fmt: skip
-def test_a_model_of_ours_with_an_impossible_value_is_named(whole, tmp_path, key, value):
-    values = hf_classes.plain(hf.load_pretrained(whole).config)
-    assert hf_classes.plain(hf_classes.from_plain(values, "here")) == values
-    with pytest.raises(hf.SettingError, match=rf"here's {key}.* cannot be used; valid: "):
-        hf_classes.from_plain(values | {key: value}, "here")
+def test_a_model_of_ours_with_an_impossible_value_is_named(whole, key, value):
+    values = to_dict(hf.load_pretrained(whole).config)
+    assert to_dict(model_from_plain(values, "here")) == values
+    *groups, name = key.split(".")
+    group = values
+    for part in groups:
+        group = group[part]
+    group[name] = value
+    with pytest.raises(
+        SettingError, match=rf"^(here.*{name}|mixer={re.escape(str(value))} .*; valid: )"
+    ):
+        model_from_plain(values, "here")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("n_kv_heads", 10**30), ("layers", ["attn", "quantum"]), ("layers", "attn"),
+        ("layers", []), ("windows", [0]), ("windows", [0, -1]), ("windows", None),
+        ("rope_theta", 0), ("rope_theta", [1]), ("norm_eps", 0.0),
+    ],
+)  # fmt: skip
+def test_an_impossible_value_in_a_model_of_the_older_form_is_named(key, value):
+    values = {
+        "vocab_size": 40, "d_model": 16, "n_heads": 2, "n_kv_heads": 2, "mlp_hidden": 24,
+        "layers": ["attn", "attn"], "windows": [0, 0], "rope_theta": 1e4, "init": "normal",
+        "gdn_key_dim": 16, "gdn_value_dim": 32, "gdn_output_gate": True,
+        "gdn_allow_neg_eigval": True, "mamba2_state": 16, "mamba2_head_dim": 16,
+        "conv_kernel": 4, "norm_eps": 1e-6, "gated_norm_eps": 1e-5,
+    }  # fmt: skip
+    assert model_from_plain(values, "here").settings(0).rope_theta == 1e4
+    with pytest.raises(SettingError, match=f"^here.*{key}"):
+        model_from_plain(values | {key: value}, "here")
 
 
 def test_a_snapshot_of_a_cache_may_link_to_its_blobs(whole, tmp_path):
@@ -265,7 +306,7 @@ def test_a_malformed_tokenizer_is_named(tmp_path, whole):
     config = hf.load_pretrained(whole)
     for content in ("", "[]", "{}", '{"model": 3}'):
         (tmp_path / "tokenizer.json").write_text(content)
-        with pytest.raises(hf.SettingError, match=r"tokenizer=.* cannot be read"):
+        with pytest.raises(SettingError, match=r"tokenizer=.* cannot be read"):
             hf.export(
                 config.config, config.state_dict(), tmp_path / "out", context=8,
                 tokenizer=tmp_path / "tokenizer.json",
@@ -314,5 +355,5 @@ def test_pieces_of_a_checkpoint_lie_in_its_own_files(tmp_path, change):
 def test_a_malformed_spec_is_no_run_directory(tmp_path, capsys, content):
     text = content if isinstance(content, str) else yaml.safe_dump(content)
     (tmp_path / "spec.yaml").write_text(text)
-    assert hf.main(["export", str(tmp_path), str(tmp_path / "out")]) == 2
+    assert main(["export", str(tmp_path), str(tmp_path / "out")]) == 2
     assert "is not a run directory" in capsys.readouterr().err

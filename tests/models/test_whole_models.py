@@ -1,29 +1,45 @@
 """Whole models against transformers' own classes: logits, and the gradient of every parameter."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
 
-from models import hf_classes
-from models.config import Blueprint, Geometry, Mix, build_config
+from models.config import Blueprint
+from models.hf.convert import config_json
+from models.hf.native import granite, native_class, olmo3
+from models.hf.native.weights import to_folder
 from models.language_model import LanguageModel
+from models.mix import Geometry, Mix, build_config
 
 SIZE = Blueprint("x", 64, 4, 4, 96, init="fan_in")
 GROUPED = Blueprint("x", 64, 4, 4, 96, n_kv_heads=2, init="fan_in")
 WHOLE, WINDOWS = Geometry(), Geometry(windows=(8, 8, 0), rope_theta=10_000.0)
 GDN3 = ("gdn", "gdn", "gdn", "attn")
+POSITIVE = {"gdn_allow_neg_eigval": False, "attn_rotary": 0}
 CONFIGS = {
     name: build_config(mix, size, geometry, 256)
     for name, mix, size, geometry in (
         ("transformer", Mix("x", ("attn",)), SIZE, WHOLE),
         ("windows", Mix("x", ("attn",)), GROUPED, WINDOWS),
         ("gdn3_attn1", Mix("x", GDN3), GROUPED, WHOLE),
-        ("positive", Mix("x", GDN3, gdn_allow_neg_eigval=False, attn_rope=False), SIZE, WHOLE),
+        ("positive", Mix("x", GDN3, options=POSITIVE), SIZE, WHOLE),
         ("mamba2", Mix("x", ("mamba2",)), SIZE, WHOLE),
         ("mamba2x3_attn1", Mix("x", ("mamba2", "mamba2", "mamba2", "attn")), SIZE, WHOLE),
         ("gdn", Mix("x", ("gdn",)), SIZE, WHOLE),
-        ("ungated", Mix("x", ("gdn", "attn"), gdn_output_gate=False), GROUPED, WINDOWS),
-        ("three", Mix("x", ("gdn", "attn", "mamba2", "attn"), attn_rope=False), GROUPED, WINDOWS),
+        (
+            "ungated",
+            Mix("x", ("gdn", "attn"), options={"gdn_output_gate": False}),
+            GROUPED,
+            WINDOWS,
+        ),
+        (
+            "three",
+            Mix("x", ("gdn", "attn", "mamba2", "attn"), options={"attn_rotary": 0}),
+            GROUPED,
+            WINDOWS,
+        ),
     )
 }
 
@@ -51,7 +67,7 @@ def tokens(*shape):
 def published(config):
     """transformers' class for a model, without weights of its own."""
     transformers = pytest.importorskip("transformers")
-    settings = hf_classes.library_config(config, context=512, eos=None)
+    settings = config_json(config, context=512, eos=None)
     library = transformers.AutoConfig.for_model(settings.pop("model_type"), **settings)
     return transformers.AutoModelForCausalLM.from_config(library)
 
@@ -65,12 +81,13 @@ class Assembled(torch.nn.Module):
             "transformers.models.granitemoehybrid.modeling_granitemoehybrid"
         )
         olmo = pytest.importorskip("transformers.models.olmo3.modeling_olmo3")
+        attn, ssm = config.kinds["attn"].settings, config.kinds["mamba2"].settings
         common = {
             "vocab_size": config.vocab_size, "hidden_size": config.d_model, "pad_token_id": None,
-            "num_attention_heads": config.n_heads, "num_key_value_heads": config.n_kv_heads,
+            "num_attention_heads": config.n_heads, "num_key_value_heads": attn.n_kv_heads,
             "num_hidden_layers": config.n_layers, "rms_norm_eps": config.norm_eps,
         }  # fmt: skip
-        rope = {"rope_type": "default", "rope_theta": config.rope_theta}
+        rope = {"rope_type": "default", "rope_theta": attn.rope_theta}
         attention = olmo.Olmo3Config(
             **common, intermediate_size=config.mlp_hidden, sliding_window=512,
             layer_types=["full_attention"] * config.n_layers,
@@ -80,8 +97,8 @@ class Assembled(torch.nn.Module):
         mamba2 = granite.GraniteMoeHybridConfig(
             **common, shared_intermediate_size=config.mlp_hidden, num_local_experts=0,
             layer_types=["linear_attention"] * config.n_layers, mamba_chunk_size=16,
-            mamba_n_heads=config.n_heads, mamba_d_head=config.mamba2_head_dim, mamba_n_groups=1,
-            mamba_d_state=config.mamba2_state, mamba_proj_bias=True,
+            mamba_n_heads=config.n_heads, mamba_d_head=ssm.head_dim, mamba_n_groups=1,
+            mamba_d_state=ssm.state, mamba_proj_bias=True,
         )  # fmt: skip
         self.model = torch.nn.Module()
         self.model.embed_tokens = torch.nn.Embedding(config.vocab_size, config.d_model)
@@ -93,7 +110,7 @@ class Assembled(torch.nn.Module):
         )
         for layer in self.model.layers:
             if hasattr(layer, "mamba"):
-                layer.mamba.norm.variance_epsilon = config.gated_norm_eps
+                layer.mamba.norm.variance_epsilon = ssm.norm_eps
         self.model.norm = olmo.Olmo3RMSNorm(config.d_model, config.norm_eps)
         self.lm_head = torch.nn.Linear(config.d_model, config.vocab_size, bias=False)
         self.rotary = olmo.Olmo3RotaryEmbedding(attention)
@@ -110,15 +127,20 @@ class Assembled(torch.nn.Module):
 @pytest.mark.parametrize(
     "name", ["transformer", "windows", "gdn3_attn1", "positive", "mamba2", "mamba2x3_attn1"]
 )
-def test_model_equals_transformers_in_logits_and_gradients(name, monkeypatch):
+def test_model_equals_transformers_in_logits_and_gradients(name):
     config = CONFIGS[name]
     ours = varied(config)
     assembled = name == "mamba2x3_attn1"
     theirs = Assembled(config) if assembled else published(config)
-    if assembled:  # its layers bear the names of the classes they come from
-        monkeypatch.setattr(hf_classes, "model_type", lambda _: "granitemoehybrid")
+    # Assembled layers bear the names of the classes they come from.
+    both = {**granite.CLASS.layer_names, **olmo3.CLASS.layer_names}
+    native = replace(granite.CLASS, layer_names=both) if assembled else native_class(config)
+
+    def renamed(weights):
+        return native.join(to_folder(native, config, weights))
+
     names = {id(p): n for n, p in theirs.named_parameters()}
-    weights = hf_classes._joined(hf_classes.to_library(config, dict(ours.named_parameters())))
+    weights = renamed(dict(ours.named_parameters()))
     assert set(weights) == set(names.values())
     theirs.load_state_dict(weights)
     ids = tokens(2, 70)
@@ -129,8 +151,7 @@ def test_model_equals_transformers_in_logits_and_gradients(name, monkeypatch):
     F.cross_entropy(expected[:, :-1].flatten(0, 1), ids[:, 1:].flatten()).backward()
     # Their last position is fed but never scored; causality makes the gradients the same.
     ours.losses(ids[:, :-1], ids[:, 1:])[0].mean().backward()
-    gradients = {n: p.grad for n, p in ours.named_parameters()}
-    gradients = hf_classes._joined(hf_classes.to_library(config, gradients))
+    gradients = renamed({n: p.grad for n, p in ours.named_parameters()})
     for target, parameter in theirs.named_parameters():
         scale = parameter.grad.abs().max()
         assert scale > 0, target

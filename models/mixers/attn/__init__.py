@@ -76,8 +76,8 @@ def settings(options: Options, _rules: object, place: Place) -> Settings:
 
 
 def problem(config: ModelConfig, s: Settings) -> str:
-    rotated = s.rope_theta is not None
-    if config.d_model % config.n_heads or (rotated and s.rotary * config.head_dim % 2):
+    turned = s.rotary * config.head_dim if s.rope_theta is not None else 0
+    if config.d_model % config.n_heads or (s.rotary == 1 and turned % 2):
         return (
             f"n_heads={config.n_heads} cannot be used; valid: what divides "
             f"d_model={config.d_model} into heads of an even width."
@@ -92,8 +92,11 @@ def problem(config: ModelConfig, s: Settings) -> str:
             f"windows={s.windows!r:.60} cannot be used; valid: {config.n_layers} of them, one for "
             "each layer."
         )
-    if not 0 < s.rotary <= 1:
-        return f"rotary={s.rotary} cannot be used; valid: a share of the head, above 0 to 1."
+    if not 0 < s.rotary <= 1 or turned % 2:
+        return (
+            f"rotary={s.rotary} cannot be used; valid: a share of the head, above 0 to 1, that "
+            f"makes an even number of its {config.head_dim} channels."
+        )
     if s.qk_norm not in QK_NORMS:
         return f"qk_norm={s.qk_norm:.60} cannot be used; valid: {', '.join(QK_NORMS)}."
     return ""

@@ -18,6 +18,7 @@ from models.checkpoint_files import read_model, steps
 from models.environment import expand
 from models.errors import SettingError, one_of
 from models.safe_yaml import parse_yaml
+from models.settings import merge
 from models.text import visible
 
 BYTES = "bytes"
@@ -25,11 +26,17 @@ EMBEDDED_SEPARATOR = 0  # what ablations/data/embedded.py sets between documents
 
 
 def read_spec(run: Path) -> dict[str, Any]:
-    """The run's frozen spec. Raises SettingError where `run` is no run directory."""
+    """The run's frozen spec, its model with all fields.
+
+    Raises SettingError where `run` is no run directory.
+    """
     try:
         spec = parse_yaml((run / "spec.yaml").read_text(encoding="utf-8"))
         _ = spec["model"], spec["recipe"]["context"], spec["data"]["name"]
         _ = (spec.get("corpus") or {}).get("name")
+        # Beside what differs from the defaults stand those that were in force.
+        defaults = (spec.get("defaults") or {}).get("model", {})
+        spec["model"] = merge(spec["model"], defaults)
     except (OSError, ValueError, yaml.YAMLError, RecursionError, LookupError, TypeError,
             AttributeError):  # fmt: skip
         raise SettingError(
@@ -39,7 +46,7 @@ def read_spec(run: Path) -> dict[str, Any]:
     return spec
 
 
-def read_weights(run: Path, wanted: str) -> tuple[int, dict[str, Tensor]]:
+def read_checkpoint(run: Path, wanted: str) -> tuple[int, dict[str, Tensor]]:
     """(step, the model's state dict): of the newest whole checkpoint (`last`), or of a step.
 
     A damaged one is passed over for the one before, with a warning. Raises SettingError where

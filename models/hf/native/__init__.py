@@ -1,0 +1,17 @@
+"""The classes of transformers that are exactly some of our models: a module each.
+
+A class is asked whether it expresses a model, its block included; the first that does is taken.
+"""
+
+from __future__ import annotations
+
+from models.config import ModelConfig
+from models.hf.native import granite, olmo3, olmo_hybrid
+from models.hf.native.record import NativeClass
+
+CLASSES = {c.model_type: c for c in (olmo3.CLASS, olmo_hybrid.CLASS, granite.CLASS)}
+
+
+def native_class(config: ModelConfig) -> NativeClass | None:
+    """The class that expresses a model exactly, None where there is none."""
+    return next((c for c in CLASSES.values() if c.expresses(config)), None)
