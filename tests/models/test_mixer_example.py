@@ -197,6 +197,35 @@ def test_its_own_confound_is_reported_where_it_is_installed(runs, example):
     assert "retention's slowest head forgets half in 44 of 64 tokens (50k)" in done.stdout
 
 
+LOADS = """
+import sys
+from pathlib import Path
+import torch
+from transformers import AutoModelForCausalLM
+from models.hf import load_pretrained
+
+ours = load_pretrained(Path(sys.argv[1]))
+theirs = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True).eval()
+tokens = torch.randint(0, 256, (2, 40), generator=torch.Generator().manual_seed(0))
+with torch.no_grad():
+    torch.testing.assert_close(theirs(tokens).logits, ours(tokens), rtol=1e-4, atol=1e-4)
+print(ours.config.layers, ours.blocks[0].mixer)
+"""
+
+
+@pytest.mark.slow
+def test_it_is_exported_and_loaded_again(runs, example, tmp_path, monkeypatch):
+    pytest.importorskip("transformers")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    out = str(tmp_path / "exported")
+    done = example.python("-m", "models.hf", "export", str(run_of(example.mix, runs).path), out)
+    assert done.returncode == 0, done.stdout + done.stderr
+    loaded = example.python("-c", LOADS, out)
+    assert loaded.returncode == 0, loaded.stdout + loaded.stderr
+    assert "('retention', 'retention', 'retention', 'attn') Retention(" in loaded.stdout
+
+
 def test_a_package_that_is_not_there_is_one_sentence(tmp_path):
     example = in_a_package(tmp_path)
     done = example.sweep(f"mix={example.mix}", "size=50k", f"runs={tmp_path}/runs")
