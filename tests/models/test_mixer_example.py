@@ -67,9 +67,14 @@ class Example:
 
 def python(folder: Path, checkout: Path, *arguments: str) -> subprocess.CompletedProcess:
     """A command typed in `folder`, with the project installed from `checkout`."""
+    environment = {
+        "PYTHONPATH": str(checkout),
+        "OMP_NUM_THREADS": "1",  # two threads on busy cores wait for one another
+        "COLUMNS": "200",
+    }
     return subprocess.run(
         [sys.executable, *arguments], cwd=folder, capture_output=True, text=True, check=False,
-        timeout=300, env=os.environ | {"PYTHONPATH": str(checkout), "COLUMNS": "200"},
+        timeout=300, env=os.environ | environment,
     )  # fmt: skip
 
 
