@@ -10,6 +10,7 @@ defaults, which a spec lists apart.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Mapping
@@ -64,19 +65,22 @@ def upgraded(spec: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _from_version_1(content: dict[str, Any]) -> dict[str, Any]:
+    """What can be read of a spec is put in today's terms, and the rest left as it stands."""
     model, mix, protocol = (content.get(group) for group in ("model", "mix", "protocol"))
     if isinstance(model, Mapping):
-        content["model"] = dict(model_of_version_2(model, "spec.yaml's model"))
+        with contextlib.suppress(SettingError):
+            content["model"] = dict(model_of_version_2(model, "spec.yaml's model"))
     if not isinstance(mix, Mapping) or "pattern" not in mix:
         return content
     mix = dict(mix)
     if not mix.pop("attn_rope", True):
         mix["attn_rotary"] = 0
-    read = from_dict(Mix, mix, "mix").reads()
-    content["mix"] = to_dict(read)
-    if isinstance(protocol, Mapping):
-        # Rules of mixers that are not in the pattern were listed too.
-        rules = {k: v for k, v in protocol.items() if k.startswith(("gdn_", "mamba2_"))}
-        kept = check_rules_of(rules, read.mixers())
-        content["protocol"] = {k: v for k, v in protocol.items() if k not in rules} | kept
+    with contextlib.suppress(SettingError):
+        read = from_dict(Mix, mix, "mix").reads()
+        content["mix"] = to_dict(read)
+        if isinstance(protocol, Mapping):
+            # Rules of mixers that are not in the pattern were listed too.
+            rules = {k: v for k, v in protocol.items() if k.startswith(("gdn_", "mamba2_"))}
+            kept = check_rules_of(rules, read.mixers())
+            content["protocol"] = {k: v for k, v in protocol.items() if k not in rules} | kept
     return content

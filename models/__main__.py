@@ -10,7 +10,7 @@ import csv
 import dataclasses
 import io
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,7 +30,7 @@ HELP = """\
 What every mix at every size is and costs.
 
   python -m models [mix=A,B] [size=A,B] [protocol=NAME] [context=TOKENS] [KEY=VALUE ...]
-                   [--format table|csv|markdown]
+                   [--format table|csv|markdown] [--config-dir FOLDER]
 
   mix, size    names in conf/mix and conf/size; unless given, all mixes, and all sizes whose
                context is as long as the protocol's windows
@@ -38,6 +38,7 @@ What every mix at every size is and costs.
   context      sequence length in tokens; the size's own unless given
   KEY=VALUE    any setting of those groups: protocol.match=flops, protocol.knob=heads,
                size.n_kv_heads=4, mix.norm=inputs
+  FOLDER       holds files of your own, like FOLDER/mix/NAME.yaml; they come before conf/'s
 
 Columns
   N, N_total, N_body         parameters: without the input embedding; with it; without the
@@ -109,8 +110,8 @@ def main(arguments: list[str]) -> int:
         print(HELP, end="")
         return 0
     try:
-        style, chosen, overrides = _parse(arguments)
-        rows, problems = table(chosen, overrides)
+        style, folder, chosen, overrides = _parse(arguments)
+        rows, problems = table(chosen, overrides, (CONF,) if folder is None else (folder, CONF))
     except SettingError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -122,18 +123,28 @@ def main(arguments: list[str]) -> int:
 
 
 def table(
-    chosen: Mapping[str, str], overrides: Mapping[str, Mapping[str, Any]]
+    chosen: Mapping[str, str],
+    overrides: Mapping[str, Mapping[str, Any]],
+    folders: Sequence[Path] = (CONF,),
 ) -> tuple[list[Row], list[str]]:
     """(rows, sentences of what cannot be); such a row has empty counts and the sentence.
 
     chosen: {`mix`, `size`, `protocol`, `context`: value as typed}, each optional; overrides:
-    {group: {key: value}}. Raises SettingError where a setting itself is wrong.
+    {group: {key: value}}; folders: of groups of files, the first that has a file gives it. Raises
+    SettingError where a setting itself is wrong.
     """
-    mixes = [_fill(Mix, _read("mix", n, overrides)) for n in _names("mix", chosen.get("mix"))]
+
+    def names(group: str, text: str | None, most: int | None = None) -> list[str]:
+        return _names(folders, group, text, most)
+
+    def read(group: str, name: str, others: Iterable[str] = ()) -> dict[str, Any]:
+        return _read(folders, group, name, overrides, others)
+
+    mixes = [_fill(Mix, read("mix", name)) for name in names("mix", chosen.get("mix"))]
     mixers = [*MIXERS.values(), *(m for mix in mixes for m in mix.mixers())]
-    sizes = [_read("size", n, overrides) for n in _names("size", chosen.get("size"))]
-    (name,) = _names("protocol", chosen.get("protocol", "controlled"), most=1)
-    protocol = _read("protocol", name, overrides, rule_names(mixers)) | {"mixers": mixers}
+    sizes = [read("size", name) for name in names("size", chosen.get("size"))]
+    (name,) = names("protocol", chosen.get("protocol", "controlled"), most=1)
+    protocol = read("protocol", name, rule_names(mixers)) | {"mixers": mixers}
     geometry, rules = _fill(Geometry, protocol), _fill(Matching, protocol)
     check_rules_of(geometry.options, mixers)
     check_rules(rules.match, rules.knob)
@@ -202,9 +213,11 @@ def _transformer_first(mix: Mix) -> tuple[bool, str]:
     return dataclasses.replace(mix.reads(), name=TRANSFORMER.name) != TRANSFORMER, mix.name
 
 
-def _parse(arguments: Iterable[str]) -> tuple[str, dict[str, str], dict[str, dict[str, Any]]]:
-    """(format, {mix | size | protocol | context: text}, {group: {key: value}})."""
-    style = "table"
+def _parse(
+    arguments: Iterable[str],
+) -> tuple[str, Path | None, dict[str, str], dict[str, dict[str, Any]]]:
+    """(format, config-dir, {mix | size | protocol | context: text}, {group: {key: value}})."""
+    style, folder = "table", None
     chosen: dict[str, str] = {}
     overrides: dict[str, dict[str, Any]] = {group: {} for group in GROUPS}
     rest = iter(arguments)
@@ -215,6 +228,10 @@ def _parse(arguments: Iterable[str]) -> tuple[str, dict[str, str], dict[str, dic
             style = text if equals else next(rest, "")
             if style not in FORMATS:
                 raise one_of("--format", style, FORMATS)
+        elif key == "--config-dir":
+            folder = Path(text if equals else next(rest, ""))
+            if not folder.is_dir():
+                raise SettingError(f"--config-dir {folder} is not a folder.")
         elif not equals:
             raise SettingError(f"{argument} is not a setting; write KEY=VALUE, or see --help.")
         elif dot and group in GROUPS:
@@ -226,7 +243,7 @@ def _parse(arguments: Iterable[str]) -> tuple[str, dict[str, str], dict[str, dic
                 f"{key} is not a setting; valid: context, {', '.join(GROUPS)}, and "
                 f"{', '.join(f'{g}.KEY' for g in GROUPS)}, like protocol.match=flops."
             )
-    return style, chosen, overrides
+    return style, folder, chosen, overrides
 
 
 def _value(text: str) -> Any:
@@ -240,9 +257,9 @@ def _value(text: str) -> Any:
         ) from None
 
 
-def _names(group: str, text: str | None, most: int | None = None) -> list[str]:
+def _names(folders: Sequence[Path], group: str, text: str | None, most: int | None) -> list[str]:
     """The names asked for, in order and once each; all there are for None."""
-    there = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+    there = sorted({path.stem for f in folders for path in (f / group).glob("*.yaml")})
     if text is None:
         return there
     names = list(dict.fromkeys(text.split(",")))
@@ -255,13 +272,17 @@ def _names(group: str, text: str | None, most: int | None = None) -> list[str]:
 
 
 def _read(
-    group: str, name: str, overrides: Mapping[str, Mapping[str, Any]], others: Iterable[str] = ()
+    folders: Sequence[Path],
+    group: str,
+    name: str,
+    overrides: Mapping[str, Mapping[str, Any]],
+    others: Iterable[str],
 ) -> dict[str, Any]:
-    """A file of conf/ with the files it stands on below it and the overrides above.
+    """A file of settings with the files it stands on below it and the overrides above.
 
     others: names that may be set beside those of the group's dataclasses and of the file.
     """
-    values = _file(group, name)
+    values = _file(folders, group, name)
     fields = [f for cls in GROUPS[group] for f in dataclasses.fields(cls)]
     valid = {f.name for f in fields if not f.metadata.get("open")} | {*values, *others}
     for key, value in overrides[group].items():
@@ -271,12 +292,21 @@ def _read(
     return {"group": group, **values}
 
 
-def _file(group: str, name: str) -> dict[str, Any]:
-    content = yaml.safe_load((CONF / group / f"{name}.yaml").read_text(encoding="utf-8"))
+def _file(folders: Sequence[Path], group: str, name: str) -> dict[str, Any]:
+    files = (folder / group / f"{name}.yaml" for folder in folders)
+    path = next((file for file in files if file.is_file()), None)
+    if path is None:  # named by another file's defaults
+        raise SettingError(f"{group}/{name}.yaml is in none of: {', '.join(map(str, folders))}.")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise SettingError(f"{path} is no YAML: {' '.join(str(error).split())}.") from error
+    if not isinstance(content, dict):
+        raise SettingError(f"{path} must hold settings, like name: {name}.")
     values: dict[str, Any] = {}
     for below in content.pop("defaults", []):
         if below != "_self_":
-            values |= _file(group, below)
+            values |= _file(folders, group, below)
     return values | content
 
 

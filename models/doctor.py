@@ -1,11 +1,12 @@
 """Whether the operators are right on this machine: `python -m models.doctor [--format markdown]`.
 
---mixer NAME[,NAME] examines the operators of these mixers alone; one of your own is named by the
-dotted path of its package.
+--mixer NAME[,NAME] examines these mixers alone, and holds their layers to what docs/mixers.md asks
+of them (models/contract.py); one of your own is named by the dotted path of its package.
 
 Forward and backward of every backend that runs here, in float32 and bfloat16, against the
 definition in float64 at shapes as in training; then the backend that `auto` takes, and why.
-Exit code 0 where that one is right, 1 where none is, 2 for a mistake in the arguments.
+Exit code 0 where that one is right, 1 where none is or a layer is wrong, 2 for a mistake in the
+arguments.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from models import contract
 from models.errors import SettingError
 from models.ops import backend, preflight
 from models.ops.operator import FORMS, Operator, operators_of
@@ -64,14 +66,19 @@ def main(arguments: list[str] | None = None) -> int:
     except (RuntimeError, AssertionError) as error:
         print(f"--device {options.device}: {str(error).splitlines()[0]}", file=sys.stderr)
         return 2
+    mixers = options.mixer.split(",") if options.mixer else None
     try:
-        operators = operators_of(options.mixer.split(",") if options.mixer else None)
+        operators = operators_of(mixers)
+        checks = {mixer: contract.check(mixer) for mixer in mixers or ()}
     except SettingError as error:
         print(error, file=sys.stderr)
         return 2
+    for mixer, lines in checks.items():
+        print(f"The layer of {mixer}, small and on the CPU:", *lines, "", sep="\n")
+    kept = all(line.right for lines in checks.values() for line in lines)
     if not operators:
-        print(f"--mixer {options.mixer}: no recurrent operator, so nothing to examine")
-        return 0
+        print(f"--mixer {options.mixer}: no recurrent operator, so no other form to examine")
+        return 0 if kept else 1
 
     console = Console(width=None if sys.stdout.isatty() else 120)
     console.print(", ".join(f"{k} {v}" for k, v in preflight.versions(device).items()), "\n")
@@ -88,7 +95,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     taken = " and ".join(f"{name} for {operator}" for operator, name in choice.backends.items())
     console.print(f"auto takes {taken} ({choice.reason.rstrip('.')}).")
-    return 0
+    return 0 if kept else 1
 
 
 if __name__ == "__main__":

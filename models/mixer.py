@@ -105,9 +105,17 @@ def at_least(least: float, **values: float) -> None:
 
 
 def attribute(path: str) -> Any:
-    """What a `module:attribute` names."""
+    """What a `module:attribute` names.
+
+    Raises SettingError where there is no such thing.
+    """
     module, _, name = path.partition(":")
-    return getattr(importlib.import_module(module), name)
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise SettingError(
+            f"a mixer names {path}, which cannot be imported ({error}); valid: module:attribute."
+        ) from error
 
 
 def chunk_tokens(value_dim: int, context: int) -> int:

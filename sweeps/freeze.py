@@ -1,34 +1,46 @@
 """The code of a sweep, copied at submission into the sweep's folder by a hash of its content.
 
 Workers import that copy: a run that waits in a queue uses the code it was submitted with, whatever
-happens in the checkout meanwhile. Revision and diff are recorded beside it.
+happens in the checkout meanwhile. A package that a mix takes a mixer from is copied along, wherever
+it is installed. Revision and diff of the checkout are recorded beside it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib.util
 import json
 import os
 import shutil
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from ablations import provenance
 from ablations.records import project_root
+from models.errors import SettingError
 
 FROZEN = ("models", "ablations", "sweeps", "conf")
-SOURCE = (".py", ".yaml", ".json", ".toml", ".txt", ".md")
+SOURCE = (
+    *(".py", ".yaml", ".json", ".toml", ".txt", ".md"),
+    *(".c", ".cpp", ".h", ".cu", ".cuh"),  # kernels that a package compiles on first use
+)
 
 
-def freeze(into: Path) -> Path:
+def freeze(into: Path, packages: Iterable[str] = ()) -> Path:
     """Copy the packages that a worker imports, and conf/, to `into/<hash>`; returns that folder.
 
-    What git ignores stays out; what it does not know yet goes along. Raises OSError where the
-    folder cannot be written.
+    packages: names of other packages that it imports, as `packages_of` gives them. Of the checkout,
+    what git ignores stays out, and what git does not know yet goes along. Raises OSError where
+    the folder cannot be written, and SettingError where a package has no folder to copy.
     """
     root = project_root()
+    sources = {name: root / name for name in _files(root)}
+    for package in packages:
+        sources |= _files_of(package)
     # Read once, so that what is hashed is what is kept, though somebody edits meanwhile.
-    files = {name: (root / name).read_bytes() for name in _files(root)}
+    files = {name: sources[name].read_bytes() for name in sorted(sources)}
     digest = hashlib.sha256()
     for name, content in files.items():
         digest.update(os.fsencode(f"{name}\0") + hashlib.sha256(content).digest())
@@ -38,7 +50,7 @@ def freeze(into: Path) -> Path:
     building = into / f"{frozen.name}.{os.getpid()}.tmp"
     try:
         for name, content in files.items():
-            _put(content, root / name, building / name)
+            _put(content, sources[name], building / name)
         code, diff = provenance.code(root)
         (building / provenance.RECORD).write_text(json.dumps(code) + "\n", encoding="utf-8")
         (building / provenance.DIFF).write_text(diff, encoding="utf-8")
@@ -51,6 +63,13 @@ def freeze(into: Path) -> Path:
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return frozen
+
+
+def packages_of(specs: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The top packages outside of the project that these specs take mixers from, each once."""
+    mixers = {kind["mixer"] for spec in specs for kind in spec["model"]["kinds"].values()}
+    tops = {mixer.partition(".")[0] for mixer in mixers if "." in mixer}
+    return sorted(tops - {*FROZEN})
 
 
 def keep_cache(code: Path) -> None:
@@ -77,6 +96,26 @@ def _files(root: Path) -> list[str]:
             if "__pycache__" not in path.parts
         }
     return sorted(name for name in names if (root / name).is_file())
+
+
+def _files_of(package: str) -> dict[str, Path]:
+    """Name in the copy -> file, of everything in a package's folders; what git ignores goes along,
+    as builds often write a part of a package there."""
+    spec = importlib.util.find_spec(package)
+    folders = [Path(folder) for folder in (spec and spec.submodule_search_locations) or ()]
+    files: dict[str, Path] = {}
+    for folder in folders:
+        for path in folder.rglob("*"):
+            parts = path.relative_to(folder).parts
+            hidden = any(part == "__pycache__" or part.startswith(".") for part in parts)
+            if path.is_file() and not hidden:
+                files.setdefault("/".join((package, *parts)), path)
+    if not files:
+        raise SettingError(
+            f"package {package}, which a mix takes a mixer from, is in no folder that can be "
+            "copied for the runs; install it unpacked, or put it in the folder of the command."
+        )
+    return files
 
 
 def _put(content: bytes, source: Path, target: Path) -> None:

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 # `python sweeps/run.py` puts only sweeps/ on the path.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+# A mixer's package may be in the folder of the command; last, so that it hides nothing.
+sys.path.append("")
 # Hydra's own report of an error is several lines and exit code 1; ours is a sentence and 2.
 os.environ.setdefault("HYDRA_FULL_ERROR", "1")
 

@@ -21,7 +21,7 @@ from sweeps import cluster as clusters
 from sweeps import slurm, state
 from sweeps.arrays import arrays, time_of
 from sweeps.cluster import Shape, Slurm
-from sweeps.freeze import freeze
+from sweeps.freeze import freeze, packages_of
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def to_slurm(
             return Claim([], alive)
         submitted: dict[str, str] = {}
         with _all_or_nothing(todo) as made:
-            frozen = {sweep: code or _freeze(sweep, made) for sweep in _sweeps(todo)}
+            frozen = {sweep: code or _freeze(sweep, todo, made) for sweep in _sweeps(todo)}
             runs = [_as_planned(request, cluster) for request in todo]
             planned = arrays(runs, at_once, slurm.elements())
             members = [[todo[number] for number in array.members] for array in planned]
@@ -120,7 +120,7 @@ def to_this_machine(
             with _all_or_nothing(todo) as made:
                 for sweep in _sweeps(todo):
                     job = _job(sweep, made)
-                    frozen = code or _freeze(sweep, made)
+                    frozen = code or _freeze(sweep, todo, made)
                     locks.enter_context(state.held(state.driver_lock(sweep, job)))
                     for request in todo:
                         if request.sweep == sweep:
@@ -234,11 +234,12 @@ def _link(file: Path, beside: Path) -> None:
         shutil.copyfile(file, beside)
 
 
-def _freeze(sweep: Path, made: _Made) -> Path:
+def _freeze(sweep: Path, requests: Sequence[Request], made: _Made) -> Path:
     folder = state.machinery(sweep) / "code"
     made.folder(folder)
     there = set(folder.iterdir())
-    frozen = freeze(folder)
+    specs = [request.spec for request in requests if request.sweep == sweep]
+    frozen = freeze(folder, packages_of(specs))
     if frozen not in there:
         made.folders.append(frozen)
     return frozen

@@ -13,6 +13,7 @@ python sweeps/run.py [-m] GROUP=OPTION[,OPTION…] KEY=VALUE[,VALUE…]
   plan=true     show runs, N, tokens, FLOPs and hours, start nothing
   cluster=…     where: local, slurm, or your own conf/cluster/mine.yaml (docs/cluster.md)
   --cfg job     print every setting with its value
+  --config-dir  a folder of files of your own, like FOLDER/mix/NAME.yaml, before those of conf/
 
 The same command again skips what is done, attaches to what is alive and resumes what stopped.
 Ctrl-C asks local runs to save and stop, and detaches from a cluster; twice kills or cancels.

@@ -11,9 +11,8 @@ from importlib import import_module
 from models.errors import SettingError
 from models.mixer import Mixer
 
-MIXERS: dict[str, Mixer] = {
-    name: import_module(f"{__name__}.{name}").MIXER for name in ("attn", "gdn", "mamba2")
-}
+NAMES = ("attn", "gdn", "mamba2")
+MIXERS: dict[str, Mixer] = {name: import_module(f"{__name__}.{name}").MIXER for name in NAMES}
 
 
 def lookup(mixer: str) -> Mixer:
@@ -28,11 +27,14 @@ def lookup(mixer: str) -> Mixer:
         raise SettingError(f"mixer={mixer} is not known; {valid}.")
     try:
         record = getattr(import_module(mixer), "MIXER", None)
-    except ImportError as error:
+    except Exception as error:  # whatever the package's own code raises
+        problem = " ".join(str(error).split())
+        if not isinstance(error, ImportError):
+            problem = f"{type(error).__name__}: {problem}"
         raise SettingError(
-            f"mixer={mixer} cannot be imported ({error}); give a module that Python finds from "
-            "here, such as a package beside the folder you are in, or installed."
-        ) from None
+            f"mixer={mixer} cannot be imported ({problem}); {valid}, in the folder of the "
+            "command, on PYTHONPATH or installed."
+        ) from error
     if not isinstance(record, Mixer):
         raise SettingError(f"mixer={mixer} holds no MIXER, a models.mixer.Mixer; {valid}.")
     return record

@@ -58,7 +58,7 @@ def cannot_run(operator: Operator, backend: str, device: torch.device) -> str:
     except ImportError as error:
         return f"fla does not import here ({error}; pip install -c constraints.txt -e '.[gpu]')"
     except Exception as error:  # a driver or version it cannot work with
-        return f"fla does not import here ({_first_line(error)})"
+        return f"fla does not import here ({first_line(error)})"
     return ""
 
 
@@ -87,7 +87,7 @@ def examine(operator: Operator, backend: str, device: torch.device, dtype: torch
                     worst = errors.get(tensor, 0.0)
                     errors[tensor] = worst if error <= worst else error  # a nan is worse than all
         except Exception as raised:  # whatever a kernel raises is what this function reports
-            errors, problem = {}, f"{backend} raises {_first_line(raised)}"
+            errors, problem = {}, f"{backend} raises {first_line(raised)}"
     output = operator.tensors[0]
     for tensor, error in errors.items():
         allowed = (FORWARD if tensor == output else BACKWARD)[dtype]
@@ -139,7 +139,8 @@ def _errors(
     }
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Type and first line of an error, for one line of a report."""
     lines = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {lines[0]}"
 

@@ -34,7 +34,7 @@ def edit(sweep: SweepWriter, mix: str, file: str, *keys: str, value: object) -> 
 
 def named_by_its_spec(run: RunDirectory) -> None:
     """Another spec is another run."""
-    moved = RunDirectory(run.path.rename(run.path.with_name(run_name(run.read_spec()))))
+    moved = RunDirectory(run.path.rename(run.path.with_name(run_name(run.spec_as_written()))))
     moved.write_manifest(moved.read_manifest() | {"run": moved.name})
 
 

@@ -132,7 +132,7 @@ IMPOSSIBLE = {
         "mix.swa_windw is not a setting; nearest of those that are: mix.swa_window"),
     "kind's mixer": (
         {"mix.kinds": {"own": {"mixer": "nobodys.mixer"}}},
-        "mixer=nobodys.mixer cannot be imported .*give a module that Python finds"),
+        "mixer=nobodys.mixer cannot be imported .*in the folder of the command"),
     "rule": (
         {"protocol.gdn_key_multiple": 0}, "protocol.gdn_key_multiple=0 must be at least 1"),
     "rule of no layer here": (

@@ -202,8 +202,14 @@ def test_a_mixer_of_ones_own_stands_under_its_dotted_path():
 
 
 WRONG_MIXER = {
-    "no such module": ("my_mixers.rwkv", "mixer=my_mixers.rwkv cannot be imported .*give a module"),
-    "no such package": ("nobodys.rwkv", "mixer=nobodys.rwkv cannot be imported .*give a module"),
+    "no such module": (
+        "my_mixers.rwkv",
+        "mixer=my_mixers.rwkv cannot be imported .*in the fold",
+    ),
+    "no such package": (
+        "nobodys.rwkv",
+        "mixer=nobodys.rwkv cannot be imported .*in the fold",
+    ),
     "no record": ("my_mixers.empty", "mixer=my_mixers.empty holds no MIXER, a models.mixer.Mixer"),
     "another record": ("my_mixers.other", "mixer=my_mixers.other holds no MIXER"),
     "relative": (".still", "mixer=.still is not known; valid: attn"),

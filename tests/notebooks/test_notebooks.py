@@ -46,7 +46,13 @@ SHOWS = {
     "3_olmo_hybrid.ipynb": ("41.0", "1.89", "0.67  4.02        True"),
     "4_token_savings.ipynb": ("token savings [95 %]", "Confounds of gdn3_attn1", "image/png"),
     "5_planning.ipynb": ("370993664", "gpu_hours", "image/png"),
-    "6_adding_a_mixer.ipynb": ("mlp_hidden 132 → 104", "class Retention"),
+    "6_adding_a_mixer.ipynb": (
+        "mlp_hidden 132 → 104",
+        "class Retention",
+        "right  decoding in pieces is one pass",
+        "norm placement: my_retention 0 of 4 → 3 of 4",
+        "memory: my_retention",
+    ),  # fmt: skip
 }
 
 

@@ -163,7 +163,7 @@ def stopped(run):
 def undisturbed(run, tmp_path):
     """points.jsonl of the same run, trained here in one go."""
     alone = RunDirectory(tmp_path / "undisturbed" / run.name)
-    alone.write_spec(run.read_spec())
+    alone.write_spec(run.spec_as_written())
     assert train(alone, load(run.read_spec()), stop=lambda: False, say=lambda _: None) == "done"
     return (alone.path / "points.jsonl").read_bytes()
 

@@ -128,7 +128,8 @@ def coefficients(
                             mew=0.8, clip_on=False, ls="",
                         )  # fmt: skip
                 axes.plot(
-                    shown["value"], height, look.marker, ms=4.5, mec=look.colour, mew=0.8,
+                    shown["value"], height, ls="", marker=look.marker, ms=4.5,
+                    mec=look.colour, mew=0.8,
                     mfc=look.colour if ours else "white",
                 )  # fmt: skip
             axes.set_title(NAMES[name])

@@ -62,7 +62,15 @@ def _loss_against(x: str, points: pd.DataFrame, fit: Fit | None, note: str, widt
             look = style[str(mix)]
             mean = own.groupby("D", as_index=False)[["C", "loss"]].mean()
             axes.plot(own[x], own["loss"], zorder=3, **hollow(look))
-            axes.plot(mean[x], mean["loss"], look.marker, ms=2.2, color=look.colour, zorder=4)
+            axes.plot(
+                mean[x],
+                mean["loss"],
+                ls="",
+                marker=look.marker,
+                ms=2.2,
+                color=look.colour,
+                zorder=4,
+            )
             cross_out(axes, own, x, "loss")
             curve = mean
             if fit is not None and mix in fit.mixes:

@@ -180,7 +180,14 @@ def _draw_published(
         look = style[one["mix"]]
         axes.vlines(one["N"], one["low"], one["high"], color=look.colour, lw=0.7, ls=(0, (1, 1.5)))
         axes.plot(
-            one["N"], one["value"], look.marker, ms=5.5, mfc="white", mec=look.colour, zorder=6
+            one["N"],
+            one["value"],
+            ls="",
+            marker=look.marker,
+            ms=5.5,
+            mfc="white",
+            mec=look.colour,
+            zorder=6,
         )
     high = max(axes.get_xlim()[1], own["N"].max() * 1.3)
     axes.set_xlim(axes.get_xlim()[0], high)
@@ -231,7 +238,8 @@ def _draw_fit_free(axes: Axes, free: pd.DataFrame, style: dict[str, Look]) -> pd
         axes.plot(
             seeds["N"],
             seeds["value"],
-            look.marker,
+            ls="",
+            marker=look.marker,
             ms=3,
             mfc="none",
             mec=look.colour,
@@ -242,7 +250,8 @@ def _draw_fit_free(axes: Axes, free: pd.DataFrame, style: dict[str, Look]) -> pd
         axes.plot(
             mean["N"],
             mean["value"],
-            look.marker,
+            ls="",
+            marker=look.marker,
             ms=5,
             color=look.colour,
             mec="white",

@@ -68,7 +68,8 @@ class Look:
     """How one mix is drawn."""
 
     colour: str
-    marker: str
+    marker: Any
+    """As matplotlib has it: a letter, or (points, 1 for a star, degrees)."""
     dashes: tuple[float, ...]
 
     @property
@@ -92,16 +93,18 @@ LOOKS = {
     "gdn_nogate": Look("#332288", "d", (6, 1, 1, 1, 1, 1)),
     "gdn_poseig": Look("#6699CC", "*", (3, 3)),
     "gdn_poseig_nogate": Look("#AA4466", "8", (9, 3, 3, 3)),
+    "transformer_prenorm": Look("#777777", "H", (2, 4)),
+    "gdn3_attn1_prenorm": Look("#E8A07A", (4, 1, 0), (8, 2, 1, 2)),
 }
 # For mixes without a look of their own.
 SPARE = (
-    Look("#D55E00", "H", (2, 4)),
-    Look("#0072B2", "1", (8, 2, 1, 2)),
-    Look("#009E73", "2", (1, 2, 4, 2)),
-    Look("#CC79A7", "3", (12, 2)),
-    Look("#E69F00", "4", (2, 2, 6, 2)),
-    Look("#56B4E9", "+", (1, 1, 1, 4)),
-    Look("#7A5C00", "x", (10, 4, 2, 4)),
+    Look("#0072B2", (3, 1, 0), (6, 4, 1, 4)),
+    Look("#009E73", (4, 1, 45), (1, 2, 4, 2)),
+    Look("#CC79A7", (6, 1, 0), (12, 2)),
+    Look("#E69F00", (7, 0, 0), (2, 2, 6, 2)),
+    Look("#56B4E9", (8, 1, 0), (1, 1, 1, 4)),
+    Look("#7A5C00", (3, 0, 90), (10, 4, 2, 4)),
+    Look("#D55E00", (10, 1, 0), (3, 2, 1, 2, 1, 2)),
 )
 
 
