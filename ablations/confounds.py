@@ -136,12 +136,19 @@ def _norms(pairs: Sequence[Pair]) -> Confound | None:
     """Where the norms stand is each mixer's own, unless a mix says otherwise."""
     sizes, off, told = [], [], None
     for ours, theirs in pairs:
-        kinds = [run.layers for run in (ours, theirs)]
+        kinds = [
+            [kind for kind in run.layers if kind.get("mixer") != MLP] for run in (ours, theirs)
+        ]
         if not all(kinds):
             continue
         before = [sum(kind.get("norm") == INPUTS for kind in layers) for layers in kinds]
         shares = [n / len(layers) for n, layers in zip(before, kinds, strict=True)]
-        if shares[0] != shares[1]:
+        places_of = [{kind.get("mixer"): kind.get("norm") for kind in layers} for layers in kinds]
+        moved = any(
+            places_of[0][mixer] != places_of[1][mixer]
+            for mixer in places_of[0].keys() & places_of[1].keys()
+        )
+        if shares[0] != shares[1] or moved:
             sizes.append(ours.size)
             off.append(shares[1] - shares[0])
             told = [f"{n} of {len(layers)}" for n, layers in zip(before, kinds, strict=True)]
@@ -152,8 +159,8 @@ def _norms(pairs: Sequence[Pair]) -> Confound | None:
         "norm placement", ours.mix, theirs.mix, tuple(sizes), tuple(off), " → ".join(told),
         f"layers with norms before the sublayers, not behind: {' → '.join(told)} at size "
         f"{sizes[-1]}",
-        "comes with the recurrent layers, as published; a run of the baseline with mix.norm=inputs "
-        "takes the two apart",
+        "set by a mix" if any(run.get("mix.norm") for run in pairs[0])
+        else "comes with the mixers, as published; against mix=transformer_prenorm it is gone",
     )  # fmt: skip
 
 

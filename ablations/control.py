@@ -140,8 +140,8 @@ def _differing(runs: Runs, allowed: Sequence[str], only: Sequence[str] = ()) -> 
             continue
         holders: dict[str, str] = {}
         for name, spec in runs.items():
-            if field not in spec and field.startswith("protocol."):
-                continue  # a rule of a mixer that this run does not have
+            if field not in spec and field.startswith(("mix.", "protocol.")):
+                continue  # of a mixer that this run does not have
             holders.setdefault(str(spec.get(field, "absent")), name)
         if len(holders) > 1:
             (a, run_a), (b, run_b) = list(holders.items())[:2]

@@ -19,7 +19,6 @@ from ablations import provenance
 from ablations.distributed import World
 from ablations.spec import RunSpec
 from models.errors import SettingError
-from models.mixers import MIXERS
 from models.ops import backend
 from models.ops.operator import operators_of
 
@@ -81,11 +80,11 @@ def choose_hardware(spec: RunSpec, world: World, say: Callable[[str], None]) -> 
 
 def choose_operators(spec: RunSpec, hardware: Hardware) -> backend.Choice | None:
     """The recurrent operators' backends, held against the definition; None where there are none."""
-    if not operators_of(spec.model.mixers):
+    operators = operators_of(spec.model.mixers)
+    if not operators:
         return None
     dtype = torch.float32 if hardware.precision == "fp32" else torch.bfloat16
     wanted = spec.resources.backend
-    operators = operators_of([*MIXERS, *spec.model.mixers])
     return backend.choose(hardware.device, wanted, dtype, operators)
 
 

@@ -37,6 +37,7 @@ def build_optimizers(
             and name.startswith("blocks.")
             and role == "weight"
             and parameter.dim() == 2
+            and name not in exempt
         ):
             matrices.append(parameter)
         elif name.startswith("embedding.") or name in exempt:

@@ -122,13 +122,6 @@ class RunDirectory:
             else:
                 yield True
 
-    def is_locked(self) -> bool:
-        """Whether a process trains this run now."""
-        if not (self.path / ".lock").is_file():
-            return False
-        with self.lock() as free:
-            return not free
-
     def write_spec(self, spec: dict[str, Any]) -> None:
         self.write("spec.yaml", yaml.safe_dump(spec, sort_keys=False))
 
@@ -312,16 +305,21 @@ def directory_of(runs: Path, spec: RunSpec) -> RunDirectory:
     named by a rule of its own; the folder need not exist."""
     sweep, name = runs / spec.sweep, spec.run_name
     stem = name.rpartition("-")[0]
+    earlier: list[RunDirectory] = []
     if not (sweep / name).exists() and sweep.is_dir():
         for folder in sorted(sweep.glob(f"{glob.escape(stem)}-*")):
-            if RUN_NAME.fullmatch(folder.name) and _name_today(folder) == name:
-                return RunDirectory(folder)
-    return RunDirectory(sweep / name)
+            run = RunDirectory(folder)
+            if RUN_NAME.fullmatch(folder.name) and _name_today(run) == name:
+                earlier.append(run)
+    # Of several that are one today, one that is done.
+    earlier.sort(key=lambda run: run.state != "done")
+    return earlier[0] if earlier else RunDirectory(sweep / name)
 
 
-def _name_today(folder: Path) -> str:
+def _name_today(run: RunDirectory) -> str:
+    """The name that a run would be given today; empty where its spec is none of its own."""
     try:
-        return current_name(RunDirectory(folder).spec_as_written())
+        return "" if run.spec_problem() else current_name(run.spec_as_written())
     except (OSError, DamagedRecord):
         return ""
 

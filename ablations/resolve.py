@@ -28,7 +28,7 @@ from ablations.spec import (
 from models.environment import expand
 from models.errors import SettingError, not_ascii, one_of
 from models.matching import match
-from models.mix import Geometry, Mix, check_rules_of
+from models.mix import Geometry, Mix, check_rules_of, readable_settings
 from models.settings import from_dict
 
 NAME = re.compile(r"[A-Za-z0-9_.]+")
@@ -130,6 +130,29 @@ def resolve(settings: dict[str, Any], *, plan_only: bool = False) -> RunSpec:
     if not plan_only and (problem := too_many_epochs(spec)):
         raise SettingError(problem)
     return spec
+
+
+def each_its_own(settings: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The settings of every run of a sweep, less those that only mixers of other runs read.
+
+    On the command line `mix.<kind>_<option>` and `protocol.<mixer>_<rule>` are set for all runs.
+    """
+    known: dict[str, set[str]] = {"mix": set(), "protocol": set()}
+    own: list[dict[str, set[str]]] = []
+    for one in settings:
+        options, rules = readable_settings(one.get("mix", {}))
+        own.append({"mix": options, "protocol": rules})
+        known["mix"] |= options
+        known["protocol"] |= rules
+    return [
+        {
+            group: {k: v for k, v in values.items() if k in mine[group] or k not in known[group]}
+            if group in mine and isinstance(values, dict)
+            else values
+            for group, values in one.items()
+        }
+        for one, mine in zip(settings, own, strict=True)
+    ]
 
 
 def _check_choices(

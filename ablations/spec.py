@@ -9,7 +9,7 @@ default they are no part of an identity.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ablations.evaluate.budget import EvaluationSettings
@@ -19,7 +19,7 @@ from ablations.versions import READ, VERSION, identity, upgraded
 from models.config import Blueprint, ModelConfig
 from models.cost import Counts, count
 from models.errors import SettingError
-from models.mix import Mix
+from models.mix import Mix, check_rules_of
 from models.plain import model_from_plain
 from models.settings import from_dict, open_field, split_defaults, to_dict
 
@@ -227,7 +227,11 @@ def load(content: Mapping[str, Any]) -> RunSpec:
     content = upgraded(content)
     del content["version"]
     content["model"] = model_from_plain(content.get("model"), "spec.model")
-    return from_dict(RunSpec, content, "spec")
+    spec = from_dict(RunSpec, content, "spec")
+    # Options and rules that came later, at their defaults.
+    mix = spec.mix.reads()
+    rules = check_rules_of(spec.protocol.options, mix.mixers())
+    return replace(spec, mix=mix, protocol=replace(spec.protocol, options=rules))
 
 
 def too_many_epochs(spec: RunSpec) -> str:

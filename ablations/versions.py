@@ -18,10 +18,9 @@ from typing import Any
 
 from models.errors import SettingError
 from models.mix import Mix, check_rules_of
-from models.plain import model_of_version_2
+from models.plain import VERSION, check_version, model_from_version_1
 from models.settings import from_dict, merge, to_dict
 
-VERSION = 2
 READ = ("model", "recipe", "train", "data")
 """Groups of a spec that training reads."""
 
@@ -51,12 +50,7 @@ def upgraded(spec: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises SettingError for a spec of a later version, or one whose settings no version has.
     """
-    version = spec.get("version", 1)
-    if not isinstance(version, int) or not 1 <= version <= VERSION:
-        raise SettingError(
-            f"spec.yaml is of version {version!r:.20}, and this code reads 1 to {VERSION}; use the "
-            "code that wrote it, or a later one."
-        )
+    version = check_version(spec)
     apart = ("version", "defaults", "folder")
     content = {key: value for key, value in spec.items() if key not in apart}
     if version == 1:
@@ -69,7 +63,7 @@ def _from_version_1(content: dict[str, Any]) -> dict[str, Any]:
     model, mix, protocol = (content.get(group) for group in ("model", "mix", "protocol"))
     if isinstance(model, Mapping):
         with contextlib.suppress(SettingError):
-            content["model"] = dict(model_of_version_2(model, "spec.yaml's model"))
+            content["model"] = dict(model_from_version_1(model, "spec.yaml's model"))
     if not isinstance(mix, Mapping) or "pattern" not in mix:
         return content
     mix = dict(mix)

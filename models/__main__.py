@@ -210,7 +210,7 @@ def _counts(
 
 
 def _transformer_first(mix: Mix) -> tuple[bool, str]:
-    return dataclasses.replace(mix.reads(), name=TRANSFORMER.name) != TRANSFORMER, mix.name
+    return dataclasses.replace(mix.reads(), name=TRANSFORMER.name) != TRANSFORMER.reads(), mix.name
 
 
 def _parse(
@@ -222,7 +222,8 @@ def _parse(
     overrides: dict[str, dict[str, Any]] = {group: {} for group in GROUPS}
     rest = iter(arguments)
     for argument in rest:
-        key, equals, text = argument.partition("=")
+        # As for a sweep, where a + adds what a file does not name.
+        key, equals, text = argument.lstrip("+").partition("=")
         group, dot, setting = key.partition(".")
         if key == "--format":
             style = text if equals else next(rest, "")

@@ -66,6 +66,8 @@ def match(
         raise ValueError("flops are matched at a context; give match() one")
     plain = build_config(mix, size, geometry, vocab_size)
     transformer = build_config(TRANSFORMER, size, geometry, vocab_size)
+    if context is not None:
+        _check_own_windows(mix, plain, context)
     N_target = parameters(transformer)[0]
 
     def measure(config: ModelConfig) -> float:
@@ -95,6 +97,8 @@ def match(
     else:
         config = _nearest_mlp(plain, residual, tolerance)
         moved = f"mlp_hidden {size.mlp_hidden} → {config.mlp_hidden}"
+        if config.mlp_hidden == size.mlp_hidden:
+            moved = "nothing"
         setting, other = f"mlp_hidden={config.mlp_hidden}", "a size with a wider MLP"
     left = residual(config)
     if abs(left) > tolerance:
@@ -124,6 +128,18 @@ def check_windows(geometry: Geometry, size: Blueprint, context: int) -> None:
             f"context={context} of size={size.name}; give windows of at most {context} tokens "
             f"([] for full attention), or a size with a context of at least {longest}."
         )
+
+
+def _check_own_windows(mix: Mix, config: ModelConfig, context: int) -> None:
+    """Raise SettingError where a mix sets a window longer than the context."""
+    for layer in range(config.n_layers):
+        windows = getattr(config.settings(layer), "windows", ()) or (0,) * config.n_layers
+        if windows[layer] > context:
+            kind = config.layers[layer]
+            raise SettingError(
+                f"mix.{kind}_window={windows[layer]} of mix={mix.name} is longer than the "
+                f"context={context}; give at most that, or 0 for full attention."
+            )
 
 
 def _nearest_mlp(

@@ -7,6 +7,7 @@ pattern, MLPs stand only where written and a layer is one sublayer, as in Megatr
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -25,7 +26,7 @@ from models.config import (
 from models.errors import SettingError, one_of
 from models.mixer import Mixer, Place
 from models.mixers import MIXERS, lookup
-from models.settings import from_dict, open_field, split_defaults, unknown
+from models.settings import from_dict, open_field, to_dict, unknown
 
 PLACEMENTS = ("interleaved", "middle")
 MLP_LETTER = "-"
@@ -62,10 +63,24 @@ def rule_names(mixers: Iterable[Mixer]) -> list[str]:
     return sorted({f"{m.name}_{rule}" for m in mixers for rule in _names(m.rules)})
 
 
+def readable_settings(mix: Mapping[str, Any]) -> tuple[set[str], set[str]]:
+    """(what a mix's file may hold as options, what a protocol may hold as rules) of its mixers.
+
+    mix: as composed. Nothing is refused here: what is wrong with a kind, `Mix` says.
+    """
+    records = dict(MIXERS)
+    kinds = mix.get("kinds")
+    for kind, content in kinds.items() if isinstance(kinds, Mapping) else ():
+        with contextlib.suppress(SettingError, TypeError, AttributeError):
+            records[kind] = lookup(content.get("mixer"))
+    options = {f"{kind}_{n}" for kind, record in records.items() for n in _names(record.options)}
+    return options, set(rule_names(records.values()))
+
+
 def check_rules_of(
     options: Mapping[str, Any], mixers: Iterable[Mixer], valid: Iterable[str] = ()
 ) -> dict[str, Any]:
-    """The rules among `options` that these mixers read.
+    """All rules that these mixers read, as `options` set them or at their defaults.
 
     valid: the protocol's own settings, to name in an error. Raises SettingError for a rule that
     is neither theirs nor of a mixer that comes with the project, or cannot be what it is set to.
@@ -77,8 +92,11 @@ def check_rules_of(
             raise unknown(key, (*valid, *known), "protocol")
     for record in records.values():
         Geometry(options=options).rules(record)
-    read = rule_names(mixers)
-    return {key: value for key, value in options.items() if key in read}
+    return {
+        f"{mixer.name}_{rule}": value
+        for mixer in mixers
+        for rule, value in to_dict(Geometry(options=options).rules(mixer)).items()
+    }
 
 
 @dataclass(frozen=True)
@@ -101,7 +119,7 @@ class Geometry:
             raise SettingError(f"protocol.rope_theta={self.rope_theta:g} must be above 0.")
 
     def rules(self, mixer: Mixer) -> Any:
-        """A mixer's rules, those that are not set at their defaults."""
+        """A mixer's rules, at their defaults where they are not set."""
         values = _under(f"{mixer.name}_", _names(mixer.rules), self.options)
         return _filled(mixer.rules, values, f"protocol.{mixer.name}")
 
@@ -161,6 +179,16 @@ class Mix:
                 f"mix.placement=middle has no place for MLPs of their own ({MLP_LETTER}) in "
                 f"mix.pattern of {self.name}; write the pattern out."
             )
+        if self.last not in (None, MLP) and MLP in self.pattern:
+            raise SettingError(
+                f"mix.last={self.last} would take the place of an MLP of its own ({MLP_LETTER}) in "
+                f"mix.pattern of {self.name}; write the pattern out to its end."
+            )
+        if self.placement == "middle" and all(known[k].attends for k in self.pattern):
+            raise SettingError(
+                f"mix.placement=middle needs other layers than attention in "
+                f"mix.pattern={list(self.pattern)}."
+            )
         if self.placement == "middle" and not any(known[k].attends for k in self._mixers()):
             attention = ", ".join(kind for kind, record in known.items() if record.attends)
             raise SettingError(
@@ -175,6 +203,13 @@ class Mix:
                 raise unknown(key, (*_names(Mix), *sorted(options)), "mix")
         for kind, record in known.items():
             self._options(kind, record)
+        named = dict(MIXERS)
+        for kind, record in known.items():
+            if named.setdefault(record.name, record) is not record:
+                raise SettingError(
+                    f"mix.kinds.{kind}.mixer={self.path(kind)} has the name {record.name}, and so "
+                    "has another mixer; give its MIXER a name of its own."
+                )
 
     def mixer(self, kind: str) -> Mixer:
         """The mixer that layers of a kind have."""
@@ -211,15 +246,16 @@ class Mix:
         return tuple(layers)
 
     def reads(self) -> Mix:
-        """The mix less what makes no difference to it: kinds that are not in its pattern, their
-        options, and options at their defaults."""
-        options = {
-            f"{kind}_{name}": value
-            for kind in self._mixers()
-            for name, value in split_defaults(self.options_of(kind))[0].items()
-            if f"{kind}_{name}" in self.options
-        }
-        kinds = {kind: self.kinds[kind] for kind in self._mixers() if kind in self.kinds}
+        """The mix with all that it reads written out, and no more: the options of kinds in its
+        pattern, set or not, in one place and without letters."""
+        options: dict[str, Any] = {}
+        kinds: dict[str, Any] = {}
+        for kind in self._mixers():
+            values = to_dict(self.options_of(kind))
+            if kind in self.kinds:
+                kinds[kind] = {"mixer": self.path(kind), **values}
+            else:
+                options |= {f"{kind}_{name}": value for name, value in values.items()}
         return replace(self, kinds=kinds, options=options)
 
     def _mixers(self) -> list[str]:
@@ -228,7 +264,9 @@ class Mix:
 
     def path(self, kind: str) -> str:
         """The name or dotted path of a kind's mixer."""
-        return self.kinds[kind]["mixer"] if kind in self.kinds else kind
+        path: str = self.kinds[kind]["mixer"] if kind in self.kinds else kind
+        own = path.removeprefix("models.mixers.")
+        return own if own in MIXERS else path
 
     def _known_kinds(self) -> dict[str, Mixer]:
         known = dict(MIXERS)
@@ -244,7 +282,7 @@ class Mix:
                     f"mix.kinds.{kind} must be a name of its own, of letters, digits and "
                     f"underscores; {', '.join((*MIXERS, MLP))} stand for themselves."
                 )
-            known[kind] = lookup(content["mixer"])
+            known[kind] = lookup(self.path(kind))
         return known
 
     def _letters(self) -> dict[str, str]:
@@ -309,10 +347,8 @@ def build_config(
     size: Blueprint,
     geometry: Geometry,
     vocab_size: int,
-    *,
-    mlp_hidden: int | None = None,
 ) -> ModelConfig:
-    """Fill a blueprint with a mix. `mlp_hidden` overrides the blueprint's, as matching does."""
+    """Fill a blueprint with a mix."""
     layers = mix.layers(size.n_layers)
     mixers = [i for i, kind in enumerate(layers) if kind != MLP]
     kinds = {}
@@ -334,13 +370,14 @@ def build_config(
             settings = record.settings(options, rules, place)
         except SettingError as error:
             raise _behind(f"mix.{kind}_", error) from None
+        # As it comes back from a record: a width worked out as 24.0 is 24 there.
+        settings = from_dict(record.saved, to_dict(settings), f"saved of mixer {record.name}")
         kinds[kind] = LayerKind(mix.path(kind), mix.norm or record.norm, settings)
-    width = size.mlp_hidden if mlp_hidden is None else mlp_hidden
     return ModelConfig(
         vocab_size=vocab_size,
         d_model=size.d_model,
         n_heads=size.n_heads,
-        mlp_hidden=0 if mix.mlp == "none" else width,
+        mlp_hidden=0 if mix.mlp == "none" else size.mlp_hidden,
         layers=layers,
         kinds=kinds,
         init=size.init,

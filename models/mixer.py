@@ -104,6 +104,14 @@ def at_least(least: float, **values: float) -> None:
             raise SettingError(f"{name}={value} must be at least {least}.")
 
 
+def not_positive(settings: Any, *names: str) -> str:
+    """`NAME=VALUE cannot be used; …` of the first of these numbers that is not above 0."""
+    for name in names:
+        if (value := getattr(settings, name)) is not None and value <= 0:
+            return f"{name}={value} cannot be used; valid: a number above 0."
+    return ""
+
+
 def attribute(path: str) -> Any:
     """What a `module:attribute` names.
 

@@ -15,8 +15,10 @@ from typing import Any
 from models.config import INITS, MLP, MLPS, NORMS, LayerKind, ModelConfig
 from models.errors import SettingError
 from models.mixers import lookup
-from models.settings import from_dict
+from models.settings import from_dict, merge
 
+VERSION = 2
+"""Of the layout of a spec: ablations/versions.py has what each said."""
 # Far above any model's, so that a number out of a broken file neither overflows nor takes hours.
 LARGEST, MOST_LAYERS = 1 << 24, 4096
 
@@ -28,7 +30,7 @@ def model_from_plain(values: Any, where: str) -> ModelConfig:
     """
     if not isinstance(values, Mapping):
         raise SettingError(f"{where} is not a group of settings.")
-    values = model_of_version_2(values, where)
+    values = model_from_version_1(values, where)
     fields = {field.name: field for field in dataclasses.fields(ModelConfig)}
     optional = {n for n, f in fields.items() if f.default is not dataclasses.MISSING}
     for word, names in (
@@ -54,6 +56,26 @@ def model_from_plain(values: Any, where: str) -> ModelConfig:
             raise _refuse(where, f"kinds.{name}.mixer", kind.mixer, f"{MLP} for {MLP} alone")
     config = ModelConfig(**{**values, "kinds": built, "layers": tuple(layers)})
     return checked(config, where)
+
+
+def model_of_spec(spec: Mapping[str, Any]) -> Any:
+    """The model of a run's spec, with fields at their defaults, which a spec lists apart.
+
+    Raises SettingError for a spec of a later version.
+    """
+    check_version(spec)
+    return merge(spec["model"], (spec.get("defaults") or {}).get("model", {}))
+
+
+def check_version(spec: Mapping[str, Any]) -> int:
+    """The version of a spec's layout. Raises SettingError for one that this code does not know."""
+    version = spec.get("version", 1)
+    if not isinstance(version, int) or not 1 <= version <= VERSION:
+        raise SettingError(
+            f"spec.yaml is of version {version!r:.20}, and this code reads 1 to {VERSION}; use the "
+            "code that wrote it, or a later one."
+        )
+    return version
 
 
 def _kind(content: Any, where: str) -> LayerKind:
@@ -87,20 +109,28 @@ def checked(config: ModelConfig, where: str) -> ModelConfig:
 
 
 def _check_numbers(settings: Any, where: str) -> None:
-    """Every number of a mixer's settings in a range that some model could have."""
+    """Every number of a mixer's settings finite and no larger than any model's; what else it may
+    be is the mixer's to say."""
     hints = typing.get_type_hints(type(settings))
     for field in dataclasses.fields(settings):
         value, hint = getattr(settings, field.name), hints[field.name]
         what = f"{where}'s {field.name}"
         if value is None:
             continue
-        if hint is int:
-            whole_number(value, what)
-        elif hint in (float, float | None):
-            positive(value, what)
+        if hint in (int, float, float | None):
+            _number(value, what, hint is int)
         elif hint == tuple[int, ...]:
             for item in value:
-                whole_number(item, what, least=0)
+                _number(item, what, whole=True)
+
+
+def _number(value: Any, what: str, whole: bool) -> None:
+    kind = "whole number" if whole else "finite number"
+    right = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+    if not right or not abs(value) <= LARGEST:
+        raise SettingError(
+            f"{what}={shortened(value)} cannot be used; valid: a {kind} up to {LARGEST}."
+        )
 
 
 def whole_number(value: Any, what: str, most: int = LARGEST, least: int = 1) -> int:
@@ -135,7 +165,7 @@ def _refuse(where: str, name: str, value: Any, valid: str) -> SettingError:
 NORMS_OF_VERSION_1 = {"attn": "outputs", "gdn": "inputs", "mamba2": "inputs"}
 
 
-def model_of_version_2(values: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+def model_from_version_1(values: Mapping[str, Any], where: str) -> Mapping[str, Any]:
     """A model as it is written now, from one with the settings of all mixers side by side."""
     if "kinds" in values or "layers" not in values:
         return values

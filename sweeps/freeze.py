@@ -21,6 +21,8 @@ from ablations import provenance
 from ablations.records import project_root
 from models.errors import SettingError
 
+LARGEST_PACKAGE = 100_000_000
+DEEPEST = 32
 FROZEN = ("models", "ablations", "sweeps", "conf")
 SOURCE = (
     *(".py", ".yaml", ".json", ".toml", ".txt", ".md"),
@@ -36,7 +38,8 @@ def freeze(into: Path, packages: Iterable[str] = ()) -> Path:
     the folder cannot be written, and SettingError where a package has no folder to copy.
     """
     root = project_root()
-    sources = {name: root / name for name in _files(root)}
+    own = {name: root / name for name in _files(root)}
+    sources = dict(own)
     for package in packages:
         sources |= _files_of(package)
     # Read once, so that what is hashed is what is kept, though somebody edits meanwhile.
@@ -50,7 +53,8 @@ def freeze(into: Path, packages: Iterable[str] = ()) -> Path:
     building = into / f"{frozen.name}.{os.getpid()}.tmp"
     try:
         for name, content in files.items():
-            _put(content, sources[name], building / name)
+            # Of a package nobody knows what is written in place.
+            _put(content, sources[name], building / name, link=name in own)
         code, diff = provenance.code(root)
         (building / provenance.RECORD).write_text(json.dumps(code) + "\n", encoding="utf-8")
         (building / provenance.DIFF).write_text(diff, encoding="utf-8")
@@ -105,23 +109,40 @@ def _files_of(package: str) -> dict[str, Path]:
     folders = [Path(folder) for folder in (spec and spec.submodule_search_locations) or ()]
     files: dict[str, Path] = {}
     for folder in folders:
-        for path in folder.rglob("*"):
-            parts = path.relative_to(folder).parts
-            hidden = any(part == "__pycache__" or part.startswith(".") for part in parts)
-            if path.is_file() and not hidden:
-                files.setdefault("/".join((package, *parts)), path)
+        for place, below, names in os.walk(folder, followlinks=True):
+            below[:] = [name for name in below if not _is_hidden(name)]
+            parts = Path(place).relative_to(folder).parts
+            if len(parts) > DEEPEST:
+                raise SettingError(
+                    f"package {package}, which a mix takes a mixer from, has folders in folders "
+                    f"without end at {place}; remove the link that leads back."
+                )
+            for name in names:
+                path = Path(place, name)
+                if path.is_file() and not _is_hidden(name):
+                    files.setdefault("/".join((package, *parts, name)), path)
     if not files:
         raise SettingError(
             f"package {package}, which a mix takes a mixer from, is in no folder that can be "
             "copied for the runs; install it unpacked, or put it in the folder of the command."
         )
+    if (size := sum(path.stat().st_size for path in files.values())) > LARGEST_PACKAGE:
+        raise SettingError(
+            f"package {package}, which a mix takes a mixer from, is {size / 1e6:,.0f} MB, and a "
+            "sweep keeps a copy; move what is no code out of it, to at most "
+            f"{LARGEST_PACKAGE / 1e6:.0f} MB."
+        )
     return files
 
 
-def _put(content: bytes, source: Path, target: Path) -> None:
+def _is_hidden(name: str) -> bool:
+    return name == "__pycache__" or name.startswith(".")
+
+
+def _put(content: bytes, source: Path, target: Path, *, link: bool) -> None:
     """A copy of what people edit; of data, which is replaced and not edited, another link."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    if source.suffix not in SOURCE:
+    if link and source.suffix not in SOURCE:
         with contextlib.suppress(OSError):
             os.link(source.resolve(), target)
             return

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 
 LONGEST_NAME, LONGEST_PATH = 200, 3500
+OPEN = re.compile(r"(mix|protocol)\.\w+=")
 
 
 def main() -> int:
@@ -83,7 +85,7 @@ def _composed(arguments: list[str]) -> list[dict[str, Any]]:
 
     here = Path(__file__).resolve().parent  # what a relative --config-path begins at
     return compose_sweep(
-        given.overrides,
+        [_open(override) for override in given.overrides],
         several=given.multirun,
         conf=(here / given.config_path).resolve() if given.config_path else CONF,
         name=given.config_name or "config",
@@ -91,10 +93,16 @@ def _composed(arguments: list[str]) -> list[dict[str, Any]]:
     )
 
 
+def _open(override: str) -> str:
+    """A setting of a mix or a protocol that its file does not name needs no + before it: a
+    mixer's are not listed there, and what is none is refused with the nearest that are."""
+    return f"++{override}" if OPEN.match(override) else override
+
+
 def _sweep(composed: list[dict[str, Any]]) -> int:
     # Imported here: a mistyped name answers before numpy is loaded.
     from ablations.records import project_root
-    from ablations.resolve import resolve
+    from ablations.resolve import each_its_own, resolve
     from models.environment import expand
     from sweeps import view
     from sweeps.cluster import Slurm, check_ranks, parse
@@ -108,10 +116,10 @@ def _sweep(composed: list[dict[str, Any]]) -> int:
     cluster = parse(driver["cluster"])
     root = expand(driver["runs"], "runs")
     runs_root = project_root() / Path(root).expanduser()
-    settings = [of_the_run(c) for c in composed]
+    settings = each_its_own([of_the_run(c) for c in composed])
 
     specs = [resolve(s, plan_only=True) for s in settings]
-    kept = _each_once(specs, settings, console)
+    kept = _each_once(specs, console)
     specs, settings = [specs[i] for i in kept], [settings[i] for i in kept]
     _check_paths(specs, runs_root)
     _say_damaged(specs, runs_root, console)
@@ -238,21 +246,32 @@ def _check_machine(
     check_here(specs, plan.devices, gpus_of_this_machine()[1], runs_root)
 
 
-def _each_once(specs: list[RunSpec], settings: list[dict[str, Any]], console: Console) -> list[int]:
-    """Indexes of the runs, one of those that differ in nothing that they read.
+def _each_once(specs: list[RunSpec], console: Console) -> list[int]:
+    """Indexes of the runs, one of those that differ in nothing but rules they do not read.
 
-    Raises SettingError where the same settings are asked for twice.
+    Raises SettingError where one run is asked for twice, or with two values of what is no part of
+    its identity.
     """
+    from models.settings import flatten
+
     first: dict[tuple[str, str], int] = {}
     merged: dict[str, int] = {}
     for i, spec in enumerate(specs):
         key = (spec.sweep, spec.run_name)
         if key not in first:
             first[key] = i
-        elif settings[i] == settings[first[key]]:
+            continue
+        ours, again = flatten(specs[first[key]].plain()), flatten(spec.plain())
+        differing = [field for field in ours | again if ours.get(field) != again.get(field)]
+        if not differing:
             raise SettingError(f"run {spec.run_name} is asked for twice; name each value once.")
-        else:
-            merged[spec.run_name] = merged.get(spec.run_name, 1) + 1
+        unread = {"mix", "protocol", "size", "matched"}
+        if {field.partition(".")[0] for field in differing} - unread:
+            raise SettingError(
+                f"run {spec.run_name} is asked for with two values of {differing[0]}, which makes "
+                "no other run of it; give it one value, or take another sweep=NAME for the other."
+            )
+        merged[spec.run_name] = merged.get(spec.run_name, 1) + 1
     for name, count in merged.items():
         console.print(f"{name} stands for {count} runs: it reads nothing of what they differ in")
     return list(first.values())

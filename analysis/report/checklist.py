@@ -126,8 +126,12 @@ def _records(found: Findings) -> Iterator[tuple[str, str, str]]:
     if found.metrics["grad_norm"].notna().any():
         table = stability(found.metrics)
         worst, skipped = table["spike_percent"].max(), table["skipped_percent"].max()
+        question = "Was training stable (under 1 % of either)?"
         told = f"spikes up to {worst:.2f} % of logged steps, skipped up to {skipped:.2f} %"
-        yield "Was training stable (under 1 % of either)?", _verdict(max(worst, skipped) < 1), told
+        if math.isnan(worst):
+            yield question, UNKNOWN, "too few logged steps to tell a spike"
+        else:
+            yield question, _verdict(max(worst, skipped) < 1), told
     revisions = found.facts["revision"]
     clean = len(revisions) == 1 and not revisions[0].endswith(("with changes", "not recorded"))
     yield "One revision of the code, without changes?", _verdict(clean), ", ".join(revisions)

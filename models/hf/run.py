@@ -17,8 +17,8 @@ from torch import Tensor
 from models.checkpoint_files import read_model, steps
 from models.environment import expand
 from models.errors import SettingError, one_of
+from models.plain import model_of_spec
 from models.safe_yaml import parse_yaml
-from models.settings import merge
 from models.text import visible
 
 BYTES = "bytes"
@@ -34,9 +34,9 @@ def read_spec(run: Path) -> dict[str, Any]:
         spec = parse_yaml((run / "spec.yaml").read_text(encoding="utf-8"))
         _ = spec["model"], spec["recipe"]["context"], spec["data"]["name"]
         _ = (spec.get("corpus") or {}).get("name")
-        # Beside what differs from the defaults stand those that were in force.
-        defaults = (spec.get("defaults") or {}).get("model", {})
-        spec["model"] = merge(spec["model"], defaults)
+        spec["model"] = model_of_spec(spec)
+    except SettingError:
+        raise
     except (OSError, ValueError, yaml.YAMLError, RecursionError, LookupError, TypeError,
             AttributeError):  # fmt: skip
         raise SettingError(

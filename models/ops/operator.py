@@ -6,7 +6,6 @@ says where (`operators`). The preflight, the choice of a backend and the doctor 
 
 from __future__ import annotations
 
-import pkgutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from models import mixers
 from models.errors import SettingError
+from models.mixer import attribute
 
 Form = Callable[..., tuple[Tensor, Tensor | None]]
 """`form(*inputs, initial_state=None, output_final_state=False, cu_seqlens=None)` -> the output
@@ -58,11 +58,11 @@ def operators_of(names: Iterable[str] | None = None) -> dict[str, Operator]:
     for mixer in mixers.MIXERS if names is None else names:
         for path in mixers.lookup(mixer).operators:
             try:
-                operator = pkgutil.resolve_name(path)
-            except (ImportError, AttributeError, ValueError) as error:
+                operator = attribute(path)
+            except SettingError as error:
                 raise SettingError(
-                    f"mixer={mixer} names the operator {path}, which cannot be imported ({error}); "
-                    "valid: module:ATTRIBUTE."
+                    f"mixer={mixer} names the operator {path}, which cannot be imported "
+                    f"({error.__cause__}); valid: module:ATTRIBUTE."
                 ) from error
             if not isinstance(operator, Operator):
                 raise SettingError(

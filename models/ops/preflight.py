@@ -18,6 +18,7 @@ import platform
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,6 +27,7 @@ from models.cache_files import cache_folder, read_cache, write_cache
 from models.ops.operator import Operator
 
 FORWARD = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
+CODE = (".py", ".c", ".cpp", ".cu", ".cuh", ".h")
 BACKWARD = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
 """Largest norm of the error over the norm of the definition's tensor, by dtype of the inputs."""
 
@@ -153,6 +155,15 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
+def _sources_of(module: Any, file: Path) -> set[Path]:
+    """Code that a form may rest on: of a package of one's own all of it, kernels included."""
+    top = sys.modules.get(module.__name__.partition(".")[0])
+    if top is None or top.__name__ == "models" or getattr(top, "__file__", None) is None:
+        return set(file.parent.glob("*.py"))
+    folder = Path(str(top.__file__)).parent if hasattr(top, "__path__") else file.parent
+    return {path for suffix in CODE for path in folder.rglob(f"*{suffix}")}
+
+
 def _source(operator: Operator) -> str | None:
     """Hash of the Python files that the operator's results depend on: all of models/ops and the
     mixers, which may use one another's, and all in the folders of its forms and inputs. None
@@ -166,5 +177,5 @@ def _source(operator: Operator) -> str | None:
             file = getattr(module, "__file__", None)
             if file is None:
                 return None
-            files.update(Path(file).parent.glob("*.py"))
+            files.update(_sources_of(module, Path(file)))
     return hashlib.sha256(b"".join(file.read_bytes() for file in sorted(files))).hexdigest()

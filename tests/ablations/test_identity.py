@@ -175,7 +175,10 @@ def test_settings_of_the_first_version_keep_their_meaning():
     first["mix"] |= {"attn_rope": False, "gdn_output_gate": False}
     first["model"] |= {"rope_theta": None, "gdn_output_gate": False}
     spec = load(first)
-    assert spec.mix.options == {"attn_rotary": 0, "gdn_output_gate": False}
+    assert spec.mix.options == {
+        "attn_rotary": 0, "attn_qk_norm": "full", "attn_window": None,
+        "gdn_output_gate": False, "gdn_allow_neg_eigval": True,
+    }  # fmt: skip
     assert spec.model.kinds["attn"].settings.rope_theta is None
     assert not spec.model.kinds["gdn"].settings.output_gate
     assert spec.protocol.options == {"gdn_key_multiple": 16}

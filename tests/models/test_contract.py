@@ -88,7 +88,7 @@ def broken(monkeypatch):
         if layer_class is not None:
             module.Layer = layer_class
             changes["layer"] = "broken.mixer:Layer"
-        module.MIXER = dataclasses.replace(MIXERS[mixer], **changes)
+        module.MIXER = dataclasses.replace(MIXERS[mixer], **{"name": "broken", **changes})
         monkeypatch.setitem(sys.modules, "broken", types.ModuleType("broken"))
         monkeypatch.setitem(sys.modules, "broken.mixer", module)
         return "broken.mixer"
@@ -127,7 +127,6 @@ def test_a_layer_that_breaks_the_contract_is_wrong_in_just_that(broken, mixer, l
         ({"parameters": lambda *_: 7}, f"wrong  {COUNTED}: 7 for 34,344"),
         ({"undecayed": ("A_lag",)}, "wrong  names in undecayed exist: not A_lag"),
         ({"confounds": ("models.confound:no",)}, "in confounds exist: not models.confound:no"),
-        ({"saved": MIXERS["attn"].saved}, "read back from a record: gdn.key_dim is not a setting"),
         ({"layer": "models.mixers.gdn.layer:No"}, "layer is built and drawn: raises SettingError"),
     ],
 )
@@ -136,3 +135,8 @@ def test_a_record_that_is_not_its_layers_is_named_and_the_doctor_ends_with_1(
 ):
     assert doctor.main(["--mixer", broken("gdn", operators=(), **changes)]) == 1
     assert said in capsys.readouterr().out
+
+
+def test_settings_that_do_not_come_back_from_a_record_are_refused(broken, capsys):
+    assert doctor.main(["--mixer", broken("gdn", saved=MIXERS["attn"].saved)]) == 2
+    assert "saved of mixer broken.key_dim is not a setting" in capsys.readouterr().err

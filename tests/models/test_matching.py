@@ -1,6 +1,7 @@
 """Matching in parameters and FLOPs, by the MLP's width and by heads."""
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -135,7 +136,7 @@ def test_where_no_width_reaches_the_error_says_how_near_it_came(how):
     gdn, geometry = Mix("gdn", ("gdn",)), Geometry(options={"gdn_key_multiple": 128})
     with pytest.raises(SettingError) as error:
         match(gdn, SMALL, geometry, 256, how=how, context=256)
-    config = build_config(gdn, SMALL, geometry, 256, mlp_hidden=1)
+    config = replace(build_config(gdn, SMALL, geometry, 256), mlp_hidden=1)
     transformer = build_config(TRANSFORMER, SMALL, geometry, 256)
     measure = {"params": lambda c: parameters(c)[0], "flops": lambda c: flops_per_token(c, 256)}
     left = measure[how](config) / measure[how](transformer) - 1

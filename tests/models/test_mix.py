@@ -86,8 +86,9 @@ def test_norms_stand_where_each_mixer_was_published_or_where_the_mix_says():
 
 def test_the_last_layer_is_what_last_says_also_behind_mlps():
     assert Mix("x", "GGG", last="attn").layers(5) == ("gdn",) * 4 + ("attn",)
-    assert Mix("x", "M-M-", last="attn").layers(2) == ("mamba2", MLP, "mamba2", "attn")
     assert Mix("x", "M-*", last=MLP).layers(2)[-1] == MLP
+    with pytest.raises(SettingError, match=r"mix\.last=attn would take the place of an MLP"):
+        Mix("x", "M-M-", last="attn")
 
 
 def test_a_kind_of_the_mixs_own_is_its_mixer_with_its_settings():
@@ -126,12 +127,13 @@ def test_middle_takes_any_kind_that_attends():
 def test_what_a_mix_does_not_read_is_left_out():
     options = {"gdn_output_gate": False, "attn_rotary": 0.5, "swa_window": 3}
     kinds = SLIDING | {"other": {"mixer": "gdn"}}
-    assert Mix("x", "G", options=options, kinds=kinds).reads() == Mix(
-        "x", "G", options={"gdn_output_gate": False}
-    )
-    assert Mix("x", "G", last="swa", options=options, kinds=kinds).reads() == Mix(
-        "x", "G", last="swa", options={"gdn_output_gate": False, "swa_window": 3}, kinds=SLIDING
-    )
+    # And what it reads is written out, so that a default is a value like any other.
+    gdn = {"gdn_output_gate": False, "gdn_allow_neg_eigval": True}
+    assert Mix("x", "G", options=options, kinds=kinds).reads() == Mix("x", "G", options=gdn)
+    swa = {"mixer": "attn", "rotary": 1.0, "qk_norm": "full", "window": 3}
+    read = Mix("x", "G", last="swa", options=options, kinds=kinds).reads()
+    assert read == Mix("x", "G", last="swa", options=gdn, kinds={"swa": swa})
+    assert read.reads() == read
     # What is left out changes no model.
     mix = Mix("x", "GW", options=options, kinds=kinds)
     assert config_of(mix) == config_of(mix.reads())

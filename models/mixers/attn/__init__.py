@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from models.config import ModelConfig
 from models.errors import SettingError, one_of
-from models.mixer import FP32_BYTES, Mixer, Place
+from models.mixer import FP32_BYTES, Mixer, Place, not_positive
 
 QK_NORMS = ("full", "head", "none")
 
@@ -81,6 +81,10 @@ def settings(options: Options, _rules: object, place: Place) -> Settings:
 
 
 def problem(config: ModelConfig, s: Settings) -> str:
+    if words := not_positive(s, "n_kv_heads", "rope_theta"):
+        return words
+    if any(window < 0 for window in s.windows):
+        return f"windows={s.windows!r:.60} cannot be used; valid: tokens, or 0 for all."
     if not 0 < s.rotary <= 1:
         return f"rotary={s.rotary} cannot be used; valid: a share of the head, above 0 to 1."
     width = _rotated_width(s.rotary, config.head_dim)

@@ -24,14 +24,15 @@ def _windowed(run: Facts) -> tuple[list[int], int, int] | None:
 
 
 def windows(pairs: Sequence[Pair]) -> Confound | None:
-    """Sliding windows by layer index fall on a share of attention layers that the mix decides."""
+    """Sliding windows: on which share of the attention layers, which the mix decides where they go
+    by layer index, and how wide."""
     sizes, off, largest = [], [], None
     for ours, theirs in pairs:
         before, after = _windowed(ours), _windowed(theirs)
         if before is None or after is None:
             continue
         shares = [len(cut) / attn if attn else 0.0 for cut, attn, _ in (before, after)]
-        if shares[0] != shares[1]:
+        if shares[0] != shares[1] or (before[2] != after[2] and before[0] and after[0]):
             sizes.append(ours.size)
             off.append(shares[1] - shares[0])
             largest = (ours, theirs, before, after)
@@ -40,6 +41,10 @@ def windows(pairs: Sequence[Pair]) -> Confound | None:
     ours, theirs, before, after = largest  # whose layers are named
     width = max(before[2], after[2])
     words = [f"{len(cut)} of {n}" if n else "no attention" for cut, n, _ in (before, after)]
+    if before[0] and after[0] and before[2] != after[2]:
+        words = [
+            f"{word} ({w:,} tokens)" for word, (*_, w) in zip(words, (before, after), strict=True)
+        ]
     where = f", layers {', '.join(map(str, after[0]))}" if after[0] else ""
     return Confound(
         "windows", ours.mix, theirs.mix, tuple(sizes), tuple(off), " → ".join(words),

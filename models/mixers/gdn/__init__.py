@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from models.config import ModelConfig, round_up
-from models.mixer import FP32_BYTES, Mixer, Place, at_least, chunk_tokens
+from models.mixer import FP32_BYTES, Mixer, Place, at_least, chunk_tokens, not_positive
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,10 @@ class Settings:
 def settings(options: Options, rules: Rules, place: Place) -> Settings:
     key_dim = round_up(0.75 * place.size.head_dim, rules.key_multiple)
     return Settings(key_dim, 2 * key_dim, options.output_gate, options.allow_neg_eigval)
+
+
+def problem(_config: ModelConfig, s: Settings) -> str:
+    return not_positive(s, "key_dim", "value_dim", "conv_kernel", "norm_eps")
 
 
 def parameters(config: ModelConfig, layer: int) -> int:
@@ -98,6 +102,7 @@ MIXER = Mixer(
     flops=flops,
     decode_bytes=decode_bytes,
     activation_bytes=activation_bytes,
+    problem=problem,
     undecayed=("A_log", "dt_bias"),
     operators=("models.mixers.gdn.operator:OPERATOR",),
     confounds=("models.mixers.gdn.confounds:key_width",),

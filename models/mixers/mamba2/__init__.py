@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from models.config import ModelConfig, round_up
-from models.mixer import FP32_BYTES, Mixer, Place, at_least, chunk_tokens
+from models.mixer import FP32_BYTES, Mixer, Place, at_least, chunk_tokens, not_positive
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,10 @@ class Settings:
 def settings(_options: object, rules: Rules, place: Place) -> Settings:
     size = place.size
     return Settings(min(rules.state, round_up(size.d_model / 2, 16)), 2 * size.head_dim)
+
+
+def problem(_config: ModelConfig, s: Settings) -> str:
+    return not_positive(s, "state", "head_dim", "conv_kernel", "norm_eps")
 
 
 def parameters(config: ModelConfig, layer: int) -> int:
@@ -85,6 +89,7 @@ MIXER = Mixer(
     flops=flops,
     decode_bytes=decode_bytes,
     activation_bytes=activation_bytes,
+    problem=problem,
     undecayed=("A_log", "dt_bias", "D"),
     operators=("models.mixers.mamba2.operator:OPERATOR",),
 )
