@@ -26,6 +26,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import norm
 
+from ablations.records import SettingError
 from analysis.stats.fit import DELTA, Fit, Loss, Model, fit, weights_of
 from analysis.stats.laws import FLOPS, Array, Chinchilla
 from analysis.stats.mixed import MixedModel, mixed_model
@@ -126,7 +127,7 @@ def predict(
 
     Values are those of the fit that savings are read off: least squares, weighted by the noise at
     each size. `level` is the share of intervals that should hold the truth. Raises SettingError
-    where a mix cannot be fitted.
+    where a mix cannot be fitted, or a budget has no optimum.
     """
     least = fit(points, model, loss, delta, held=fixed)
     noise = mixed_model(least)
@@ -172,7 +173,8 @@ def _with_noise(losses: Array, sds: Array) -> Array:
     """Losses (R,) of laws as those of runs, whose log loss scatters with `sds` (R,): (R * K,)."""
     normal = norm.ppf((np.arange(NORMAL_VALUES) + 0.5) / NORMAL_VALUES)
     normal /= normal.std()
-    return np.asarray(losses[:, None] * np.exp(sds[:, None] * normal)).ravel()
+    with np.errstate(over="ignore"):
+        return np.asarray(losses[:, None] * np.exp(sds[:, None] * normal)).ravel()
 
 
 def _middle_log_D(points: pd.DataFrame, N: float) -> float:
@@ -186,10 +188,16 @@ def _middle_log_D(points: pd.DataFrame, N: float) -> float:
 def _optimum(
     points: pd.DataFrame, law: Chinchilla, drawn: Chinchilla, C: float, level: float
 ) -> Optimum:
-    k = flops_factor(points, str(points["mix"].iloc[0]))
+    mix = str(points["mix"].iloc[0])
+    k = flops_factor(points, mix)
     product = C * FLOPS / k
-    N, D = (float(one) for one in law.optimum(product))
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+        N, D = (float(one) for one in law.optimum(product))
+        if not (0 < N < np.inf and 0 < D < np.inf):
+            raise SettingError(
+                f"at C={C:g} has no optimum by the law of {mix} (N* = {N:g}, D* = {D:g}); ask for "
+                "N and D, at=N=1e9,D=2e10."
+            )
         (N_low, N_high, _), (D_low, D_high, _) = (
             interval(one, level) for one in drawn.optimum(product)
         )

@@ -24,6 +24,8 @@ HALF = 0.5
 # Extrapolations by more than this factor are far: how often intervals hold the truth has been
 # measured to twice the range (docs/intervals.md).
 FAR = 4.0
+# An interval of N* over more than this factor says nothing of which model to train.
+UNKNOWN_OPTIMUM = 100.0
 
 
 def answers(result: Study) -> list[str]:
@@ -226,8 +228,8 @@ def prediction_doubts(found: Predictions) -> Iterable[str]:
     if found.lack is not None and found.lack.found:
         yield (
             f"{_lack_words(found.lack)} Intervals hold the misfit along D and not that along N: "
-            "predictions beyond the range are not to be read, and in range the law is off by more "
-            "than its interval says."
+            "predictions beyond the range are not to be read, and in range the law may be off by "
+            "more than its interval says."
         )
     for mix, one in found.fit.mixes.items():
         if one.caveats:
@@ -236,6 +238,11 @@ def prediction_doubts(found: Predictions) -> Iterable[str]:
                 "fitted losses; beyond it, and of N*, they rest on these coefficients."
             )
     for row in found.rows:
+        if (best := row.optimum) and not best.N_high <= UNKNOWN_OPTIMUM * best.N_low:
+            yield (
+                f"{row.mix} at C = {best.C:.4g}: the points do not say what N* is; its interval "
+                f"reaches from {best.N_low:.3g} to {best.N_high:.3g}."
+            )
         if max(row.N_beyond, row.D_beyond) > FAR:
             yield (
                 f"{row.mix} at N = {row.N:.4g}, D = {row.D:.4g} lies far outside what was measured "
