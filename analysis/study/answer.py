@@ -222,7 +222,11 @@ def _lack_words(lack: LackOfFit) -> str:
 def prediction_doubts(found: Predictions) -> Iterable[str]:
     """How C counts FLOPs, and what speaks against the predictions and their intervals."""
     for mix, optimum in {one.mix: one.optimum for one in found.rows if one.optimum}.items():
-        source = "the mean of its points' own FLOPs" if optimum.recorded else "as nothing says else"
+        source = (
+            "the mean of its points' own FLOPs"
+            if optimum.recorded
+            else "as its points record no FLOPs"
+        )
         yield f"{mix}: C = {optimum.flops_per_ND:.4g} N D, {source}."
     yield from noise_doubts(found.fit, None)
     if found.lack is not None and found.lack.found:
