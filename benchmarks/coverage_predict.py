@@ -2,6 +2,7 @@
 
     OMP_NUM_THREADS=1 python benchmarks/coverage_predict.py [ladders=300] [seeds=2,3] [first=0]
                                                     [kinds=even,...] [resamples=300] [jobs=1]
+    OMP_NUM_THREADS=1 python benchmarks/coverage_predict.py held_out=FILE.csv
 
 Ladders, truths and noise are those of `coverage_unequal.py`: two mixes, six sizes of 50M to 1.2B at
 20 to 160 tokens per parameter. `law` is the share of intervals of the law that hold the true loss,
@@ -10,20 +11,28 @@ behind them median half-widths in percent. At a budget also `N*`, the share of i
 that hold the true one, and the median half-width as a factor; `law` and `run` are there of the loss
 at the N* that was given. Both mixes count, so a cell is of twice as many intervals as ladders; its
 standard error, in brackets, is that over ladders.
+
+`held_out` takes measured points instead: each mix's runs are dealt into five parts, each part is
+predicted from the other four, and so are the runs of the largest fifth of N from the smaller ones.
+Shares are of points, whose runs are independent where each has one point.
 """
 
 import sys
 from collections.abc import Callable
 from multiprocessing import Pool
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from coverage_unequal import BASE, KINDS, POINT_SD, ladder, laws, run_sd
 from scipy.optimize import minimize_scalar
 
 from analysis.stats.laws import FLOPS, Array
 from analysis.stats.predict import Place, predict
+from analysis.study.load import load_csv
 
+PARTS = 5
 MIXES = ("base", "mix")
 # In range; and one size beyond, in N and D together as in N alone along the optimum.
 PLACES = {
@@ -105,10 +114,39 @@ def rows(
     return table
 
 
+def held_share(points: pd.DataFrame, left_out: Array, resamples: int) -> list[bool]:
+    """Whether each point left out (n,) lies in the interval of one more run from the others."""
+    out = points[left_out]
+    places = [Place(N, D) for N, D in zip(out["N"], out["D"], strict=True)]
+    found = predict(points[~left_out], places, resamples=resamples).rows
+    return [
+        one.run_low <= loss <= one.run_high for one, loss in zip(found, out["loss"], strict=True)
+    ]
+
+
+def held_out(path: Path, resamples: int) -> None:
+    """Print a row for each mix of a CSV: shares of measured losses in their intervals."""
+    print("| points | mix | five parts, by run | largest fifth of N |")
+    print("| --- | --- | ---: | ---: |")
+    for mix, points in load_csv(path).groupby("mix"):
+        run = pd.factorize(points["run"])[0]
+        part = np.random.default_rng(0).integers(0, PARTS, run.max() + 1)[run]
+        parts = [one for k in range(PARTS) for one in held_share(points, part == k, resamples)]
+        large = (points["N"] > points["N"].quantile(1 - 1 / PARTS)).to_numpy()
+        cells = [
+            f"{np.mean(each):.3f} of {len(each)}"
+            for each in (parts, held_share(points, large, resamples))
+        ]
+        print(f"| {path.stem} | {mix} | {' | '.join(cells)} |", flush=True)
+
+
 def main(arguments: list[str]) -> None:
     given = dict(argument.split("=", 1) for argument in arguments)
     kinds = given["kinds"].split(",") if "kinds" in given else ("even",)
     first, resamples = int(given.get("first", 0)), int(given.get("resamples", 300))
+    if "held_out" in given:
+        held_out(Path(given["held_out"]), resamples)
+        return
     tasks = range(first, first + int(given.get("ladders", 300)))
     print("| ladder | seeds | ladders | at | law | one more run | N* |")
     print("| --- | ---: | ---: | --- | ---: | ---: | ---: |")
