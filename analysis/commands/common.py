@@ -14,12 +14,18 @@ from ablations.records import SettingError, one_of
 if TYPE_CHECKING:
     import pandas as pd
 
+    from analysis.study.load import Sweep
+
 FORMATS = ("table", "csv", "json", "latex")
 
 
-def add_points(parser: argparse.ArgumentParser, loss: str, model: str) -> None:
+def add_points(
+    parser: argparse.ArgumentParser, loss: str, model: str, nargs: str | None = None
+) -> None:
     """The arguments of a command that fits points of a CSV, with its own defaults."""
-    parser.add_argument("points", type=Path, help="CSV with mix, N, D, loss, or a sweep's folder")
+    parser.add_argument(
+        "points", type=Path, nargs=nargs, help="CSV with mix, N, D, loss, or a sweep's folder"
+    )
     parser.add_argument(
         "--loss", default=loss, help="huber, absolute, squares or student, of log residuals"
     )
@@ -71,7 +77,11 @@ def read_points(path: Path, where: str = "", by_compute: bool = False) -> pd.Dat
         if where:
             raise SettingError(f"where={where} chooses runs of a sweep, and {path} is a CSV.")
         return load_csv(path, by_compute)
-    sweep = at_level(load_sweep(path), levels_of(where))
+    return points_of(at_level(load_sweep(path), levels_of(where)))
+
+
+def points_of(sweep: Sweep) -> pd.DataFrame:
+    """The points of a sweep; notes on stderr say what it still lacks."""
     running = sum(run.state != "done" for run in sweep.runs)
     if running:
         print(f"note: {running} of {len(sweep.runs)} runs have not finished.", file=sys.stderr)
