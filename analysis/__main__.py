@@ -31,8 +31,8 @@ COMMANDS = ("report", "figures", "tables", "compare", "pull", "fit", "savings", 
 
 
 OPTIONS = (
-    "where", "fix", "law", "loss", "delta", "model", "ratio", "format", "baseline", "at", "kind",
-    "target_loss", "compute_optimal", "isoflop", "resamples", "seed", "method",
+    "where", "columns", "fix", "law", "loss", "delta", "model", "ratio", "format", "baseline", "at",
+    "kind", "target_loss", "compute_optimal", "isoflop", "resamples", "seed", "method",
 )  # fmt: skip
 """Options of `fit` and `savings` that may be written key=value, as in the other commands."""
 

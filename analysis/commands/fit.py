@@ -38,7 +38,9 @@ def run(options: argparse.Namespace) -> str:
     ratio = number("ratio", options.ratio) if options.ratio else None
     check_law(options.law, options.model, options.loss, fixed, ratio)
     resamples, seed = whole("resamples", options.resamples, 0), whole("seed", options.seed, 0)
-    points = read_points(options.points, options.where, by_compute=options.law == "ray")
+    points = read_points(
+        options.points, options.where, options.columns, by_compute=options.law == "ray"
+    )
     answer = law_answer(
         points, options.law, options.model, options.loss, options.delta, fixed, ratio, resamples,
         seed,

@@ -41,15 +41,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> str:
-    from analysis.stats.other_savings import KINDS
     from analysis.study.savings_answer import check_savings, savings_answer
 
-    check_savings(options.loss, options.model, options.method)
-    known("kind", options.kind, KINDS)
+    check_savings(options.loss, options.model, options.method, options.kind)
     known("format", options.format, FORMATS)
     positive("delta", options.delta)
     resamples, seed = whole("resamples", options.resamples, 20), whole("seed", options.seed, 0)
-    points = read_points(options.points, options.where)
+    points = read_points(options.points, options.where, options.columns)
     answer = savings_answer(
         points,
         options.baseline,

@@ -55,7 +55,7 @@ class SavingsAnswer:
 def questions(
     points: pd.DataFrame,
     baseline: str,
-    kind: str = "tokens",
+    kind: Kind = "tokens",
     at: Sequence[Place] = (),
     target_loss: float | None = None,
     compute_optimal: float | None = None,
@@ -67,12 +67,9 @@ def questions(
     `compute_optimal` and `isoflop_budget` are training FLOPs, `with_projected` adds sizes of 3B to
     70B. Raises SettingError for settings that exclude one another and for a baseline not there.
     """
-    if kind not in KINDS:
-        raise one_of("kind", kind, KINDS)
     check_baseline(list(dict.fromkeys(points["mix"])), baseline)
-    chosen = cast(Kind, kind)
     if compute_optimal is not None:
-        return [Question(chosen, C=compute_optimal)]
+        return [Question(kind, C=compute_optimal)]
     asked: list[Place] = list(at)
     if isoflop_budget is not None:
         asked = [*isoflop(points, baseline, isoflop_budget)]
@@ -80,7 +77,7 @@ def questions(
         asked += projected(points, baseline)
     if not asked:
         asked = [(N, D) for _, N, D in places(points, baseline)]
-    return [Question(chosen, N, D, target_loss) for N, D in asked]
+    return [Question(kind, N, D, target_loss) for N, D in asked]
 
 
 def check_ways(ways: Mapping[str, object], target_loss: float | None, mark: str = "") -> None:
@@ -100,10 +97,11 @@ def check_ways(ways: Mapping[str, object], target_loss: float | None, mark: str 
         )
 
 
-def check_savings(loss: str, model: str, method: str) -> None:
+def check_savings(loss: str, model: str, method: str, kind: str) -> None:
     """Raise SettingError for a setting that is not known."""
     for name, value, valid in (
         ("loss", loss, LOSSES), ("model", model, JOINTS), ("method", method, METHODS),
+        ("kind", kind, KINDS),
     ):  # fmt: skip
         if value not in valid:
             raise one_of(name, value, valid)
@@ -126,7 +124,6 @@ def savings_answer(
 
     Raises SettingError where a mix cannot be fitted, or there is nothing to compare.
     """
-    check_savings(loss, model, method)
     if points.attrs.get("compute_only"):
         raise SettingError("savings need columns N and D, and these points have C alone.")
     fit, draws = fitted(
