@@ -108,15 +108,11 @@ def asked(options: argparse.Namespace, points: "pd.DataFrame") -> "list[Question
 
 def place(text: str, target_loss: float | None, kind: str) -> tuple[float | None, float | None]:
     """N and D of `--at`; with a target loss one of them follows from it."""
+    from analysis.study import savings_answer
+
     given = text.split(",")
     parts = dict(part.partition("=")[::2] for part in given)
-    needed = {"N", "D"}
-    if target_loss is not None:
-        needed = {"D"} if kind == "parameters" else {"N"}
-    if not needed <= set(parts) <= {"N", "D"} or len(parts) < len(given):
-        example = {"N": "1e9", "D": "2e10"}
-        wanted = ",".join(f"{key}={example[key]}" for key in sorted(needed, reverse=True))
-        raise SettingError(f"at={text} is not a place; give {wanted}.")
+    savings_answer.check_place(text, parts, len(given), target_loss, kind)
     N, D = (number(f"at {key}", parts[key]) if key in parts else None for key in ("N", "D"))
     return N, D
 

@@ -6,8 +6,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ablations.records import SettingError, one_of, project_root
+from ablations.records import SettingError, one_of
 from analysis.commands.common import check_no_columns, columns_of, where_of, whole
+from analysis.ladder import home
 
 if TYPE_CHECKING:
     from analysis.study.findings import Findings
@@ -61,7 +62,7 @@ def _source(chosen: dict[str, str]) -> Sweep:
         columns = columns_of(chosen.get("columns", ""))
         return from_csv(path, False, columns, where_of(chosen.get("where", "")))
     check_no_columns(chosen.get("columns", ""))
-    runs = project_root() / chosen.get("runs", "runs")
+    runs = home() / chosen.get("runs", "runs")
     sweeps = names(chosen, "sweep")
     if not sweeps or len(set(sweeps)) < len(sweeps):
         told = "names none" if not sweeps else "names one twice, whose points would count twice"
@@ -75,7 +76,7 @@ def folder(chosen: dict[str, str]) -> Path:
     name += "".join(
         f"-{key}={'+'.join(values)}" for key, values in where_of(chosen.get("where", "")).items()
     )
-    return Path(chosen.get("out", project_root() / "reports" / name))
+    return Path(chosen.get("out", home() / "reports" / name))
 
 
 def names(chosen: dict[str, str], key: str) -> tuple[str, ...]:

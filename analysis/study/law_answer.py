@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, cast, get_args
 
 import pandas as pd
@@ -26,7 +26,8 @@ class LawAnswer:
     """Laws of every mix.
 
     `document` is what JSON holds of them, `rows` the same as a table, a mix or a budget a row, and
-    `notes` are sentences to keep in mind. `fit` is there for laws in N and D, `rays` for law=ray.
+    `notes` are sentences to keep in mind. `fit` is there for laws in N and D, `rays` for law=ray;
+    `made` says with which resamples and seed p values of models came out.
     """
 
     document: dict[str, Any]
@@ -34,6 +35,7 @@ class LawAnswer:
     notes: list[str]
     fit: Fit | None = None
     rays: dict[str, Ray] | None = None
+    made: dict[str, Any] = field(default_factory=dict)
 
 
 def law_answer(
@@ -148,7 +150,8 @@ def _all_models(points: pd.DataFrame, law: str, resamples: int, seed: int) -> La
     ]
     mixes = {mix: one.law.as_dict() | one.certificate for mix, one in best.fit.mixes.items()}
     document = {"law": law, "loss": "squares", "best": best.model, "models": rows, "mixes": mixes}
-    return LawAnswer(document, rows, notes, best.fit)
+    made = {"method": "parametric", "resamples": resamples, "seed": seed}
+    return LawAnswer(document, rows, notes, best.fit, made=made)
 
 
 def _rows(mixes: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:

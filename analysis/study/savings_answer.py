@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -32,6 +32,8 @@ class SavingsAnswer:
     fit: Fit
     draws: Draws
     notes: list[str]
+    law_fails: bool = False
+    """Whether seeds show that the law does not describe the points."""
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -78,6 +80,20 @@ def questions(
     if not asked:
         asked = [(N, D) for _, N, D in places(points, baseline)]
     return [Question(kind, N, D, target_loss) for N, D in asked]
+
+
+def check_place(
+    text: str, names: Collection[str], parts: int, target_loss: float | None, kind: str
+) -> None:
+    """Raise SettingError unless the `parts` of a place written as `text` name N and D, each once;
+    with a target loss one of them follows from it."""
+    needed = {"N", "D"}
+    if target_loss is not None:
+        needed = {"D"} if kind == "parameters" else {"N"}
+    if not needed <= set(names) <= {"N", "D"} or len(names) < parts:
+        example = {"N": "1e9", "D": "2e10"}
+        wanted = ",".join(f"{key}={example[key]}" for key in sorted(needed, reverse=True))
+        raise SettingError(f"at={text} is not a place; give {wanted}.")
 
 
 def check_ways(ways: Mapping[str, object], target_loss: float | None, mark: str = "") -> None:
@@ -131,5 +147,6 @@ def savings_answer(
         resamples, seed, delta, fixed,
     )  # fmt: skip
     savings = [one for each in asked for one in savings_of(fit, draws, baseline, each)]
-    notes = list(noise_doubts(fit, lack_of_fit(fit.least or fit)))
-    return SavingsAnswer(tuple(savings), fit, draws, notes)
+    lack = lack_of_fit(fit.least or fit)
+    law_fails = lack is not None and lack.found
+    return SavingsAnswer(tuple(savings), fit, draws, list(noise_doubts(fit, lack)), law_fails)

@@ -29,6 +29,8 @@ from analysis.report.figures.style import (
     panel_title,
 )
 from analysis.stats.fit import Fit
+from analysis.stats.laws import Ray
+from analysis.stats.rays import flops
 
 # Names of more sizes than this cover one another, and the curves.
 MOST_NAMED = 12
@@ -50,6 +52,33 @@ def loss_against_flops(
 ) -> Drawn:
     """The same against training FLOPs, where points carry them (column C)."""
     return _loss_against("C", points[points["C"] > 0], fit, note, width)
+
+
+def loss_along_ray(
+    points: pd.DataFrame,
+    laws: dict[str, Ray],
+    note: str = "",
+    width: float = DOUBLE_COLUMN_INCHES,
+) -> Drawn:
+    """Held-out loss against training FLOPs with the law E + K/C^kappa of each mix."""
+    style = looks(laws)
+    shown = []
+    with drawing(width, 3.2) as figure:
+        axes = figure.subplots()
+        for mix, law in laws.items():
+            own = points[points["mix"] == mix]
+            C = flops(own)
+            measured = pd.DataFrame({"mix": mix, "C": C, "loss": own["loss"], "kind": "measured"})
+            axes.plot(measured["C"], measured["loss"], zorder=3, **hollow(style[mix]))
+            budgets = np.geomspace(C.min(), C.max(), CURVE_POINTS)
+            curve = pd.DataFrame({"mix": mix, "C": budgets, "loss": law.loss(budgets)})
+            axes.plot(curve["C"], curve["loss"], color=style[mix].colour, ls=style[mix].line)
+            shown += [measured, curve.assign(kind="fitted")]
+        log_axis(axes, AXES["C"], flops=True)
+        axes.set_ylabel("held-out loss (nats per token)")
+        legend(axes, mix_handles(style, fitted=True))
+        caption(figure, note)
+    return figure, pd.concat(shown, ignore_index=True)
 
 
 def _loss_against(x: str, points: pd.DataFrame, fit: Fit | None, note: str, width: float) -> Drawn:
