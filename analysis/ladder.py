@@ -225,6 +225,7 @@ class Ladder:
         """
         from analysis.study import savings_answer as study
 
+        self._check_has_both("savings need")
         study.check_savings(loss, model, method, kind)
         _check_positive("delta", delta)
         _check_whole("resamples", resamples, LEAST_RESAMPLES)
@@ -264,7 +265,7 @@ class Ladder:
 
         _check_whole("resamples", resamples, LEAST_RESAMPLES)
         _check_whole("seed", seed, 0)
-        self._refuse_compute_only()
+        self._check_has_both("a report needs")
         command = self._command(baseline, resamples, seed)
         return find(self._sweep, baseline, resamples, seed, command)
 
@@ -288,9 +289,9 @@ class Ladder:
         findings = self.findings(baseline, resamples=resamples, seed=seed)
         return write_report(findings, folder)[1]
 
-    def _refuse_compute_only(self) -> None:
+    def _check_has_both(self, what: str) -> None:
         if self._sweep.points.attrs.get("compute_only"):
-            raise SettingError("a report needs columns N and D, and these points have C alone.")
+            raise SettingError(f"{what} columns N and D, and these points have C alone.")
 
     def _command(self, baseline: str, resamples: int, seed: int) -> str:
         """The command that makes the same report; of points in no file, what made it."""
@@ -329,11 +330,9 @@ def _located(path: str | os.PathLike[str]) -> Path:
 
 def _sweep_words(paths: list[Path]) -> list[str]:
     """The settings sweep= and runs= that name these folders."""
-    home = home() / "runs"
     parent = Path(os.path.commonpath([path.parent for path in paths]))
-    names = ",".join(str(path.relative_to(parent)) for path in paths)
-    words = [f"sweep={names}"]
-    if parent != home:
+    words = [f"sweep={','.join(str(path.relative_to(parent)) for path in paths)}"]
+    if parent != home() / "runs":
         near = parent.is_relative_to(home())
         words.append(f"runs={parent.relative_to(home()) if near else parent}")
     return [shlex.quote(word) for word in words]

@@ -1,4 +1,7 @@
-"""The command `archladder`, which does what `python -m analysis` does: `archladder report sweep=demo`."""
+"""The command `archladder` does what `python -m analysis` does.
+
+archladder report sweep=demo
+"""
 
 from __future__ import annotations
 

@@ -91,7 +91,15 @@ def test_what_serves_every_operator_names_none_and_no_mixer(file):
 
 
 @pytest.mark.parametrize(
-    "module", ["archladder", "analysis", "ablations.spec", "ablations.control", "sweeps.plan", "sweeps.local"]
+    "module",
+    [
+        "archladder",
+        "analysis",
+        "ablations.spec",
+        "ablations.control",
+        "sweeps.plan",
+        "sweeps.local",
+    ],
 )
 def test_planning_and_analysis_load_no_torch(module):
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"

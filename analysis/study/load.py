@@ -181,7 +181,9 @@ def load_frame(
         if isinstance(kind, pd.CategoricalDtype):
             table.isetitem(place, column.to_numpy(object))
         elif pd.api.types.is_extension_array_dtype(kind) and pd.api.types.is_numeric_dtype(kind):
-            table.isetitem(place, column.to_numpy(float, na_value=np.nan))
+            whole = pd.api.types.is_integer_dtype(kind) and not column.isna().any()
+            values = column.to_numpy(int) if whole else column.to_numpy(float, na_value=np.nan)
+            table.isetitem(place, values)
     return points_of(table, FRAME, by_compute, columns, where)
 
 

@@ -140,8 +140,6 @@ def savings_answer(
 
     Raises SettingError where a mix cannot be fitted, or there is nothing to compare.
     """
-    if points.attrs.get("compute_only"):
-        raise SettingError("savings need columns N and D, and these points have C alone.")
     fit, draws = fitted(
         points, baseline, cast(Joint, model), cast(Loss, loss), cast(Method, method), paired,
         resamples, seed, delta, fixed,
