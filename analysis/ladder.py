@@ -251,7 +251,7 @@ class Ladder:
             self._sweep.points, baseline, asked, model, loss, method, paired, resamples, seed,
             delta, held,
         )  # fmt: skip
-        return Savings(answer, self._sweep, baseline, kind, model)
+        return Savings(answer, self._sweep, baseline, kind, loss, model)
 
     def findings(
         self, baseline: str = "transformer", *, resamples: int = 1000, seed: int = 0

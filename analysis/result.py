@@ -122,6 +122,7 @@ class Savings(Result):
         sweep: Sweep,
         baseline: str,
         kind: str,
+        loss: str,
         model: str,
     ) -> None:
         import pandas as pd
@@ -142,7 +143,8 @@ class Savings(Result):
         self.how = {
             "law": FORMS["chinchilla"],
             "model": model,
-            "loss": answer.fit.words,
+            "loss": loss,
+            "fit": answer.fit.words,
             "method": answer.draws.method,
             "paired": answer.draws.paired,
             "seeds": _seeds(sweep.points),
