@@ -11,6 +11,8 @@
                               [--kind tokens|parameters|flops|time] [--target-loss 2.474]
                               [--compute-optimal C=1e21] [--isoflop C=1e21] [--projected]
                               [--resamples 1000] [--seed 0] [--format table]
+    python -m analysis predict points.csv | sweep=NAME --at N=1e9,D=2e10 [--at C=1e21]
+                              [--level 0.95] [--resamples 1000] [--seed 0] [--format table]
     python -m analysis design sizes=60m,100m,190m,370m [target_width=0.2] [saving=1.3] [check=50]
                               [figure=FILE]
 
@@ -26,15 +28,18 @@ import sys
 
 from ablations.records import SettingError, readable, visible
 
-COMMANDS = ("report", "figures", "tables", "compare", "pull", "fit", "savings", "design")
+COMMANDS = (
+    "report", "figures", "tables", "compare", "pull", "fit", "savings", "predict", "design",
+)  # fmt: skip
 """Each a file of analysis/commands with HELP, add_arguments(parser) and run(options) → text."""
 
 
 OPTIONS = (
     "where", "columns", "fix", "law", "loss", "delta", "model", "ratio", "format", "baseline", "at",
     "kind", "target_loss", "compute_optimal", "isoflop", "resamples", "seed", "method",
+    "sweep", "points", "runs", "level",
 )  # fmt: skip
-"""Options of `fit` and `savings` that may be written key=value, as in the other commands."""
+"""Options of `fit`, `savings` and `predict` that may be written key=value, as elsewhere."""
 
 
 def main(arguments: list[str]) -> int:
@@ -55,7 +60,7 @@ def main(arguments: list[str]) -> int:
 
 def _as_options(arguments: list[str]) -> list[str]:
     """`where=VALUE` of a command whose settings are options as `--where=VALUE`, the same thing."""
-    if arguments[:1] not in (["fit"], ["savings"]):
+    if arguments[:1] not in (["fit"], ["savings"], ["predict"]):
         return arguments
     return [
         f"--{key.replace('_', '-')}={value}" if equals and key in OPTIONS else one

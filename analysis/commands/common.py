@@ -14,14 +14,20 @@ from ablations.records import SettingError, one_of
 if TYPE_CHECKING:
     import pandas as pd
 
+    from analysis.study.load import Sweep
+
 FORMATS = ("table", "csv", "json", "latex")
 COLUMNS = ("mix", "N", "D", "C", "loss", "run", "size", "seed", "weight", "seconds", "bpb")
 """Columns of points that a CSV may call something else."""
 
 
-def add_points(parser: argparse.ArgumentParser, loss: str, model: str) -> None:
+def add_points(
+    parser: argparse.ArgumentParser, loss: str, model: str, nargs: str | None = None
+) -> None:
     """The arguments of a command that fits points of a CSV, with its own defaults."""
-    parser.add_argument("points", type=Path, help="CSV with mix, N, D, loss, or a sweep's folder")
+    parser.add_argument(
+        "points", type=Path, nargs=nargs, help="CSV with mix, N, D, loss, or a sweep's folder"
+    )
     parser.add_argument(
         "--loss", default=loss, help="huber, absolute, squares or student, of log residuals"
     )
@@ -87,12 +93,18 @@ def read_points(
     path: Path, where: str = "", columns: str = "", by_compute: bool = False
 ) -> pd.DataFrame:
     """Points of a CSV or of a sweep's folder; a note on stderr says what a sweep still lacks."""
-    from analysis.study.source import from_csv, from_sweeps, notes_of
+    from analysis.study.source import from_csv, from_sweeps
 
     if not path.is_dir():
         return from_csv(path, by_compute, columns_of(columns), where_of(where)).points
     check_no_columns(columns)
-    sweep = from_sweeps([path], where_of(where))
+    return points_of(from_sweeps([path], where_of(where)))
+
+
+def points_of(sweep: Sweep) -> pd.DataFrame:
+    """The points of a sweep; notes on stderr say what it still lacks."""
+    from analysis.study.source import notes_of
+
     for note in notes_of(sweep):
         print(f"note: {note}", file=sys.stderr)
     return sweep.points

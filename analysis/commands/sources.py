@@ -38,7 +38,7 @@ def find(command: str, given: list[str], chosen: dict[str, str]) -> Findings:
 
     resamples = whole("resamples", chosen.get("resamples", "1000"), 20)
     seed = whole("seed", chosen.get("seed", "0"), 0)
-    sweep = _source(chosen)
+    sweep = source(chosen)
     for what in sweep.dropped:
         print(f"note: left out: {what}.", file=sys.stderr)
     for what in sweep.incomplete:
@@ -48,7 +48,8 @@ def find(command: str, given: list[str], chosen: dict[str, str]) -> Findings:
     return find_in(sweep, baseline, resamples, seed, told)
 
 
-def _source(chosen: dict[str, str]) -> Sweep:
+def source(chosen: dict[str, str]) -> Sweep:
+    """The sweep, sweeps or CSV that the settings name, at the level that `where` chooses."""
     from analysis.study.source import from_csv, from_sweeps
 
     if ("sweep" in chosen) == ("points" in chosen):

@@ -186,8 +186,7 @@ class MixedModel:
 
     def draw(self, rng: np.random.Generator, resamples: int) -> Array:
         """Noise of log loss (resamples, n): that of another ladder of the same design."""
-        cell = rng.choice(len(self.share), size=resamples, p=self.share)
-        level = np.sqrt(self.squares[cell] / rng.chisquare(self.dof, resamples))
+        cell, level = self._levels(rng, resamples)
         noise = rng.normal(size=(resamples, self.fit.n)) / np.sqrt(weights_of(self.fit.points))
         for effect, variance, shared in (
             (self.runs, self.run, self.run_shared),
@@ -197,6 +196,33 @@ class MixedModel:
                 known = self._variances(effect, variance, cell)
                 noise += effect.drawn(rng, known, shared[cell])
         return level[:, None] * noise
+
+    def _levels(self, rng: np.random.Generator, resamples: int) -> tuple[Indices, Array]:
+        """Cells of the grid (resamples,), and standard deviations of a point of weight 1."""
+        cell = rng.choice(len(self.share), size=resamples, p=self.share)
+        return cell, np.sqrt(self.squares[cell] / rng.chisquare(self.dof, resamples))
+
+    def new_run_sds(
+        self, rng: np.random.Generator, resamples: int, N: float, from_middle: float, weight: float
+    ) -> Array:
+        """Standard deviations (resamples,) of the log loss of a run that is not in the ladder.
+
+        Run effect, tilt and point noise together, at N parameters; `from_middle` is log D less the
+        mean log D of the run's points, `weight` the point's. A generator in the state that `draw`
+        was given yields the variances of the same resamples.
+        """
+        cell, level = self._levels(rng, resamples)
+        log_N = np.log(self.fit.points["N"].to_numpy(float))
+        # Beyond the sizes measured noise may grow as it did inside, and is not taken to vanish.
+        nearest = np.clip(np.log(N), log_N.min(), log_N.max())
+        by_size = np.maximum(
+            *(
+                np.exp(self.slope[cell] * (place - mean_log_N(self.fit.points)))
+                for place in (np.log(N), nearest)
+            )
+        )
+        effects = (self.run[cell] + self.tilt[cell] * from_middle**2) * by_size
+        return np.asarray(level * np.sqrt(1 / weight + effects))
 
     @cached_property
     def weights(self) -> Array:
@@ -262,6 +288,12 @@ def tangent(fit: Fit) -> Array:
     return np.hstack(parts)
 
 
+def mean_log_N(points: pd.DataFrame) -> float:
+    """Mean over runs of log N: where variances that go with N have the value of their cell."""
+    log_N = np.log(points["N"].to_numpy(float))
+    return float(np.unique(np.column_stack([cluster_ids(points), log_N]), axis=0)[:, 1].mean())
+
+
 def effects_of(points: pd.DataFrame) -> tuple[Effect, Effect]:
     """The effects of runs and of tilts, a tilt for each mix at each size."""
     runs, batches = cluster_ids(points), cluster_ids(points, paired=True)
@@ -271,7 +303,7 @@ def effects_of(points: pd.DataFrame) -> tuple[Effect, Effect]:
     # Centred by weight, so that a run and its tilt stay orthogonal.
     within = log_D - (np.bincount(runs, weight * log_D) / np.bincount(runs, weight))[runs]
     log_N = np.log(points["N"].to_numpy(float))
-    centre = np.unique(np.column_stack([runs, log_N]), axis=0)[:, 1].mean()
+    centre = mean_log_N(points)
 
     def effect(level: Indices, value: Array, family: Indices) -> Effect:
         count = np.bincount(level)

@@ -8,7 +8,7 @@ was really spent (the matched (N, D) convention).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,18 +63,19 @@ class Saving:
     @property
     def range_words(self) -> str:
         """`in range`, or by what factors it is extrapolated: × above, ÷ below what was measured."""
-        if self.in_range:
-            return "in range"
-        parts = [
-            f"{words} {'÷' if name in self.below else '×'}{beyond:.3g}"
-            for name, words, beyond in (
-                ("N", "N", self.N_beyond),
-                ("D", "D", self.D_beyond),
-                ("D_mix", "the mix's D", self.D_mix_beyond),
-            )
-            if beyond > ROUNDING
-        ]
-        return "extrapolated: " + ", ".join(parts)
+        factors = {"N": self.N_beyond, "D": self.D_beyond, "the mix's D": self.D_mix_beyond}
+        below = {"the mix's D" if name == "D_mix" else name for name in self.below}
+        return range_words(factors, below)
+
+
+def range_words(factors: Mapping[str, float], below: Collection[str]) -> str:
+    """`in range`, or which quantities are extrapolated, by what factors, those `below` with ÷."""
+    parts = [
+        f"{name} {'÷' if name in below else '×'}{factor:.3g}"
+        for name, factor in factors.items()
+        if factor > ROUNDING
+    ]
+    return "extrapolated: " + ", ".join(parts) if parts else "in range"
 
 
 def savings_factor(
@@ -151,11 +152,11 @@ def judged(
     own, theirs = fit.mixes[baseline].N_range, fit.mixes[mix].N_range
     ends = [token_range(fit.points, *one) for one in ((baseline, N), (mix, N_mix))]
     # Of the two N the one that lies further out.
-    beyond, is_below = max(
-        (_beyond(N, *own), own[0] > N), (_beyond(N_mix, *theirs), theirs[0] > N_mix)
+    N_beyond, N_is_below = max(
+        (beyond(N, *own), own[0] > N), (beyond(N_mix, *theirs), theirs[0] > N_mix)
     )
     below = {
-        "N": is_below,
+        "N": N_is_below,
         "D": ends[0][0] > D,
         "D_mix": ends[1][0] > D_mix,
     }
@@ -171,9 +172,9 @@ def judged(
         p_above_1=float((factors > 1).mean()),
         unreachable=unreachable,
         tokens_mix=D_mix,
-        N_beyond=beyond,
-        D_beyond=_beyond(D, *map(float, ends[0])),
-        D_mix_beyond=_beyond(D_mix, *map(float, ends[1])),
+        N_beyond=N_beyond,
+        D_beyond=beyond(D, *map(float, ends[0])),
+        D_mix_beyond=beyond(D_mix, *map(float, ends[1])),
         model=fit.words,
         kind=kind,
         where=where,
@@ -192,7 +193,8 @@ def check_baseline(mixes: list[str], baseline: str) -> None:
         raise SettingError(f"mix={mixes[0]} is the only one; savings compare two mixes or more.")
 
 
-def _beyond(value: float, low: float, high: float) -> float:
+def beyond(value: float, low: float, high: float) -> float:
+    """Factor by which a value lies outside a range, 1 inside."""
     return float(max(value / high, low / value if value else np.inf, 1.0))
 
 

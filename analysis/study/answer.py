@@ -9,6 +9,7 @@ import numpy as np
 from analysis.report import tables
 from analysis.stats.fit import Fit
 from analysis.stats.noise import LackOfFit
+from analysis.stats.predict import Predictions
 from analysis.stats.savings import Saving
 from analysis.study.checks import doubts
 from analysis.study.compare import Comparison
@@ -20,6 +21,11 @@ NOTABLE_FLOPS_PERCENT = 3.0
 # A law this far off one of its own points (relative) says so: savings of 1.1 are 0.3 % of loss.
 NOTABLE_ERROR = 0.01
 HALF = 0.5
+# Extrapolations by more than this factor are far: how often intervals hold the truth has been
+# measured to twice the range (docs/intervals.md).
+FAR = 4.0
+# An interval of N* over more than this factor says nothing of which model to train.
+UNKNOWN_OPTIMUM = 100.0
 
 
 def answers(result: Study) -> list[str]:
@@ -198,11 +204,9 @@ def noise_doubts(fit: Fit, lack: LackOfFit | None) -> Iterable[str]:
             )
     if lack is not None and lack.found:
         yield (
-            f"The law does not describe these points (lack of fit, F = {lack.F:.3g}, "
-            f"p = {lack.p:.2g}): residuals of seed means would need a seed-to-seed scatter "
-            f"of {100 * lack.leftover:.2f} %, and it is {100 * lack.scatter:.2f} %. "
-            "Intervals of the fit hold the misfit along D and not that along N: extrapolations are "
-            "not to be read, and the savings without a fit are the measurement."
+            f"{_lack_words(lack)} Intervals of the fit hold the misfit along D and not that along "
+            "N: extrapolations are not to be read, and the savings without a fit are the "
+            "measurement."
         )
     if again := int(fit.points.duplicated(["run", "D"]).sum()):
         yield (
@@ -210,3 +214,47 @@ def noise_doubts(fit: Fit, lack: LackOfFit | None) -> Iterable[str]:
             "a column seed or run, or their scatter counts as noise of points, and intervals are "
             "too narrow."
         )
+
+
+def _lack_words(lack: LackOfFit) -> str:
+    return (
+        f"The law does not describe these points (lack of fit, F = {lack.F:.3g}, "
+        f"p = {lack.p:.2g}): residuals of seed means would need a seed-to-seed scatter "
+        f"of {100 * lack.leftover:.2f} %, and it is {100 * lack.scatter:.2f} %."
+    )
+
+
+def prediction_doubts(found: Predictions) -> Iterable[str]:
+    """How C counts FLOPs, and what speaks against the predictions and their intervals."""
+    for mix, optimum in {one.mix: one.optimum for one in found.rows if one.optimum}.items():
+        source = (
+            "the mean of its points' own FLOPs"
+            if optimum.recorded
+            else "as its points record no FLOPs"
+        )
+        yield f"{mix}: C = {optimum.flops_per_ND:.4g} N D, {source}."
+    yield from noise_doubts(found.fit, None)
+    if found.lack is not None and found.lack.found:
+        yield (
+            f"{_lack_words(found.lack)} Intervals hold the misfit along D and not that along N: "
+            "predictions beyond the range are not to be read, and in range the law may be off by "
+            "more than its interval says."
+        )
+    for mix, one in found.fit.mixes.items():
+        if one.caveats:
+            yield (
+                f"{mix}: {'; '.join(one.caveats)}. Predictions in the measured range rest on "
+                "fitted losses; beyond it, and of N*, they rest on these coefficients."
+            )
+    for row in found.rows:
+        if (best := row.optimum) and not best.N_high <= UNKNOWN_OPTIMUM * best.N_low:
+            yield (
+                f"{row.mix} at C = {best.C:.4g}: the points do not say what N* is; its interval "
+                f"reaches from {best.N_low:.3g} to {best.N_high:.3g}."
+            )
+        if max(row.N_beyond, row.D_beyond) > FAR:
+            yield (
+                f"{row.mix} at N = {row.N:.4g}, D = {row.D:.4g} lies far outside what was measured "
+                f"({row.range_words.removeprefix('extrapolated: ')}): the interval takes the law's "
+                "form for granted, and nothing here has tested it so far out."
+            )

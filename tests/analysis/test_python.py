@@ -365,8 +365,8 @@ def test_results_show_tables_caveats_and_how_they_were_made() -> None:
         assert all(caveat in text for caveat in result.caveats)
         assert {"table", "plot", "how", "caveats", "document"} <= set(dir(result))
     assert savings.how == savings.how | {
-        "model": "free", "loss": "squares", "method": "mixed", "seeds": [0, 1], "resamples": 20, "seed": 4,
-        "level": 0.95,
+        "model": "free", "loss": "squares", "method": "mixed", "seeds": [0, 1],
+        "resamples": 20, "seed": 4, "level": 0.95,
     }  # fmt: skip
     assert (laws.how["law"], laws.how["loss"], laws.how["delta"]) == ("chinchilla", "huber", 1e-3)
     assert any("Confounds of gdn3_attn1" in caveat for caveat in savings.caveats)
