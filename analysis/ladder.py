@@ -12,14 +12,16 @@ import os
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ablations.records import SettingError, project_root
-from analysis.result import Laws, Savings
+from analysis.result import Laws, Predictions, Savings
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from analysis.stats.fit import Loss, Model
+    from analysis.stats.predict import Place
     from analysis.study.findings import Findings
     from analysis.study.load import Sweep
 
@@ -253,6 +255,59 @@ class Ladder:
         )  # fmt: skip
         return Savings(answer, self._sweep, baseline, kind, loss, model)
 
+    def predict(
+        self,
+        at: Mapping[str, float] | Sequence[Mapping[str, float]],
+        *,
+        model: str = "free",
+        loss: str = "squares",
+        delta: float = 1e-3,
+        fix: Mapping[str, float] | None = None,
+        resamples: int = 1000,
+        seed: int = 0,
+        level: float = 0.95,
+    ) -> Predictions:
+        """The loss of every mix where nobody has trained, like `python -m analysis predict`.
+
+        In nats per token, with the interval of the law and that of one more run.
+
+        Args:
+            at: a place or several: {"N": 1e9, "D": 2e10}, parameters and tokens, or {"C": 1e21},
+                training FLOPs, for the N* and D* of least loss there.
+            model: which coefficients the mixes share; free for none.
+            loss: what is minimised, of log residuals: squares, huber, absolute or student.
+            delta: Huber's threshold, of log loss.
+            fix: coefficients to hold, as in {"E": 1.7}.
+            resamples: number of resampled ladders, 20 or more.
+            seed: of the resamples.
+            level: share of intervals that should hold the truth.
+
+        Raises:
+            SettingError: where a mix cannot be fitted, or a budget has no optimum.
+        """
+        from analysis.stats.predict import predict
+        from analysis.study.prediction_answer import PredictionAnswer, check_predict
+
+        self._check_has_both("predictions need")
+        check_predict(loss, model)
+        _check_positive("delta", delta)
+        _check_whole("resamples", resamples, LEAST_RESAMPLES)
+        _check_whole("seed", seed, 0)
+        if not isinstance(level, numbers.Real) or not 0 < level < 1:
+            raise SettingError(
+                f"level={level!r} must be a share above 0 and below 1, such as 0.95."
+            )
+        spots = [at] if isinstance(at, Mapping) else list(at)
+        places = [_where_predicted(spot) for spot in spots]
+        if not places:
+            raise SettingError("at=[] names no place; give {'N': 1e9, 'D': 2e10} or {'C': 1e21}.")
+        held = _numbers("fix", fix)
+        predictions = predict(
+            self._sweep.points, places, cast("Model", model), cast("Loss", loss), delta, held,
+            resamples, seed, level,
+        )  # fmt: skip
+        return Predictions(PredictionAnswer(predictions), self._sweep, loss, model)
+
     def findings(
         self, baseline: str = "transformer", *, resamples: int = 1000, seed: int = 0
     ) -> Findings:
@@ -356,11 +411,25 @@ def _place(
     from analysis.study.savings_answer import check_place
 
     amounts = _numbers("at", spot)
-    text = ",".join(f"{key}={value:g}" for key, value in amounts.items())
-    check_place(text, amounts, len(amounts), target_loss, kind)
+    check_place(_place_text(amounts), amounts, len(amounts), target_loss, kind)
     for key, value in amounts.items():
         _check_positive(f"at {key}", value)
     return amounts.get("N"), amounts.get("D")
+
+
+def _where_predicted(spot: Mapping[str, float]) -> Place:
+    from analysis.stats.predict import Place
+    from analysis.study.prediction_answer import check_place
+
+    amounts = _numbers("at", spot)
+    check_place(_place_text(amounts), amounts)
+    for key, value in amounts.items():
+        _check_positive(f"at {key}", value)
+    return Place(**amounts)
+
+
+def _place_text(amounts: Mapping[str, float]) -> str:
+    return ",".join(f"{key}={value:g}" for key, value in amounts.items())
 
 
 def _numbers(name: str, values: Mapping[str, float] | None) -> dict[str, float]:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from analysis.study.law_answer import LawAnswer
     from analysis.study.load import Sweep
+    from analysis.study.prediction_answer import PredictionAnswer
     from analysis.study.savings_answer import SavingsAnswer
 
 FORMS = {
@@ -188,6 +189,61 @@ class Savings(Result):
                 answer.fit, answer.draws, free, baseline, law_fails=answer.law_fails
             )[0]
         return figures.savings_by_place(list(answer.savings))[0]
+
+
+class Predictions(Result):
+    """Losses of every mix where nobody has trained. Made by `Ladder.predict`."""
+
+    def __init__(self, answer: PredictionAnswer, sweep: Sweep, loss: str, model: str) -> None:
+        import pandas as pd
+
+        from analysis.study.source import notes_of
+
+        made = answer.predictions
+        self._predictions = made.rows
+        self.document = answer.document
+        self.table = pd.DataFrame(answer.rows)
+        self.title = f"Loss predicted from {sweep.name}, nats per token"
+        self.caveats = [*notes_of(sweep), *answer.notes]
+        self.how = {
+            "law": FORMS["chinchilla"],
+            "model": model,
+            "loss": loss,
+            "fit": made.fit.words,
+            "method": made.draws.method,
+            "seeds": _seeds(sweep.points),
+            "resamples": made.draws.resamples,
+            "seed": made.draws.seed,
+            "level": made.level,
+        }
+
+    def cells(self) -> pd.DataFrame:
+        """A row per place and mix: the loss with the interval of the law, and of one more run."""
+        import pandas as pd
+
+        from analysis.report.tables import count, with_interval
+
+        level = f"{100 * self.how['level']:g} %"
+        return pd.DataFrame(
+            [
+                {
+                    "mix": one.mix,
+                    "C": count(one.optimum.C if one.optimum else math.nan),
+                    "N": count(one.N),
+                    "D": count(one.D),
+                    f"loss [{level}]": with_interval(one.loss, one.low, one.high),
+                    f"one more run [{level}]": with_interval(one.loss, one.run_low, one.run_high),
+                    "range": one.range_words,
+                }
+                for one in self._predictions
+            ]
+        )
+
+    def plot(self) -> Figure:
+        """A row per place and mix: interval of the law (thick) and of one more run (thin)."""
+        from analysis.report import figures
+
+        return figures.predictions_by_place(list(self._predictions))[0]
 
 
 def _seeds(points: pd.DataFrame) -> list[Any] | str:

@@ -45,12 +45,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> str:
-    from analysis.stats.fit import LOSSES, MODELS
     from analysis.stats.predict import predict
-    from analysis.study.prediction_answer import PredictionAnswer
+    from analysis.study.prediction_answer import PredictionAnswer, check_predict
 
-    known("loss", options.loss, LOSSES)
-    known("model", options.model, MODELS)
+    check_predict(options.loss, options.model)
     known("format", options.format, FORMATS)
     positive("delta", options.delta)
     places = [place(text) for text in options.at]

@@ -107,6 +107,31 @@ def test_savings_are_the_commands(
     assert savings.document["laws"] == document["laws"]
 
 
+@pytest.mark.parametrize(
+    ("options", "settings"),
+    [
+        (["--at", "N=1e9,D=2e10", "--level", "0.8"], {"at": {"N": 1e9, "D": 2e10}, "level": 0.8}),
+        (["--at", "C=1e21", "--at", "N=1e9,D=1e11"], {"at": [{"C": 1e21}, {"N": 1e9, "D": 1e11}]}),
+    ],
+)
+def test_predictions_are_the_commands(
+    options: list[str], settings: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    document = printed(["predict", str(CSV), "--resamples", "20", *options], capsys)
+    predictions = analysis.load(CSV).predict(resamples=20, **settings)
+    assert_same_rows(predictions.table, document["predictions"])
+    assert document["notes"] == predictions.caveats
+    assert predictions.how["level"] == document["level"]
+
+
+def test_predictions_from_points_without_noise_are_the_law() -> None:
+    ladder = analysis.load(grid_points(TRUTH))
+    table = ladder.predict({"N": 1e6, "D": 1e9}, resamples=20).table.set_index("mix")
+    for mix, law in TRUTH.items():
+        expected = law.E + law.A / 1e6**law.alpha + law.B / 1e9**law.beta
+        assert table.loc[mix, "loss"] == pytest.approx(expected, rel=1e-5)
+
+
 @pytest.mark.slow
 def test_a_report_is_the_commands_to_the_byte(
     sweep: SweepWriter, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -293,6 +318,9 @@ def test_what_cannot_be_loaded_is_one_sentence(
         ("savings", {"resamples": 20.5}, "resamples=20.5 must be a whole number"),
         ("savings", {"isoflop": 1, "at": {"N": 1, "D": 1}}, "isoflop and at exclude one another"),
         ("savings", {"target_loss": 2, "compute_optimal": 1}, "target_loss and compute_optimal"),
+        ("predict", {"at": {"N": 1e9}}, "at=N=1e+09 is not a place, as N and D go together"),
+        ("predict", {"at": []}, "at=[] names no place; give"),
+        ("predict", {"at": {"C": 1e20}, "level": 95}, "level=95 must be a share above 0"),
         ("report", {"baseline": "mamba", "resamples": 20}, "baseline=mamba is not among the mixes"),
     ],
 )
@@ -357,7 +385,8 @@ def test_results_show_tables_caveats_and_how_they_were_made() -> None:
 
     ladder = analysis.load(ROOT / "notebooks" / "records" / "demo")
     laws, savings = ladder.fit(), ladder.savings(resamples=20, seed=4)
-    for result in (laws, savings):
+    predictions = ladder.predict({"C": 1e13}, resamples=20)
+    for result in (laws, savings, predictions):
         assert isinstance(result.plot(), Figure)
         text, page = repr(result), result._repr_html_()
         assert all(mix in text and mix in page for mix in ("transformer", "gdn3_attn1"))
@@ -401,7 +430,7 @@ def test_points_are_a_copy() -> None:
 
 def test_docstrings_give_units() -> None:
     assert "nats per token" in str(analysis.load.__doc__)
-    for method in (analysis.Ladder.fit, analysis.Ladder.savings):
+    for method in (analysis.Ladder.fit, analysis.Ladder.savings, analysis.Ladder.predict):
         assert "tokens" in str(method.__doc__)
         assert "FLOPs" in str(method.__doc__)
 

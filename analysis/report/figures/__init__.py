@@ -10,6 +10,7 @@ from analysis.report.figures.losses import (
     loss_against_flops,
     loss_against_tokens,
     loss_along_ray,
+    predictions_by_place,
 )
 from analysis.report.figures.plan import design_frontier
 from analysis.report.figures.probes import loss_by_position, probe_accuracy
@@ -32,6 +33,7 @@ __all__ = [
     "loss_against_tokens",
     "loss_along_ray",
     "loss_by_position",
+    "predictions_by_place",
     "probe_accuracy",
     "savings_against_loss",
     "savings_against_size",
