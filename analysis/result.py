@@ -86,7 +86,7 @@ class Laws(Result):
 
         from analysis.study.source import notes_of
 
-        self._answer, self._points = answer, sweep.points
+        self._answer = answer
         document = answer.document
         self.document = document
         self.table = pd.DataFrame(answer.rows)
@@ -109,8 +109,8 @@ class Laws(Result):
 
         if self._answer.fit is not None:
             return figures.fit_with_residuals(self._answer.fit)[0]
-        if self._answer.rays is not None:
-            return figures.loss_along_ray(self._points, self._answer.rays)[0]
+        if self._answer.rays is not None and self._answer.points is not None:
+            return figures.loss_along_ray(self._answer.points, self._answer.rays)[0]
         raise SettingError(f"law={self.how['law']} has no figure; its numbers are in .table.")
 
 
@@ -228,7 +228,7 @@ class Predictions(Result):
             [
                 {
                     "mix": one.mix,
-                    "C": count(one.optimum.C if one.optimum else math.nan),
+                    "C": f"{one.optimum.C:.3g}" if one.optimum else "–",
                     "N": count(one.N),
                     "D": count(one.D),
                     f"loss [{level}]": with_interval(one.loss, one.low, one.high),

@@ -8,13 +8,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast, get_args
 
+import numpy as np
 import pandas as pd
 
 from ablations.records import SettingError, one_of
 from analysis.stats.fit import DELTA, LOSSES, MODELS, Fit, Loss, Model, fit
 from analysis.stats.joint import ladder
 from analysis.stats.laws import Ray
-from analysis.stats.rays import fit_isoflop, fit_rays
+from analysis.stats.rays import SAME, fit_isoflop, fit_rays
 from analysis.study.checks import doubts
 
 Form = Literal["chinchilla", "gamma", "ray", "isoflop"]
@@ -26,7 +27,8 @@ class LawAnswer:
     """Laws of every mix.
 
     `document` is what JSON holds of them, `rows` the same as a table, a mix or a budget a row, and
-    `notes` are sentences to keep in mind. `fit` is there for laws in N and D, `rays` for law=ray;
+    `notes` are sentences to keep in mind. `fit` is there for laws in N and D, `rays` for law=ray, with
+    the `points` they were fitted to;
     `made` says with which resamples and seed p values of models came out.
     """
 
@@ -35,6 +37,7 @@ class LawAnswer:
     notes: list[str]
     fit: Fit | None = None
     rays: dict[str, Ray] | None = None
+    points: pd.DataFrame | None = None
     made: dict[str, Any] = field(default_factory=dict)
 
 
@@ -119,7 +122,10 @@ def _rays(
     notes = [f"{mix}: {caveat}." for mix, one in fits.items() for caveat in one.terms.caveats]
     notes += doubts(points)
     laws = {mix: one.law for mix, one in fits.items()}
-    return LawAnswer(head | {"mixes": mixes, "notes": notes}, _rows(mixes), notes, rays=laws)
+    if ratio is not None:
+        points = points[np.abs(np.log(points["D"] / points["N"] / ratio)) < np.log(SAME)]
+    document = head | {"mixes": mixes, "notes": notes}
+    return LawAnswer(document, _rows(mixes), notes, rays=laws, points=points)
 
 
 def _isoflop(points: pd.DataFrame, head: dict[str, Any], loss: Loss, delta: float) -> LawAnswer:
