@@ -340,7 +340,7 @@ class Ladder:
         """
         from analysis.report.write import write_report
 
-        folder = Path("reports", self.name) if out is None else Path(out).expanduser()
+        folder = Path("reports", self.name.replace("/", "_")) if out is None else Path(out).expanduser()
         findings = self.findings(baseline, resamples=resamples, seed=seed)
         return write_report(findings, folder)[1]
 

@@ -50,7 +50,7 @@ def _with_rows(sweep: Sweep, where: Mapping[str, Any]) -> Sweep:
     if "run" in where:
         runs = tuple(run for run in runs if run.name in set(points["run"]))
     words = ", ".join(
-        f"{key} = {'/'.join(map(rows.word, rows.values_of(value)))}" for key, value in where.items()
+        f"{key} = {'+'.join(map(rows.word, rows.values_of(value)))}" for key, value in where.items()
     )
     return replace(sweep, name=f"{sweep.name}, {words}", points=points, runs=runs)
 

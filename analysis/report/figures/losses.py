@@ -63,7 +63,7 @@ def loss_along_ray(
     note: str = "",
     width: float = DOUBLE_COLUMN_INCHES,
 ) -> Drawn:
-    """Held-out loss of the points of a ray against training FLOPs, and E + K/C^kappa of each mix."""
+    """Held-out loss of a ray's points against training FLOPs, and E + K/C^kappa of each mix."""
     style = looks(laws)
     shown = []
     with drawing(width, 3.2) as figure:
