@@ -340,7 +340,8 @@ class Ladder:
         """
         from analysis.report.write import write_report
 
-        folder = Path("reports", self.name.replace("/", "_")) if out is None else Path(out).expanduser()
+        name = self.name.replace("/", "_")
+        folder = Path("reports", name) if out is None else Path(out).expanduser()
         findings = self.findings(baseline, resamples=resamples, seed=seed)
         return write_report(findings, folder)[1]
 

@@ -28,7 +28,8 @@ class LawAnswer:
 
     `document` is what JSON holds of them, `rows` the same as a table, a mix or a budget a row, and
     `notes` are sentences to keep in mind. `fit` is there for laws in N and D, `rays` for law=ray,
-    with the `points` that they were fitted to; `made` says with which resamples and seed p values of models came out.
+    with the `points` that they were fitted to; `made` says with which
+    resamples and seed p values of models came out.
     """
 
     document: dict[str, Any]
