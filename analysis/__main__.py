@@ -35,8 +35,8 @@ COMMANDS = (
 
 
 OPTIONS = (
-    "where", "fix", "law", "loss", "delta", "model", "ratio", "format", "baseline", "at", "kind",
-    "target_loss", "compute_optimal", "isoflop", "resamples", "seed", "method",
+    "where", "columns", "fix", "law", "loss", "delta", "model", "ratio", "format", "baseline", "at",
+    "kind", "target_loss", "compute_optimal", "isoflop", "resamples", "seed", "method",
     "sweep", "points", "runs", "level",
 )  # fmt: skip
 """Options of `fit`, `savings` and `predict` that may be written key=value, as elsewhere."""

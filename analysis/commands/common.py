@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from analysis.study.load import Sweep
 
 FORMATS = ("table", "csv", "json", "latex")
+COLUMNS = ("mix", "N", "D", "C", "loss", "run", "size", "seed", "weight", "seconds", "bpb")
+"""Columns of points that a CSV may call something else."""
 
 
 def add_points(
@@ -33,26 +35,45 @@ def add_points(
     parser.add_argument("--model", default=model, help="joint model over the mixes")
     parser.add_argument("--format", default="table", help=", ".join(FORMATS))
     parser.add_argument(
-        "--where", default="", metavar="SETTING=VALUE", help="of a sweep, one level"
+        "--where",
+        default="",
+        metavar="COLUMN=VALUE",
+        help="rows, or one level of a sweep's setting",
     )
+    parser.add_argument("--columns", default="", metavar="N=params", help="a CSV's own names")
 
 
 def pairs(name: str, text: str, example: str) -> dict[str, str]:
     """a=1,b=2 as a mapping. Raises SettingError for a part that is none, or a key given twice."""
-    found: dict[str, str] = {}
+    values = several(name, text, example)
+    for key, given in values.items():
+        if len(given) > 1:
+            raise SettingError(f"{name}={text} gives {key} twice.")
+    return {key: given[0] for key, given in values.items()}
+
+
+def several(name: str, text: str, example: str) -> dict[str, list[str]]:
+    """a=1,a=2,b=3 as the values of each key. Raises SettingError for a part that is no setting."""
+    values: dict[str, list[str]] = {}
     for part in filter(None, text.split(",")):
         key, equals, value = (one.strip() for one in part.partition("="))
         if not equals or not value:
             raise SettingError(f"{name}={part} is not a setting; give one like {example}.")
-        if key in found:
-            raise SettingError(f"{name}={text} gives {key} twice.")
-        found[key] = value
-    return found
+        values.setdefault(key, []).append(value)
+    return values
 
 
-def levels_of(text: str) -> dict[str, str]:
-    """protocol.lr_multiplier=1,train.optim=adamw as a mapping."""
-    return pairs("where", text, "protocol.lr_multiplier=1")
+def where_of(text: str) -> dict[str, list[str]]:
+    """mix=gdn,mix=mamba2,seed=0 as the values of each column, of which any will do."""
+    return several("where", text, "protocol.lr_multiplier=1")
+
+
+def columns_of(text: str) -> dict[str, str]:
+    """N=params,loss=val_loss as a mapping of our names to those of a CSV."""
+    columns = pairs("columns", text, "N=params")
+    for key in columns:
+        known("columns", key, COLUMNS)
+    return columns
 
 
 def held(text: str) -> dict[str, float]:
@@ -68,28 +89,31 @@ def held(text: str) -> dict[str, float]:
     return found
 
 
-def read_points(path: Path, where: str = "", by_compute: bool = False) -> pd.DataFrame:
+def read_points(
+    path: Path, where: str = "", columns: str = "", by_compute: bool = False
+) -> pd.DataFrame:
     """Points of a CSV or of a sweep's folder; a note on stderr says what a sweep still lacks."""
-    from analysis.study.levels import at_level
-    from analysis.study.load import load_csv, load_sweep
+    from analysis.study.source import from_csv, from_sweeps
 
     if not path.is_dir():
-        if where:
-            raise SettingError(f"where={where} chooses runs of a sweep, and {path} is a CSV.")
-        return load_csv(path, by_compute)
-    return points_of(at_level(load_sweep(path), levels_of(where)))
+        return from_csv(path, by_compute, columns_of(columns), where_of(where)).points
+    check_no_columns(columns)
+    return points_of(from_sweeps([path], where_of(where)))
 
 
 def points_of(sweep: Sweep) -> pd.DataFrame:
     """The points of a sweep; notes on stderr say what it still lacks."""
-    running = sum(run.state != "done" for run in sweep.runs)
-    if running:
-        print(f"note: {running} of {len(sweep.runs)} runs have not finished.", file=sys.stderr)
-    for what in sweep.dropped:
-        print(f"note: left out: {what}.", file=sys.stderr)
-    for what in sweep.incomplete:
-        print(f"note: incomplete: {what}.", file=sys.stderr)
+    from analysis.study.source import notes_of
+
+    for note in notes_of(sweep):
+        print(f"note: {note}", file=sys.stderr)
     return sweep.points
+
+
+def check_no_columns(columns: str) -> None:
+    """Raise SettingError where columns of a sweep are named, which has its own."""
+    if columns:
+        raise SettingError(f"columns={columns} names columns of a CSV, and this is a sweep.")
 
 
 def number(name: str, text: str) -> float:

@@ -23,7 +23,7 @@ from analysis.commands.common import (
 if TYPE_CHECKING:
     import pandas as pd
 
-    from analysis.stats.predict import Place, Prediction
+    from analysis.stats.predict import Place
 
 HELP = "losses at N and D, or N* and D* at C FLOPs, with intervals"
 EXAMPLE = "at=N=1e9,D=2e10 or at=C=1e21"
@@ -45,12 +45,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> str:
-    from analysis.stats.fit import LOSSES, MODELS
     from analysis.stats.predict import predict
-    from analysis.study.answer import prediction_doubts
+    from analysis.study.prediction_answer import PredictionAnswer, check_predict
 
-    known("loss", options.loss, LOSSES)
-    known("model", options.model, MODELS)
+    check_predict(options.loss, options.model)
     known("format", options.format, FORMATS)
     positive("delta", options.delta)
     places = [place(text) for text in options.at]
@@ -68,8 +66,8 @@ def run(options: argparse.Namespace) -> str:
         whole("seed", options.seed, 0),
         level,
     )
-    notes = list(prediction_doubts(found))
-    rows = [_row(one) for one in found.rows]
+    answer = PredictionAnswer(found)
+    rows, notes = answer.rows, answer.notes
     if options.format == "table":
         has_budgets = any(one.optimum for one in found.rows)
         columns = (*COLUMNS[:-1], *(OPTIMUM_COLUMNS if has_budgets else ()), COLUMNS[-1])
@@ -79,27 +77,16 @@ def run(options: argparse.Namespace) -> str:
         )
         brief = [{name: _cell(row[name]) for name in columns} for row in rows]
         return shown("table", {}, brief, [words, *notes])
-    document = {
-        "predictions": rows,
-        "level": level,
-        "model": found.fit.words,
-        "interval": found.draws.words,
-        "laws": {mix: one.law.as_dict() | one.certificate for mix, one in found.fit.mixes.items()},
-        "notes": notes,
-    }
-    return shown(options.format, document, rows)
+    return shown(options.format, answer.document, rows)
 
 
 def place(text: str) -> "Place":
     """`N=1e9,D=2e10` or `C=1e21`. Raises SettingError for what is neither."""
     from analysis.stats.predict import Place
+    from analysis.study.prediction_answer import check_place
 
     given = pairs("at", text, EXAMPLE.removeprefix("at="))
-    if unknown := [key for key in given if key not in ("N", "D", "C")]:
-        raise SettingError(f"at={text} has {unknown[0]}, which is no place; give {EXAMPLE}.")
-    if set(given) not in ({"N", "D"}, {"C"}):
-        reason = "C sets N and D" if "C" in given else "N and D go together"
-        raise SettingError(f"at={text} is not a place, as {reason}; give {EXAMPLE}.")
+    check_place(text, given)
     return Place(**{key: number(f"at {key}", value) for key, value in given.items()})
 
 
@@ -123,39 +110,12 @@ def _points(options: argparse.Namespace) -> "pd.DataFrame":
         if chosen:
             names = " and ".join(f"{key}=" for key in chosen)
             raise SettingError(f"{names} and {options.points} are both given; give one of them.")
-        return read_points(options.points, options.where)
+        return read_points(options.points, options.where, options.columns)
     if "points" in chosen and "sweep" not in chosen:
-        return read_points(Path(chosen["points"]), options.where)
-    return points_of(source(chosen | ({"where": options.where} if options.where else {})))
+        return read_points(Path(chosen["points"]), options.where, options.columns)
+    more = {"where": options.where, "columns": options.columns}
+    return points_of(source(chosen | {key: value for key, value in more.items() if value}))
 
 
 def _cell(value: Any) -> Any:
     return "–" if isinstance(value, float) and math.isnan(value) else value
-
-
-def _row(one: "Prediction") -> dict[str, Any]:
-    """One prediction as the columns of a table; what only a budget has is NaN elsewhere."""
-    best, nan = one.optimum, math.nan
-    return {
-        "mix": one.mix,
-        "N": one.N,
-        "D": one.D,
-        "loss": one.loss,
-        "low": one.low,
-        "high": one.high,
-        "run_low": one.run_low,
-        "run_high": one.run_high,
-        "in_range": one.in_range,
-        "range": one.range_words,
-        "N_beyond": one.N_beyond,
-        "D_beyond": one.D_beyond,
-        "below": list(one.below),
-        "C": best.C if best else nan,
-        "flops_per_ND": best.flops_per_ND if best else nan,
-        "N_star": best.N if best else nan,
-        "N_star_low": best.N_low if best else nan,
-        "N_star_high": best.N_high if best else nan,
-        "D_star": best.D if best else nan,
-        "D_star_low": best.D_low if best else nan,
-        "D_star_high": best.D_high if best else nan,
-    }

@@ -41,25 +41,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> str:
-    from analysis.stats.fit import LOSSES
-    from analysis.stats.noise import lack_of_fit
-    from analysis.stats.other_savings import KINDS, savings_of
-    from analysis.stats.uncertainty import METHODS
-    from analysis.study.answer import noise_doubts
-    from analysis.study.study import JOINTS, fitted
+    from analysis.study.savings_answer import check_savings, savings_answer
 
-    known("loss", options.loss, LOSSES)
-    known("model", options.model, JOINTS)
-    known("method", options.method, METHODS)
-    known("kind", options.kind, KINDS)
+    check_savings(options.loss, options.model, options.method, options.kind)
     known("format", options.format, FORMATS)
     positive("delta", options.delta)
     resamples, seed = whole("resamples", options.resamples, 20), whole("seed", options.seed, 0)
-    points = read_points(options.points, options.where)
-    asked = questions(options, points)
-    fit, draws = fitted(
+    points = read_points(options.points, options.where, options.columns)
+    answer = savings_answer(
         points,
         options.baseline,
+        asked(options, points),
         options.model,
         options.loss,
         options.method,
@@ -69,32 +61,23 @@ def run(options: argparse.Namespace) -> str:
         options.delta,
         held(options.fix),
     )
-    found = [one for each in asked for one in savings_of(fit, draws, options.baseline, each)]
-    least = fit.least or fit
-    notes = list(noise_doubts(fit, lack_of_fit(least)))
-    rows = [
-        vars(one) | {"in_range": one.in_range, "range": one.range_words, "interval": draws.words}
-        for one in found
-    ]
+    rows = answer.rows
     if options.format == "table":
         brief = ("mix", "kind", "where", "N", "D", "target_loss", "value", "low", "high",
                  "p_above_1", "unreachable", "range")  # fmt: skip
-        told = f"Model: {fit.words}. Interval: 95 %, {draws.words}."
+        made = f"Model: {answer.fit.words}. Interval: 95 %, {answer.draws.words}."
         return shown(
-            "table", {}, [{key: row[key] for key in brief} for row in rows], [told, *notes]
+            "table", {}, [{key: row[key] for key in brief} for row in rows], [made, *answer.notes]
         )
-    laws = {
-        mix: one.law.as_dict() | {"rms": one.rms, "largest_error": one.largest_error}
-        for mix, one in fit.mixes.items()
-    }
-    return shown(options.format, {"savings": rows, "laws": laws, "notes": notes}, rows)
+    return shown(options.format, answer.document, rows)
 
 
-def questions(options: argparse.Namespace, points: "pd.DataFrame") -> "list[Question]":
-    """What is asked, from the options: at places given, or else at each of the baseline's sizes."""
-    from analysis.stats.other_savings import Question, isoflop, projected
-    from analysis.stats.savings import check_baseline, places
+def asked(options: argparse.Namespace, points: "pd.DataFrame") -> "list[Question]":
+    """What is asked, from the options."""
+    from analysis.stats.savings import check_baseline
+    from analysis.study.savings_answer import check_ways, questions
 
+    # A baseline that is not there is said before what is asked of it.
     check_baseline(list(dict.fromkeys(points["mix"])), options.baseline)
     ways = {
         "compute-optimal": options.compute_optimal,
@@ -102,41 +85,34 @@ def questions(options: argparse.Namespace, points: "pd.DataFrame") -> "list[Ques
         "at": options.at,
         "projected": options.projected,
     }
-    given = [name for name, value in ways.items() if value]
-    if len(given) > 1 and set(given) != {"at", "projected"}:
-        raise SettingError(f"{' and '.join(f'--{name}' for name in given)} exclude one another.")
     target = number("target-loss", options.target_loss or "1")
     loss = target if options.target_loss else None
-    if options.compute_optimal:
-        if loss is not None:
-            raise SettingError(
-                "--target-loss and --compute-optimal exclude one another, as C sets the loss."
-            )
-        budget = flops("compute-optimal", options.compute_optimal)
-        return [Question(options.kind, C=budget)]
-    spots: list[tuple[float | None, float | None]]
-    if options.isoflop:
-        spots = [*isoflop(points, options.baseline, flops("isoflop", options.isoflop))]
-    else:
-        spots = [place(text, loss, options.kind) for text in options.at]
-        if options.projected:
-            spots += projected(points, options.baseline)
-    if not spots:
-        spots = [(N, D) for _, N, D in places(points, options.baseline)]
-    return [Question(options.kind, N, D, loss) for N, D in spots]
+    check_ways(ways, loss, "--")
+    budgets = {
+        name: flops(name, text) if text else None
+        for name, text in (
+            ("compute-optimal", options.compute_optimal), ("isoflop", options.isoflop),
+        )
+    }  # fmt: skip
+    return questions(
+        points,
+        options.baseline,
+        options.kind,
+        [place(text, loss, options.kind) for text in options.at],
+        loss,
+        budgets["compute-optimal"],
+        budgets["isoflop"],
+        options.projected,
+    )
 
 
 def place(text: str, target_loss: float | None, kind: str) -> tuple[float | None, float | None]:
     """N and D of `--at`; with a target loss one of them follows from it."""
+    from analysis.study import savings_answer
+
     given = text.split(",")
     parts = dict(part.partition("=")[::2] for part in given)
-    needed = {"N", "D"}
-    if target_loss is not None:
-        needed = {"D"} if kind == "parameters" else {"N"}
-    if not needed <= set(parts) <= {"N", "D"} or len(parts) < len(given):
-        example = {"N": "1e9", "D": "2e10"}
-        wanted = ",".join(f"{key}={example[key]}" for key in sorted(needed, reverse=True))
-        raise SettingError(f"at={text} is not a place; give {wanted}.")
+    savings_answer.check_place(text, parts, len(given), target_loss, kind)
     N, D = (number(f"at {key}", parts[key]) if key in parts else None for key in ("N", "D"))
     return N, D
 

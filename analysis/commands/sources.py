@@ -6,14 +6,15 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ablations.records import SettingError, one_of, project_root
-from analysis.commands.common import levels_of, whole
+from ablations.records import SettingError, one_of
+from analysis.commands.common import check_no_columns, columns_of, where_of, whole
+from analysis.ladder import home
 
 if TYPE_CHECKING:
     from analysis.study.findings import Findings
     from analysis.study.load import Sweep
 
-KEYS = ("sweep", "points", "runs", "out", "baseline", "resamples", "seed", "where")
+KEYS = ("sweep", "points", "runs", "out", "baseline", "resamples", "seed", "where", "columns")
 
 
 def settings(
@@ -49,9 +50,7 @@ def find(command: str, given: list[str], chosen: dict[str, str]) -> Findings:
 
 def source(chosen: dict[str, str]) -> Sweep:
     """The sweep, sweeps or CSV that the settings name, at the level that `where` chooses."""
-    from analysis.study.join import join
-    from analysis.study.levels import at_level
-    from analysis.study.load import Sweep, load_csv, load_sweep
+    from analysis.study.source import from_csv, from_sweeps
 
     if ("sweep" in chosen) == ("points" in chosen):
         raise SettingError(
@@ -61,23 +60,24 @@ def source(chosen: dict[str, str]) -> Sweep:
         )
     if "points" in chosen:
         path = Path(chosen["points"])
-        if "where" in chosen:
-            raise SettingError(f"where={chosen['where']} chooses runs of a sweep, not of points=.")
-        return Sweep(path.stem, path, load_csv(path), ())
-    runs = project_root() / chosen.get("runs", "runs")
+        columns = columns_of(chosen.get("columns", ""))
+        return from_csv(path, False, columns, where_of(chosen.get("where", "")))
+    check_no_columns(chosen.get("columns", ""))
+    runs = home() / chosen.get("runs", "runs")
     sweeps = names(chosen, "sweep")
     if not sweeps or len(set(sweeps)) < len(sweeps):
         told = "names none" if not sweeps else "names one twice, whose points would count twice"
         raise SettingError(f"sweep={chosen['sweep']} {told}; give sweep=NAME or sweep=A,B.")
-    joined = join([load_sweep(runs / name) for name in sweeps])
-    return at_level(joined, levels_of(chosen.get("where", "")))
+    return from_sweeps([runs / name for name in sweeps], where_of(chosen.get("where", "")))
 
 
 def folder(chosen: dict[str, str]) -> Path:
     """Where it is written: out, or reports/ and the sweep's name."""
     name = "+".join(names(chosen, "sweep")) or Path(chosen["points"]).stem
-    name += "".join(f"-{key}={value}" for key, value in levels_of(chosen.get("where", "")).items())
-    return Path(chosen.get("out", project_root() / "reports" / name))
+    name += "".join(
+        f"-{key}={'+'.join(values)}" for key, values in where_of(chosen.get("where", "")).items()
+    )
+    return Path(chosen.get("out", home() / "reports" / name))
 
 
 def names(chosen: dict[str, str], key: str) -> tuple[str, ...]:

@@ -41,6 +41,8 @@ METHOD_WORDS = {
 }
 # Resamples fitted at a time: bounds the memory of the grid stage to tens of megabytes.
 BATCH = 250
+# Of every interval, unless another is asked for.
+LEVEL = 0.95
 
 
 @dataclass(frozen=True)
@@ -188,7 +190,7 @@ def _counts(
     return counts[:, clusters]
 
 
-def interval(draws: Array, level: float = 0.95) -> tuple[float, float, float]:
+def interval(draws: Array, level: float = LEVEL) -> tuple[float, float, float]:
     """Percentile interval of draws of a ratio, and the share that is 0, infinite or undefined.
 
     A draw of 0 or infinity (one mix reaches the target with no number of tokens) counts as such.

@@ -144,7 +144,8 @@ def _answer(one: Saving, resamples: int, law_fails: bool) -> str:
     return f"**{place}, {body}.** P(savings > 1) {chance}; {one.range_words}."
 
 
-def caveats(result: Study, sweep: Sweep, comparisons: list[Comparison]) -> Iterable[str]:
+def control_caveats(comparisons: list[Comparison]) -> Iterable[str]:
+    """What differed between mixes beside the mix, a sentence each."""
     for told in comparisons:
         if told.confounds or told.unknown:
             yield f"Confounds of {told.mix} against {told.baseline}: {told.words}."
@@ -154,6 +155,10 @@ def caveats(result: Study, sweep: Sweep, comparisons: list[Comparison]) -> Itera
                 f"{told.mix} spends {flops:+.0f} % training FLOPs per token: its token savings are "
                 "not savings of compute."
             )
+
+
+def caveats(result: Study, sweep: Sweep, comparisons: list[Comparison]) -> Iterable[str]:
+    yield from control_caveats(comparisons)
     open_runs = [run for run in sweep.runs if run.state != "done"]
     if open_runs:
         yield f"{len(open_runs)} of {len(sweep.runs)} runs have not finished (see Runs)."

@@ -13,6 +13,7 @@ from typing import Any
 from ablations.records import SettingError
 from analysis.study.load import Run, Sweep
 from analysis.study.recorded import flattened
+from analysis.study.rows import word
 
 # Not settings of training, or following from others by rule.
 NOT_SET = (
@@ -35,9 +36,9 @@ def levels(runs: tuple[Run, ...]) -> dict[str, list[Any]]:
     for own in groups.values():
         for key in sorted({key for settings in own for key in settings}):
             # A run recorded before the setting was there says nothing about it.
-            values = {_word(settings[key]): settings[key] for settings in own if key in settings}
+            values = {word(settings[key]): settings[key] for settings in own if key in settings}
             if len(values) > 1:
-                known = {_word(value): value for value in found.get(key, [])}
+                known = {word(value): value for value in found.get(key, [])}
                 found[key] = sorted((known | values).values(), key=_order)
     return found
 
@@ -50,8 +51,8 @@ def at_level(sweep: Sweep, where: dict[str, str]) -> Sweep:
     """
     runs = sweep.runs
     for key, wanted in where.items():
-        values = {_word(dict(flattened(run.spec)).get(key)): None for run in runs}
-        if values.keys() == {_word(None)}:
+        values = {word(dict(flattened(run.spec)).get(key)): None for run in runs}
+        if values.keys() == {word(None)}:
             raise SettingError(f"where={key}={wanted} names no setting of sweep={sweep.name}.")
         runs = tuple(run for run in runs if _is_at(run, key, wanted))
         if not runs:
@@ -69,9 +70,9 @@ def at_level(sweep: Sweep, where: dict[str, str]) -> Sweep:
         sweep = replace(sweep, name=f"{sweep.name}, {words}", points=points, runs=runs)
     if differing := levels(sweep.runs):
         words = "; ".join(
-            f"{key}={', '.join(map(_word, values))}" for key, values in differing.items()
+            f"{key}={', '.join(map(word, values))}" for key, values in differing.items()
         )
-        example = ",".join(f"{key}={_word(values[0])}" for key, values in differing.items())
+        example = ",".join(f"{key}={word(values[0])}" for key, values in differing.items())
         raise SettingError(
             f"sweep={sweep.name} has runs of one mix and size that differ in more than the seed "
             f"({words}), and their mean and interval would mix the two; choose one level, "
@@ -85,23 +86,11 @@ def _is_at(run: Run, key: str, wanted: str) -> bool:
     settings = dict(flattened(run.spec))
     if key not in settings and key.startswith("protocol."):
         return True
-    return _word(settings.get(key)) == _word(wanted)
+    return word(settings.get(key)) == word(wanted)
 
 
 def _order(value: Any) -> tuple[int, float, str]:
     try:
-        return 0, float(_word(value)), ""
+        return 0, float(word(value)), ""
     except ValueError:
-        return 1, 0.0, _word(value)
-
-
-def _word(value: Any) -> str:
-    """One spelling for a value, however it was written: 1.0 as 1, true as True."""
-    text = str(value)
-    if text.lower() in ("true", "false"):
-        return text.lower()
-    try:
-        number = float(text)
-    except ValueError:
-        return text
-    return str(int(number)) if number.is_integer() and abs(number) < 1e15 else repr(number)
+        return 1, 0.0, word(value)

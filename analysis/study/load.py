@@ -6,7 +6,7 @@ seconds are in metrics.jsonl, and are joined to the points by step.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,15 @@ import pandas as pd
 
 from ablations.records import DamagedRecord, RunDirectory, SettingError, read_sweep
 from analysis.stats.laws import FLOPS
+from analysis.study import rows
 from analysis.study.csv_file import read_rows
 
 REQUIRED = ("mix", "N", "D", "loss")
 NAMES = ("mix", "run", "size", "seed")
 NUMBERS = ("N", "N_total", "N_body", "D", "C", "epochs", "chinchilla", "loss", "bpb", "seconds")
 POSITIVE = ("C", "seconds")
+FRAME = "the DataFrame"
+"""What a table from Python is called in a sentence."""
 # Two N closer than this are one size: the controlled protocol matches N within 0.5 %.
 SAME_SIZE = 1.02
 
@@ -66,7 +69,7 @@ def load_sweep(sweep_dir: Path) -> Sweep:
     diverged), runs whose records cannot be relied on, and runs that were trained once and lie
     there twice. Raises SettingError where there is no such sweep, or nothing is left of it.
     """
-    rows: list[dict[str, Any]] = []
+    recorded: list[dict[str, Any]] = []
     runs: list[Run] = []
     dropped: list[str] = []
     lost: list[str] = []
@@ -77,7 +80,7 @@ def load_sweep(sweep_dir: Path) -> Sweep:
             dropped.append(f"run {directory.name}: {problem}")
             continue
         runs.append(run)
-        rows += points
+        recorded += points
         lost += [f"run {run.name}: {fault}" for fault in _lost_rows(directory, run, points)]
     if not runs:
         raise SettingError(
@@ -85,14 +88,14 @@ def load_sweep(sweep_dir: Path) -> Sweep:
             if dropped
             else f"sweep={sweep_dir.name} holds no run yet; start one with python sweeps/run.py."
         )
-    if not rows:
+    if not recorded:
         states = pd.Series([run.state for run in runs]).value_counts()
         told = ", ".join(f"{count} {state}" for state, count in states.items())
         raise SettingError(
             f"sweep={sweep_dir.name} has no points yet ({told}); a run writes its first one at its "
             f"first Chinchilla multiple{'; left out: ' if dropped else ''}{_first(dropped)}."
         )
-    table = _tidy(pd.DataFrame(rows))
+    table = _tidy(pd.DataFrame(recorded))
     good = _is_positive(table["loss"]) & _is_positive(table["N"]) & _is_positive(table["D"])
     dropped += [
         f"run {row.run} at step {row.step}, as its loss, {row.loss:g}, its N or its D is no "
@@ -148,26 +151,68 @@ def without_copies(sweep: Sweep) -> Sweep:
     )
 
 
-def load_csv(path: Path, by_compute: bool = False) -> pd.DataFrame:
-    """Read points from a CSV with columns mix, N, D, loss (run, seed, size, C, seconds, weight
-    optional; weight multiplies a point's part in what a fit minimises). Semicolons, then with
+def load_csv(
+    path: Path,
+    by_compute: bool = False,
+    columns: Mapping[str, str] | None = None,
+    where: Mapping[str, Any] | None = None,
+) -> pd.DataFrame:
+    """Read points from a CSV with columns mix, N, D, loss (see `points_of`). Semicolons, then with
     either decimal mark, and tabs separate columns as commas do.
 
+    Raises SettingError naming the missing columns, or the rows that cannot be used: rows as counted
+    under the header, and lines as an editor counts them.
+    """
+    return points_of(read_rows(path, REQUIRED), f"points={path}", by_compute, columns, where)
+
+
+def load_frame(
+    frame: pd.DataFrame,
+    by_compute: bool = False,
+    columns: Mapping[str, str] | None = None,
+    where: Mapping[str, Any] | None = None,
+) -> pd.DataFrame:
+    """Points of a DataFrame, which stays as it is. Raises SettingError like `load_csv`; rows are
+    counted from 1, whatever its index."""
+    table = frame.reset_index(drop=True)
+    table.attrs = {}
+    for place, kind in enumerate(table.dtypes):
+        column = table.iloc[:, place]
+        if isinstance(kind, pd.CategoricalDtype):
+            table.isetitem(place, column.to_numpy(object))
+        elif pd.api.types.is_extension_array_dtype(kind) and pd.api.types.is_numeric_dtype(kind):
+            whole = pd.api.types.is_integer_dtype(kind) and not column.isna().any()
+            values = column.to_numpy(int) if whole else column.to_numpy(float, na_value=np.nan)
+            table.isetitem(place, values)
+    return points_of(table, FRAME, by_compute, columns, where)
+
+
+def points_of(
+    table: pd.DataFrame,
+    source: str,
+    by_compute: bool = False,
+    columns: Mapping[str, str] | None = None,
+    where: Mapping[str, Any] | None = None,
+) -> pd.DataFrame:
+    """A table with columns mix, N, D, loss as points (run, seed, size, C, seconds, weight
+    optional; weight multiplies a point's part in what a fit minimises).
+
+    `columns` maps our names to those of the table, `where` chooses rows (`analysis.study.rows`).
     Without a `run` column, the rows of one mix, size and seed count as one run; without `seed` too
     that is noted in `attrs["runs_assumed"]`, and in `attrs["seeds_assumed"]` that nothing says
     which mixes saw the same batches. Rows with an empty or infinite loss are left out and named in
     `attrs["dropped"]`. `by_compute` takes C in place of N and D, for a law in C alone (N is then 1
     and D is C / 6, noted in `attrs["compute_only"]`).
 
-    Raises SettingError naming the missing columns, or the rows that cannot be used: rows as counted
-    under the header, and lines as an editor counts them.
+    Raises SettingError naming `source` and the columns or rows that cannot be used. The index of
+    the table is the line of a row in its file, less 2, or its place.
     """
-    table = read_rows(path, REQUIRED)
     table.columns = pd.Index([str(name).strip() for name in table.columns])
     table = table.dropna(how="all")
     if table.columns.has_duplicates:
         twice = table.columns[table.columns.duplicated()].unique()
-        raise SettingError(f"points={path} has more than one column {', '.join(twice)}.")
+        raise SettingError(f"{source} has more than one column {', '.join(twice)}.")
+    table = rows.renamed(table, columns or {}, source)
     # A column with nothing in it was not recorded.
     for name in ("run", "seed", "size"):
         if name in table and len(table) and table[name].isna().all():
@@ -177,40 +222,41 @@ def load_csv(path: Path, by_compute: bool = False) -> pd.DataFrame:
         table = table.assign(N=1.0, D=pd.to_numeric(table["C"], errors="coerce") / FLOPS)
     missing = [name for name in REQUIRED if name not in table]
     if missing:
+        mend = f"; name it by load(…, {missing[0]}=COLUMN)" if source == FRAME else ""
         raise SettingError(
-            f"points={path} has no column {', '.join(missing)}; "
-            f"it has {', '.join(table.columns)} and needs {', '.join(REQUIRED)}."
+            f"{source} has no column {', '.join(missing)}; "
+            f"it has {', '.join(table.columns)} and needs {', '.join(REQUIRED)}{mend}."
         )
     if table.empty:
-        raise SettingError(f"points={path} holds no rows; a law needs at least six points.")
-    table, dropped = _without_loss(table)
+        raise SettingError(f"{source} holds no rows; a law needs at least six points.")
+    table = rows.chosen(table, where or {}, columns or {}, source)
+    table, dropped = _without_loss(table, source)
     if table.empty:
-        raise SettingError(f"points={path} has no row with a finite loss; its runs diverged.")
+        raise SettingError(f"{source} has no row with a finite loss; its runs diverged.")
     for name in ("N", "D", "loss", *(["weight"] if "weight" in table else [])):
         given = table[name]
         table[name] = pd.to_numeric(given, errors="coerce")
-        _refuse_rows(path, table, name, ~_is_positive(table[name]), given)
+        _refuse_rows(source, table, name, ~_is_positive(table[name]), given)
     for name in NAMES:
         if name in table:
             if not pd.api.types.is_numeric_dtype(table[name]):
-                table[name] = table[name].map(str.strip, na_action="ignore")
-            _refuse_rows(path, table, name, table[name].isna(), table[name])
+                table[name] = table[name].map(_stripped, na_action="ignore")
+            _refuse_rows(source, table, name, table[name].isna(), table[name])
     for name in (name for name in NUMBERS if name in table):
         # Empty is not recorded; a word there would be taken for that.
         given = pd.to_numeric(table[name], errors="coerce")
         bad = given.isna() & table[name].notna()
         if name in POSITIVE:
             bad |= table[name].notna() & ~_is_positive(given)
-        _refuse_rows(path, table, name, bad, table[name])
+        _refuse_rows(source, table, name, bad, table[name])
     if {"run", "seed"} & set(table):
         again = table.duplicated([name for name in (*NAMES, "N", "D", "loss") if name in table])
         if again.any():
-            lines = [int(index) + 2 for index in table.index[again]]
             raise SettingError(
-                f"points={path} holds rows twice (line {_some(lines)} of the file), and a point "
+                f"{source} holds rows twice ({_lines(source, table[again])}), and a point "
                 "counted twice narrows every interval; leave one of each."
             )
-    columns = set(table.columns)
+    given_columns = set(table.columns)
     points = _ordered(_tidy(table.reset_index(drop=True)))
     if (points.groupby("run")[["mix", "size"]].nunique() > 1).any(axis=None):
         # One name for runs of several mixes or sizes, such as a seed.
@@ -218,19 +264,19 @@ def load_csv(path: Path, by_compute: bool = False) -> pd.DataFrame:
     for (mix, size), own in points.groupby(["mix", "size"])["N"]:
         if own.max() > SAME_SIZE * own.min():
             raise SettingError(
-                f"points={path} has mix={mix} at size={size} with N from {own.min():.4g} to "
+                f"{source} has mix={mix} at size={size} with N from {own.min():.4g} to "
                 f"{own.max():.4g}, and a size has one N; name each, or leave the column out."
             )
     points.attrs |= {
-        "runs_assumed": not {"run", "seed"} & columns,
-        "seeds_assumed": "seed" not in columns,
+        "runs_assumed": not {"run", "seed"} & given_columns,
+        "seeds_assumed": "seed" not in given_columns,
         "compute_only": compute_only,
         "dropped": dropped,
     }
     return points
 
 
-def _without_loss(table: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]:
+def _without_loss(table: pd.DataFrame, source: str) -> tuple[pd.DataFrame, tuple[str, ...]]:
     """The rows whose loss is not empty, NaN or infinite, and the others in words."""
     loss = pd.to_numeric(table["loss"], errors="coerce")
     word = table["loss"].notna() & loss.isna()
@@ -239,26 +285,38 @@ def _without_loss(table: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]:
     for index, row in table[bad].iterrows():
         named = ", ".join(f"{name}={row[name]}" for name in ("run", "mix", "N", "D") if name in row)
         value = "empty" if pd.isna(row["loss"]) else row["loss"]
-        dropped.append(f"line {int(str(index)) + 2} ({named}), as its loss is {value}")
+        line = f"row {int(str(index)) + 1}" if source == FRAME else f"line {int(str(index)) + 2}"
+        dropped.append(f"{line} ({named}), as its loss is {value}")
     return table[~bad], tuple(dropped)
 
 
 def _refuse_rows(
-    path: Path, table: pd.DataFrame, name: str, bad: pd.Series, given: pd.Series
+    source: str, table: pd.DataFrame, name: str, bad: pd.Series, given: pd.Series
 ) -> None:
     if not bad.any():
         return
-    rows = [int(place) + 1 for place in np.flatnonzero(bad)]
-    lines = [int(index) + 2 for index in table.index[bad]]
+    places = f"row {_some([int(place) + 1 for place in np.flatnonzero(bad)])} "
+    places = "" if source == FRAME else places
+    lines = _lines(source, table[bad])
     value = given[bad].iloc[0]
     first = "empty" if pd.isna(value) else f"{name}={value}"
     kind = "a positive finite number" if name in (*REQUIRED, *POSITIVE, "weight") else "a number"
     kind = "a name" if name in NAMES else kind
     raise SettingError(
-        f"points={path} needs {kind} for {name} in row {_some(rows)} "
-        f"(line {_some(lines)} of the file), where it is {first}"
-        f"{' at first' if len(rows) > 1 else ''}."
+        f"{source} needs {kind} for {name} in {places}{f'({lines})' if places else lines}, "
+        f"where it is {first}{' at first' if bad.sum() > 1 else ''}."
     )
+
+
+def _lines(source: str, table: pd.DataFrame) -> str:
+    """Where the rows of a table stand in what it was read from."""
+    if source == FRAME:
+        return f"row {_some([int(index) + 1 for index in table.index])}"
+    return f"line {_some([int(index) + 2 for index in table.index])} of the file"
+
+
+def _stripped(name: Any) -> str:
+    return str(name).strip()
 
 
 def _some(numbers: list[int]) -> str:

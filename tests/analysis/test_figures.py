@@ -14,8 +14,7 @@ from scipy.optimize import brentq, minimize_scalar
 from synthetic_sweeps import TRUTH, SweepWriter, write_ladder
 
 from ablations.records import project_root
-from analysis import figures
-from analysis.report import results
+from analysis.report import figures, results
 from analysis.report.figures.drawing import PICTURES, draw
 from analysis.report.figures.style import (
     LOOKS,

@@ -69,11 +69,13 @@ def test_a_level_that_is_not_there_is_said_in_a_sentence(
     assert words in capsys.readouterr().err
 
 
-def test_a_csv_has_no_levels_to_choose(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_csv_has_columns_to_choose_by_and_no_settings(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "points.csv"
     path.write_text("mix,N,D,loss\na,1,2,3\n")
     assert main(["fit", str(path), "--where", "train.optim=muon"]) == 2
-    assert "chooses runs of a sweep" in capsys.readouterr().err
+    assert "where=train.optim names no column of points=" in capsys.readouterr().err
 
 
 def test_the_advice_works_as_it_is_printed(

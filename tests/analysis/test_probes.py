@@ -11,8 +11,7 @@ from scipy.stats import binomtest
 from synthetic_sweeps import SweepWriter, write_ladder
 
 from ablations.records import RunDirectory
-from analysis import figures
-from analysis.report import sections
+from analysis.report import figures, sections
 from analysis.report.document import markdown
 from analysis.report.figures.drawing import PICTURES, Gallery, draw
 from analysis.report.write import cells, numbers

@@ -5,10 +5,20 @@ those of a column and of a page). Save with `analysis.report.figures.style.save`
 """
 
 from analysis.report.figures.fits import coefficients, fit_with_residuals
-from analysis.report.figures.losses import bpb_by_domain, loss_against_flops, loss_against_tokens
+from analysis.report.figures.losses import (
+    bpb_by_domain,
+    loss_against_flops,
+    loss_against_tokens,
+    loss_along_ray,
+    predictions_by_place,
+)
 from analysis.report.figures.plan import design_frontier
 from analysis.report.figures.probes import loss_by_position, probe_accuracy
-from analysis.report.figures.savings import savings_against_loss, savings_against_size
+from analysis.report.figures.savings import (
+    savings_against_loss,
+    savings_against_size,
+    savings_by_place,
+)
 from analysis.report.figures.surfaces import frontier, iso_loss
 from analysis.report.figures.training import throughput_against_context, training_stability
 
@@ -21,10 +31,13 @@ __all__ = [
     "iso_loss",
     "loss_against_flops",
     "loss_against_tokens",
+    "loss_along_ray",
     "loss_by_position",
+    "predictions_by_place",
     "probe_accuracy",
     "savings_against_loss",
     "savings_against_size",
+    "savings_by_place",
     "throughput_against_context",
     "training_stability",
 ]

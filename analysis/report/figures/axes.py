@@ -63,15 +63,16 @@ def flop_words(flops: float) -> str:
     return f"{flops:.0e}".replace("e+", "e")
 
 
-def ratio_axis(axes: Axes) -> None:
-    """A logarithmic y axis of factors, labelled 0.5×, 1×, 2×."""
-    low, high = axes.get_ylim()
+def ratio_axis(axes: Axes, vertical: bool = True) -> None:
+    """A logarithmic axis of factors, labelled 0.5×, 1×, 2×; the y axis unless not vertical."""
+    axis = axes.yaxis if vertical else axes.xaxis
+    low, high = axes.get_ylim() if vertical else axes.get_xlim()
     fine = [0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.3, 1.4, 1.5, 1.75, 2, 2.5]
     coarse = [0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5, 7, 10, 20]
     ticks = [tick for tick in (fine if high / low < 4 else coarse) if low <= tick <= high]
-    axes.yaxis.set_major_locator(FixedLocator(ticks))
-    axes.yaxis.set_minor_locator(FixedLocator([]))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda tick, _: f"{tick:g}×"))
+    axis.set_major_locator(FixedLocator(ticks))
+    axis.set_minor_locator(FixedLocator([]))
+    axis.set_major_formatter(FuncFormatter(lambda tick, _: f"{tick:g}×"))
 
 
 def hollow(look: Look, size: float = 3.6) -> dict[str, Any]:

@@ -8,10 +8,12 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+from ablations.records import visible
 from analysis.report.figures.axes import (
     CURVE_POINTS,
     GREY,
     Drawn,
+    count_words,
     cross_out,
     hollow,
     in_order,
@@ -29,6 +31,9 @@ from analysis.report.figures.style import (
     panel_title,
 )
 from analysis.stats.fit import Fit
+from analysis.stats.laws import Ray
+from analysis.stats.predict import Prediction
+from analysis.stats.rays import flops
 
 # Names of more sizes than this cover one another, and the curves.
 MOST_NAMED = 12
@@ -50,6 +55,62 @@ def loss_against_flops(
 ) -> Drawn:
     """The same against training FLOPs, where points carry them (column C)."""
     return _loss_against("C", points[points["C"] > 0], fit, note, width)
+
+
+def loss_along_ray(
+    points: pd.DataFrame,
+    laws: dict[str, Ray],
+    note: str = "",
+    width: float = DOUBLE_COLUMN_INCHES,
+) -> Drawn:
+    """Held-out loss of a ray's points against training FLOPs, and E + K/C^kappa of each mix."""
+    style = looks(laws)
+    shown = []
+    with drawing(width, 3.2) as figure:
+        axes = figure.subplots()
+        for mix, law in laws.items():
+            own = points[points["mix"] == mix]
+            C = flops(own)
+            measured = pd.DataFrame({"mix": mix, "C": C, "loss": own["loss"], "kind": "measured"})
+            axes.plot(measured["C"], measured["loss"], zorder=3, **hollow(style[mix]))
+            budgets = np.geomspace(C.min(), C.max(), CURVE_POINTS)
+            curve = pd.DataFrame({"mix": mix, "C": budgets, "loss": law.loss(budgets)})
+            axes.plot(curve["C"], curve["loss"], color=style[mix].colour, ls=style[mix].line)
+            shown += [measured, curve.assign(kind="fitted")]
+        log_axis(axes, AXES["C"], flops=True)
+        axes.set_ylabel("held-out loss (nats per token)")
+        legend(axes, mix_handles(style, fitted=True))
+        caption(figure, note)
+    return figure, pd.concat(shown, ignore_index=True)
+
+
+def predictions_by_place(
+    predictions: list[Prediction], note: str = "", width: float = DOUBLE_COLUMN_INCHES
+) -> Drawn:
+    """Predicted losses, a row for each place and mix: the law's interval thick, that of one more
+    run thin; extrapolated ones are hollow."""
+    style = looks(dict.fromkeys(one.mix for one in predictions))
+    with drawing(width, 0.9 + 0.25 * len(predictions)) as figure:
+        axes = figure.subplots()
+        for row, one in enumerate(predictions):
+            look = style[one.mix]
+            axes.hlines(row, one.run_low, one.run_high, color=look.colour, lw=0.8)
+            axes.hlines(row, one.low, one.high, color=look.colour, lw=2.2)
+            axes.plot(
+                one.loss, row, ls="", marker=look.marker, ms=5, mec=look.colour,
+                mfc=look.colour if one.in_range else "white",
+            )  # fmt: skip
+        names = [
+            f"{visible(one.mix)}, N = {count_words(one.N)}, D = {count_words(one.D)}"
+            for one in predictions
+        ]
+        axes.set_yticks(range(len(predictions)), names)
+        axes.set_ylim(len(predictions) - 0.5, -0.5)
+        axes.set_xlabel("predicted loss (nats per token)")
+        caption(figure, note)
+    columns = ("mix", "N", "D", "loss", "low", "high", "run_low", "run_high")
+    rows = [{name: getattr(one, name) for name in columns} for one in predictions]
+    return figure, pd.DataFrame(rows)
 
 
 def _loss_against(x: str, points: pd.DataFrame, fit: Fit | None, note: str, width: float) -> Drawn:

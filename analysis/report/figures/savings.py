@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.markers import MarkerStyle
 
+from ablations.records import visible
 from analysis.report.figures.axes import (
     CURVE_POINTS,
     DASHED,
@@ -26,7 +27,7 @@ from analysis.report.figures.style import DOUBLE_COLUMN_INCHES, Look, caption, d
 from analysis.report.tables import probability
 from analysis.stats.fit import Fit
 from analysis.stats.laws import Array
-from analysis.stats.savings import matched_factor, savings_factor, token_range
+from analysis.stats.savings import Saving, matched_factor, savings_factor, token_range
 from analysis.stats.uncertainty import Draws, interval
 
 # Made here, as no text is mathematics while a figure is drawn.
@@ -34,6 +35,8 @@ UPWARD, DOWNWARD = MarkerStyle(r"$\uparrow$"), MarkerStyle(r"$\downarrow$")
 
 # How far beyond the largest size savings are drawn, as extrapolation.
 DRAWN_BEYOND = 4.0
+# Ends of an interval beyond these factors are cut.
+VIEW = (0.02, 50.0)
 
 
 def savings_against_size(
@@ -142,6 +145,37 @@ def savings_against_loss(
         side_legend(axes, _savings_handles(style, others, pd.DataFrame({"bound": []}), False))
         caption(figure, note)
     return figure, table
+
+
+def savings_by_place(
+    savings: list[Saving], note: str = "", width: float = DOUBLE_COLUMN_INCHES
+) -> Drawn:
+    """Savings of any kind with their intervals, a row for each mix and place; extrapolated ones are
+    hollow."""
+    style = looks(dict.fromkeys(one.mix for one in savings))
+    with drawing(width, 0.9 + 0.25 * len(savings)) as figure:
+        axes = figure.subplots()
+        axes.axvline(1, color="#555555", lw=0.9, zorder=1)
+        for row, one in enumerate(savings):
+            look = style[one.mix]
+            ends = np.clip([one.low, one.high], *VIEW)
+            axes.hlines(row, *ends, color=look.colour, lw=1.4)
+            axes.plot(
+                np.clip(one.value, *VIEW), row, ls="", marker=look.marker, ms=5, mec=look.colour,
+                mfc=look.colour if one.in_range else "white",
+            )  # fmt: skip
+        names = [
+            f"{visible(one.mix)}, N = {count_words(one.N)}, D = {count_words(one.D)}"
+            for one in savings
+        ]
+        axes.set_yticks(range(len(savings)), names)
+        axes.set_ylim(len(savings) - 0.5, -0.5)
+        axes.set_xscale("log")
+        ratio_axis(axes, vertical=False)
+        axes.set_xlabel(f"savings of {savings[0].kind} over {visible(savings[0].baseline)}")
+        caption(figure, note)
+    columns = ("mix", "kind", "where", "N", "D", "target_loss", "value", "low", "high")
+    return figure, pd.DataFrame([{name: getattr(one, name) for name in columns} for one in savings])
 
 
 def _curve_of_targets(

@@ -1,0 +1,455 @@
+"""The front door from Python: `load` points, then ask the ladder for laws, savings or a report.
+
+Numbers are those of the commands `python -m analysis fit`, `savings` and `report`, which call the
+same functions with the same defaults.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+import os
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from ablations.records import SettingError, project_root
+from analysis.result import Laws, Predictions, Savings
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from analysis.stats.fit import Loss, Model
+    from analysis.stats.predict import Place
+    from analysis.study.findings import Findings
+    from analysis.study.load import Sweep
+
+    Source = str | os.PathLike[str] | pd.DataFrame | Sequence[str | os.PathLike[str]]
+
+LEAST_RESAMPLES = 20
+
+
+def load(
+    source: Source,
+    *,
+    N: str | None = None,
+    D: str | None = None,
+    C: str | None = None,
+    loss: str | None = None,
+    mix: str | None = None,
+    run: str | None = None,
+    size: str | None = None,
+    seed: str | None = None,
+    weight: str | None = None,
+    seconds: str | None = None,
+    bpb: str | None = None,
+    where: Mapping[str, Any] | None = None,
+) -> Ladder:
+    """Read the points of a ladder.
+
+    Args:
+        source: the folder of a sweep, a list of such folders (of one corpus), the path of a CSV, or
+            a pandas DataFrame. A relative path starts at the current folder, or at the checkout
+            where there is no such thing here.
+        N: the column of parameters, where a CSV or DataFrame does not call it N; likewise below.
+        D: training tokens up to the point.
+        C: training FLOPs (optional; 6 N D where a law needs them and they are not there).
+        loss: held-out loss in nats per token.
+        mix: the name of what is compared.
+        run: which rows are checkpoints of one training (optional).
+        size: the name of a size (optional; N names it otherwise).
+        seed: which repetition of a training (optional).
+        weight: multiplies a point's part in what a fit minimises (optional).
+        seconds: measured training seconds up to the point (optional).
+        bpb: held-out bits per byte (optional).
+        where: the rows to keep, by column: one value or a list of which any will do, as in
+            {"mix": ["a", "b"], "seed": 0}. Of a sweep also a setting of its runs, as in
+            {"protocol.lr_multiplier": 1}.
+
+    Raises:
+        SettingError: one sentence that names the column, row or file, and what would mend it.
+    """
+    import pandas as pd
+
+    from analysis.study import source as sources
+
+    given = {
+        "N": N, "D": D, "C": C, "loss": loss, "mix": mix, "run": run, "size": size, "seed": seed,
+        "weight": weight, "seconds": seconds, "bpb": bpb,
+    }  # fmt: skip
+    columns = {ours: theirs for ours, theirs in given.items() if theirs is not None}
+    if where is not None and not isinstance(where, Mapping):
+        raise SettingError(f'where={where!r} is no filter; give one like {{"mix": ["a", "b"]}}.')
+    if isinstance(source, pd.DataFrame):
+        return Ladder(sources.from_frame(source, True, columns, where))
+    folders = [source] if isinstance(source, str | os.PathLike) else source
+    if not isinstance(folders, Sequence) or not folders:
+        raise SettingError(
+            f"load({source!r}): give the folder of a sweep, a list of such, a CSV or a DataFrame."
+        )
+    paths = [_located(folder) for folder in folders]
+    if len(paths) == 1 and not paths[0].is_dir():
+        ladder = sources.from_csv(paths[0], True, columns, where)
+        command = [f"points={paths[0]}", *_listed("columns", {k: [v] for k, v in columns.items()})]
+        return Ladder(ladder, " ".join([*map(shlex.quote, command), *_where_words(where)]))
+    if no_folder := [str(path) for path in paths if not path.is_dir()]:
+        raise SettingError(f"load: {no_folder[0]} is not the folder of a sweep; several must be.")
+    if columns:
+        ours, theirs = next(iter(columns.items()))
+        raise SettingError(f"{ours}={theirs} names a column of a CSV, and a sweep has its own.")
+    # Absolute, so that records are read from there even after a change of folder.
+    paths = [path.absolute() for path in paths]
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise SettingError("load: one sweep is given twice, and its points would count twice.")
+    sweep = sources.from_sweeps(paths, where)
+    return Ladder(sweep, " ".join([*_sweep_words(paths), *_where_words(where)]))
+
+
+class Ladder:
+    """Points of one or several mixes, and what can be asked of them. Made by `analysis.load`."""
+
+    def __init__(self, sweep: Sweep, words: str = "") -> None:
+        self._sweep = sweep
+        # The source as settings of a command, empty for points that lie in no file.
+        self._words = words
+
+    @property
+    def name(self) -> str:
+        """The sweep's or file's name."""
+        return self._sweep.name
+
+    @property
+    def points(self) -> pd.DataFrame:
+        """A row per point: mix, size, run, seed, N (parameters), D (tokens), C (training FLOPs),
+        loss (held-out nats per token), bpb (bits per byte), seconds (of training), and more.
+        A copy."""
+        return self._sweep.points.copy()
+
+    @property
+    def mixes(self) -> list[str]:
+        """Names of the mixes."""
+        return list(dict.fromkeys(self._sweep.points["mix"]))
+
+    @property
+    def notes(self) -> list[str]:
+        """What was left out and what is not there yet, a sentence each."""
+        from analysis.study.source import notes_of
+
+        dropped = self._sweep.points.attrs.get("dropped", ())
+        return [*notes_of(self._sweep), *(f"left out: {what}." for what in dropped)]
+
+    def fit(
+        self,
+        law: str = "chinchilla",
+        *,
+        model: str = "free",
+        loss: str = "huber",
+        delta: float = 1e-3,
+        fix: Mapping[str, float] | None = None,
+        ratio: float | None = None,
+        resamples: int = 499,
+        seed: int = 0,
+    ) -> Laws:
+        """Fit a scaling law to each mix, like `python -m analysis fit`.
+
+        Args:
+            law: chinchilla, E + A/N^alpha + B/D^beta (nats per token; N in parameters, D in
+                tokens); gamma, (…)^gamma of the two terms; ray, E + K/C^kappa along one D/N (C in
+                FLOPs); isoflop, the best N and D at each C.
+            model: which coefficients the mixes share; free for none, all to rank every choice.
+            loss: what is minimised, of log residuals: huber, absolute, squares or student.
+            delta: Huber's threshold, of log loss.
+            fix: coefficients to hold, as in {"alpha": 0.22}.
+            ratio: tokens per parameter of law=ray, where the points have more than one.
+            resamples: ladders simulated for the p values of model=all.
+            seed: of those.
+
+        Raises:
+            SettingError: where a mix cannot be fitted, with what it lacks.
+        """
+        from analysis.study.law_answer import law_answer
+
+        _check_positive("delta", delta)
+        _check_whole("resamples", resamples, 0)
+        _check_whole("seed", seed, 0)
+        if ratio is not None:
+            _check_positive("ratio", ratio)
+        held = _numbers("fix", fix)
+        answer = law_answer(
+            self._sweep.points, law, model, loss, delta, held, ratio, resamples, seed
+        )
+        return Laws(answer, self._sweep)
+
+    def savings(
+        self,
+        baseline: str = "transformer",
+        *,
+        at: Mapping[str, float] | Sequence[Mapping[str, float]] | None = None,
+        kind: str = "tokens",
+        target_loss: float | None = None,
+        compute_optimal: float | None = None,
+        isoflop: float | None = None,
+        projected: bool = False,
+        model: str = "free",
+        loss: str = "squares",
+        delta: float = 1e-3,
+        fix: Mapping[str, float] | None = None,
+        method: str = "mixed",
+        paired: bool = False,
+        resamples: int = 1000,
+        seed: int = 0,
+    ) -> Savings:
+        """Savings of every other mix over the baseline, like `python -m analysis savings`.
+
+        A saving is a ratio, baseline over mix: 1.3 means that the baseline needs 1.3 times as much.
+        Asked at each of the baseline's sizes and its largest budget there, unless:
+
+        Args:
+            baseline: the mix that others are compared with.
+            at: a place or several, {"N": 1e9, "D": 2e10}: parameters and tokens of the baseline.
+            kind: what is saved: tokens, parameters, flops or time.
+            target_loss: the loss to reach, in nats per token, in place of D (parameters: of N).
+            compute_optimal: training FLOPs; each mix at its cheapest N and D for the loss.
+            isoflop: training FLOPs at each of the baseline's sizes.
+            projected: at 3B to 70B parameters as well, which is extrapolation.
+            model: which coefficients the mixes share; free for none.
+            loss: what is minimised, of log residuals: squares, huber, absolute or student.
+            delta: Huber's threshold, of log loss.
+            fix: coefficients to hold, as in {"E": 1.7}.
+            method: how ladders are resampled for the interval (docs/intervals.md).
+            paired: whether mixes of one size and seed are resampled together.
+            resamples: their number, 20 or more.
+            seed: of the resamples.
+
+        Raises:
+            SettingError: where there is nothing to compare, or a mix cannot be fitted.
+        """
+        from analysis.study import savings_answer as study
+
+        self._check_has_both("savings need")
+        study.check_savings(loss, model, method, kind)
+        _check_positive("delta", delta)
+        _check_whole("resamples", resamples, LEAST_RESAMPLES)
+        _check_whole("seed", seed, 0)
+        amounts = {"compute_optimal": compute_optimal, "isoflop": isoflop}
+        for name, value in (amounts | {"target_loss": target_loss}).items():
+            if value is not None:
+                _check_positive(name, value)
+        study.check_ways(amounts | {"at": at, "projected": projected}, target_loss)
+        spots = [at] if isinstance(at, Mapping) else list(at or ())
+        asked = study.questions(
+            self._sweep.points,
+            baseline,
+            kind,  # type: ignore[arg-type]  # checked above
+            [_place(spot, target_loss, kind) for spot in spots],
+            target_loss,
+            compute_optimal,
+            isoflop,
+            projected,
+        )
+        held = _numbers("fix", fix)
+        answer = study.savings_answer(
+            self._sweep.points, baseline, asked, model, loss, method, paired, resamples, seed,
+            delta, held,
+        )  # fmt: skip
+        return Savings(answer, self._sweep, baseline, kind, loss, model)
+
+    def predict(
+        self,
+        at: Mapping[str, float] | Sequence[Mapping[str, float]],
+        *,
+        model: str = "free",
+        loss: str = "squares",
+        delta: float = 1e-3,
+        fix: Mapping[str, float] | None = None,
+        resamples: int = 1000,
+        seed: int = 0,
+        level: float = 0.95,
+    ) -> Predictions:
+        """The loss of every mix where nobody has trained, like `python -m analysis predict`.
+
+        In nats per token, with the interval of the law and that of one more run.
+
+        Args:
+            at: a place or several: {"N": 1e9, "D": 2e10}, parameters and tokens, or {"C": 1e21},
+                training FLOPs, for the N* and D* of least loss there.
+            model: which coefficients the mixes share; free for none.
+            loss: what is minimised, of log residuals: squares, huber, absolute or student.
+            delta: Huber's threshold, of log loss.
+            fix: coefficients to hold, as in {"E": 1.7}.
+            resamples: number of resampled ladders, 20 or more.
+            seed: of the resamples.
+            level: share of intervals that should hold the truth.
+
+        Raises:
+            SettingError: where a mix cannot be fitted, or a budget has no optimum.
+        """
+        from analysis.stats.predict import predict
+        from analysis.study.prediction_answer import PredictionAnswer, check_predict
+
+        self._check_has_both("predictions need")
+        check_predict(loss, model)
+        _check_positive("delta", delta)
+        _check_whole("resamples", resamples, LEAST_RESAMPLES)
+        _check_whole("seed", seed, 0)
+        if not isinstance(level, numbers.Real) or not 0 < level < 1:
+            raise SettingError(
+                f"level={level!r} must be a share above 0 and below 1, such as 0.95."
+            )
+        spots = [at] if isinstance(at, Mapping) else list(at)
+        places = [_where_predicted(spot) for spot in spots]
+        if not places:
+            raise SettingError("at=[] names no place; give {'N': 1e9, 'D': 2e10} or {'C': 1e21}.")
+        held = _numbers("fix", fix)
+        predictions = predict(
+            self._sweep.points, places, cast("Model", model), cast("Loss", loss), delta, held,
+            resamples, seed, level,
+        )  # fmt: skip
+        return Predictions(PredictionAnswer(predictions), self._sweep, loss, model)
+
+    def findings(
+        self, baseline: str = "transformer", *, resamples: int = 1000, seed: int = 0
+    ) -> Findings:
+        """All that a report rests on: study (fits, draws, savings), comparisons, probes, metrics.
+
+        For figures and tables of one's own, by `analysis.report.figures` and
+        `analysis.report.tables`. Nothing is raised for a mix that cannot be fitted yet.
+        """
+        from analysis.study.findings import find
+
+        _check_whole("resamples", resamples, LEAST_RESAMPLES)
+        _check_whole("seed", seed, 0)
+        self._check_has_both("a report needs")
+        command = self._command(baseline, resamples, seed)
+        return find(self._sweep, baseline, resamples, seed, command)
+
+    def report(
+        self,
+        out: str | os.PathLike[str] | None = None,
+        baseline: str = "transformer",
+        *,
+        resamples: int = 1000,
+        seed: int = 0,
+    ) -> list[Path]:
+        """Write report.html, report.md, figures/ and tables/ like `python -m analysis report`.
+
+        `out` is the folder, reports/ and the ladder's name in the current folder where it is not
+        given. Returns the files, the page first. Raises SettingError for a folder that cannot be
+        written.
+        """
+        from analysis.report.write import write_report
+
+        name = self.name.replace("/", "_")
+        folder = Path("reports", name) if out is None else Path(out).expanduser()
+        findings = self.findings(baseline, resamples=resamples, seed=seed)
+        return write_report(findings, folder)[1]
+
+    def _check_has_both(self, what: str) -> None:
+        if self._sweep.points.attrs.get("compute_only"):
+            raise SettingError(f"{what} columns N and D, and these points have C alone.")
+
+    def _command(self, baseline: str, resamples: int, seed: int) -> str:
+        """The command that makes the same report; of points in no file, what made it."""
+        if not self._words:
+            return "analysis.load(DataFrame).report()  # in Python"
+        settings = [self._words]
+        settings += [shlex.quote(f"baseline={baseline}")] if baseline != "transformer" else []
+        settings += [f"resamples={resamples}"] if resamples != 1000 else []
+        settings += [f"seed={seed}"] if seed else []
+        return " ".join(["python -m analysis report", *settings])
+
+    def __repr__(self) -> str:
+        from ablations.records import visible
+
+        points = self._sweep.points
+        sizes = points["size"].nunique()
+        head = (
+            f"Ladder {self.name}: {len(points)} points of {points['run'].nunique()} runs, "
+            f"{len(self.mixes)} mix(es) ({', '.join(self.mixes)}), {sizes} size(s)"
+        )
+        return "\n".join(visible(line) for line in (head, *(f"  {one}" for one in self.notes)))
+
+
+def home() -> Path:
+    """Where runs/ and reports/ lie: the checkout, or the current folder where there is none."""
+    checkout = project_root()
+    return checkout if (checkout / "conf").is_dir() else Path.cwd()
+
+
+def _located(path: str | os.PathLike[str]) -> Path:
+    """A path as given, or beside the checkout where there is nothing at it here."""
+    here = Path(path).expanduser()
+    beside = home() / here
+    return beside if not here.exists() and beside.exists() else here
+
+
+def _sweep_words(paths: list[Path]) -> list[str]:
+    """The settings sweep= and runs= that name these folders."""
+    parent = Path(os.path.commonpath([path.parent for path in paths]))
+    words = [f"sweep={','.join(str(path.relative_to(parent)) for path in paths)}"]
+    if parent != home() / "runs":
+        near = parent.is_relative_to(home())
+        words.append(f"runs={parent.relative_to(home()) if near else parent}")
+    return [shlex.quote(word) for word in words]
+
+
+def _where_words(where: Mapping[str, Any] | None) -> list[str]:
+    from analysis.study.rows import values_of
+
+    given = {key: values_of(value) for key, value in (where or {}).items()}
+    return [shlex.quote(word) for word in _listed("where", given)]
+
+
+def _listed(name: str, values: Mapping[str, Sequence[Any]]) -> list[str]:
+    pairs = [f"{key}={value}" for key, chosen in values.items() for value in chosen]
+    return [f"{name}={','.join(pairs)}"] if pairs else []
+
+
+def _place(
+    spot: Mapping[str, float], target_loss: float | None, kind: str
+) -> tuple[float | None, float | None]:
+    from analysis.study.savings_answer import check_place
+
+    amounts = _numbers("at", spot)
+    check_place(_place_text(amounts), amounts, len(amounts), target_loss, kind)
+    for key, value in amounts.items():
+        _check_positive(f"at {key}", value)
+    return amounts.get("N"), amounts.get("D")
+
+
+def _where_predicted(spot: Mapping[str, float]) -> Place:
+    from analysis.stats.predict import Place
+    from analysis.study.prediction_answer import check_place
+
+    amounts = _numbers("at", spot)
+    check_place(_place_text(amounts), amounts)
+    for key, value in amounts.items():
+        _check_positive(f"at {key}", value)
+    return Place(**amounts)
+
+
+def _place_text(amounts: Mapping[str, float]) -> str:
+    return ",".join(f"{key}={value:g}" for key, value in amounts.items())
+
+
+def _numbers(name: str, values: Mapping[str, float] | None) -> dict[str, float]:
+    if values is None:
+        return {}
+    try:
+        return {str(key): float(value) for key, value in values.items()}
+    except (AttributeError, TypeError, ValueError):
+        example = "{'N': 1e9, 'D': 2e10}" if name == "at" else "{'alpha': 0.22}"
+        raise SettingError(
+            f"{name}={values!r} gives no numbers by name, as {example} does."
+        ) from None
+
+
+def _check_positive(name: str, value: float) -> None:
+    if not isinstance(value, numbers.Real) or not (math.isfinite(value) and value > 0):
+        raise SettingError(f"{name}={value!r} must be a positive finite number.")
+
+
+def _check_whole(name: str, value: int, least: int) -> None:
+    if not isinstance(value, numbers.Integral) or value < least:
+        raise SettingError(f"{name}={value!r} must be a whole number of at least {least}.")

@@ -1,0 +1,268 @@
+"""What the front door hands back: a small table with caveats, a DataFrame and a figure."""
+
+from __future__ import annotations
+
+import html
+import math
+from typing import TYPE_CHECKING, Any
+
+from ablations.records import SettingError, visible
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+    from analysis.study.law_answer import LawAnswer
+    from analysis.study.load import Sweep
+    from analysis.study.prediction_answer import PredictionAnswer
+    from analysis.study.savings_answer import SavingsAnswer
+
+FORMS = {
+    "chinchilla": "L = E + A/N^alpha + B/D^beta",
+    "gamma": "L = E + (A/N^alpha + B/D^beta)^gamma",
+    "ray": "L = E + K/C^kappa",
+    "isoflop": "L = c0 + c1 log N + c2 (log N)^2 at one C; N* = G_N C^a, D* = G_D C^b",
+}
+"""Laws as formulas: L in nats per token, N in parameters, D in tokens, C in FLOPs."""
+
+
+KIND_WORDS = {"tokens": "token", "parameters": "parameter", "flops": "FLOP", "time": "time"}
+
+
+class Result:
+    """An answer: `.table`, `.caveats`, `.how`, `.document` and `.plot()`.
+
+    It shows itself as a small table with its caveats.
+    """
+
+    title: str
+    """What the small table is of."""
+    table: pd.DataFrame
+    """Every number at full precision, as the command's format=csv has it."""
+    caveats: list[str]
+    """Sentences to keep in mind before a number is repeated to anyone."""
+    how: dict[str, Any]
+    """How it was made: law, loss, method, seeds, resamples, level, whatever it has of these."""
+    document: dict[str, Any]
+    """What the command prints as format=json, before infinities become words."""
+
+    def cells(self) -> pd.DataFrame:
+        """The small table: text, with the digits that matter."""
+        raise NotImplementedError
+
+    def plot(self) -> Figure:
+        """A matplotlib figure, for a notebook to show or for `.savefig("figure.pdf")`."""
+        raise NotImplementedError
+
+    def _made(self) -> str:
+        return "; ".join(f"{name}: {_words(value)}" for name, value in self.how.items())
+
+    def __repr__(self) -> str:
+        cells = self.cells().map(lambda cell: visible(str(cell)))
+        caveats = [f"- {visible(one)}" for one in self.caveats]
+        return "\n".join([self.title, cells.to_string(index=False), *caveats, self._made()])
+
+    def _repr_html_(self) -> str:
+        cells = self.cells()
+        head = "".join(f"<th>{_html(name)}</th>" for name in cells.columns)
+        body = "".join(
+            f"<tr>{''.join(f'<td>{_html(cell)}</td>' for cell in row)}</tr>"
+            for row in cells.to_numpy()
+        )
+        caveats = "".join(f"<li>{_html(one)}</li>" for one in self.caveats)
+        return (
+            f"<p><b>{_html(self.title)}</b></p>"
+            f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+            + (f"<ul>{caveats}</ul>" if caveats else "")
+            + f"<p><small>{_html(self._made())}</small></p>"
+        )
+
+
+class Laws(Result):
+    """Scaling laws of every mix. Made by `Ladder.fit`."""
+
+    def __init__(self, answer: LawAnswer, sweep: Sweep) -> None:
+        import pandas as pd
+
+        from analysis.study.source import notes_of
+
+        self._answer = answer
+        document = answer.document
+        self.document = document
+        self.table = pd.DataFrame(answer.rows)
+        self.title = f"Laws of {sweep.name}: {FORMS[document['law']]}"
+        self.caveats = [*notes_of(sweep), *answer.notes]
+        self.how = {"law": document["law"], "loss": document["loss"]}
+        optional = ("delta", "model", "fixed")
+        self.how |= {name: document[name] for name in optional if document.get(name)}
+        self.how |= {"seeds": _seeds(sweep.points)} | answer.made
+
+    def cells(self) -> pd.DataFrame:
+        """A row per mix (isoflop: per budget, model=all: per model), four digits a number."""
+        left_out = ["objective", "gradient_norm", "starts", "starts_agreeing", "condition"]
+        shown = self.table.drop(columns=[*left_out, "at_bound", "caveats"], errors="ignore")
+        return shown.map(_cell)
+
+    def plot(self) -> Figure:
+        """Observed against fitted loss with residuals; of law=ray, loss against FLOPs."""
+        from analysis.report import figures
+
+        if self._answer.fit is not None:
+            return figures.fit_with_residuals(self._answer.fit)[0]
+        if self._answer.rays is not None and self._answer.points is not None:
+            return figures.loss_along_ray(self._answer.points, self._answer.rays)[0]
+        raise SettingError(f"law={self.how['law']} has no figure; its numbers are in .table.")
+
+
+class Savings(Result):
+    """Savings of every mix over a baseline, with intervals. Made by `Ladder.savings`."""
+
+    def __init__(
+        self,
+        answer: SavingsAnswer,
+        sweep: Sweep,
+        baseline: str,
+        kind: str,
+        loss: str,
+        model: str,
+    ) -> None:
+        import pandas as pd
+
+        from analysis.stats.uncertainty import LEVEL
+        from analysis.study.answer import control_caveats
+        from analysis.study.compare import compare
+        from analysis.study.source import notes_of
+
+        self._answer, self._kind = answer, kind
+        self.document = answer.document
+        self.table = pd.DataFrame(answer.rows)
+        self.title = f"Savings of {kind} over {baseline} in {sweep.name}"
+        others = [mix for mix in answer.fit.mixes if mix != baseline]
+        # Points alone say nothing of what else differed.
+        comparisons = [compare(sweep, baseline, mix) for mix in others if sweep.runs]
+        self.caveats = [*control_caveats(comparisons), *notes_of(sweep), *answer.notes]
+        self.how = {
+            "law": FORMS["chinchilla"],
+            "model": model,
+            "loss": loss,
+            "fit": answer.fit.words,
+            "method": answer.draws.method,
+            "paired": answer.draws.paired,
+            "seeds": _seeds(sweep.points),
+            "resamples": answer.draws.resamples,
+            "seed": answer.draws.seed,
+            "level": LEVEL,
+        }
+
+    def cells(self) -> pd.DataFrame:
+        """A row per mix and place: N and D of the baseline, the saving with its interval."""
+        import pandas as pd
+
+        from analysis.report.tables import count, probability, with_interval
+
+        interval = f"{KIND_WORDS[self._kind]} savings [{100 * self.how['level']:g} %]"
+        return pd.DataFrame(
+            [
+                {
+                    "mix": one.mix,
+                    "N": count(one.N),
+                    "D": "∞" if math.isinf(one.D) else count(one.D),
+                    "loss": f"{one.target_loss:.4f}",
+                    interval: with_interval(one.value, one.low, one.high),
+                    "P(> 1)": probability(one.p_above_1, self.how["resamples"]).removeprefix("= "),
+                    "range": one.range_words,
+                }
+                for one in self._answer.savings
+            ]
+        )
+
+    def plot(self) -> Figure:
+        """Token savings against N, with what no law says; others as one interval per row."""
+        from analysis.report import figures
+        from analysis.stats.savings import fit_free
+
+        answer = self._answer
+        if all((one.kind, one.where) == ("tokens", "matched") for one in answer.savings):
+            baseline = answer.savings[0].baseline
+            free = fit_free(answer.fit.points, baseline)
+            return figures.savings_against_size(
+                answer.fit, answer.draws, free, baseline, law_fails=answer.law_fails
+            )[0]
+        return figures.savings_by_place(list(answer.savings))[0]
+
+
+class Predictions(Result):
+    """Losses of every mix where nobody has trained. Made by `Ladder.predict`."""
+
+    def __init__(self, answer: PredictionAnswer, sweep: Sweep, loss: str, model: str) -> None:
+        import pandas as pd
+
+        from analysis.study.source import notes_of
+
+        made = answer.predictions
+        self._predictions = made.rows
+        self.document = answer.document
+        self.table = pd.DataFrame(answer.rows)
+        self.title = f"Loss predicted from {sweep.name}, nats per token"
+        self.caveats = [*notes_of(sweep), *answer.notes]
+        self.how = {
+            "law": FORMS["chinchilla"],
+            "model": model,
+            "loss": loss,
+            "fit": made.fit.words,
+            "method": made.draws.method,
+            "seeds": _seeds(sweep.points),
+            "resamples": made.draws.resamples,
+            "seed": made.draws.seed,
+            "level": made.level,
+        }
+
+    def cells(self) -> pd.DataFrame:
+        """A row per place and mix: the loss with the interval of the law, and of one more run."""
+        import pandas as pd
+
+        from analysis.report.tables import count, with_interval
+
+        level = f"{100 * self.how['level']:g} %"
+        return pd.DataFrame(
+            [
+                {
+                    "mix": one.mix,
+                    "C": f"{one.optimum.C:.3g}" if one.optimum else "–",
+                    "N": count(one.N),
+                    "D": count(one.D),
+                    f"loss [{level}]": with_interval(one.loss, one.low, one.high),
+                    f"one more run [{level}]": with_interval(one.loss, one.run_low, one.run_high),
+                    "range": one.range_words,
+                }
+                for one in self._predictions
+            ]
+        )
+
+    def plot(self) -> Figure:
+        """A row per place and mix: interval of the law (thick) and of one more run (thin)."""
+        from analysis.report import figures
+
+        return figures.predictions_by_place(list(self._predictions))[0]
+
+
+def _seeds(points: pd.DataFrame) -> list[Any] | str:
+    if points.attrs.get("seeds_assumed"):
+        return "not recorded"
+    return sorted(set(points["seed"].tolist()), key=str)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return "–" if math.isnan(value) else f"{value:.4g}"
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} = {inner:g}" for name, inner in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _html(value: Any) -> str:
+    return html.escape(visible(str(value)))

@@ -1,0 +1,150 @@
+"""Savings at the places asked for, with the laws they are read off and what speaks against them.
+
+`python -m analysis savings` prints what stands here; `analysis.Ladder.savings` shows it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import pandas as pd
+
+from ablations.records import SettingError, one_of
+from analysis.stats.fit import DELTA, LOSSES, Fit, Loss
+from analysis.stats.noise import lack_of_fit
+from analysis.stats.other_savings import KINDS, Kind, Question, isoflop, projected, savings_of
+from analysis.stats.savings import Saving, check_baseline, places
+from analysis.stats.uncertainty import METHODS, Draws, Method
+from analysis.study.answer import noise_doubts
+from analysis.study.study import JOINTS, Joint, fitted
+
+Place = tuple[float | None, float | None]
+"""N (parameters) and D (tokens); with a target loss one of them follows from it."""
+
+
+@dataclass(frozen=True)
+class SavingsAnswer:
+    """Savings of every other mix at every place; `notes` are sentences to keep in mind."""
+
+    savings: tuple[Saving, ...]
+    fit: Fit
+    draws: Draws
+    notes: list[str]
+    law_fails: bool = False
+    """Whether seeds show that the law does not describe the points."""
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """One row per saving: its fields, whether it is in range, and how its interval was made."""
+        return [
+            vars(one)
+            | {"in_range": one.in_range, "range": one.range_words, "interval": self.draws.words}
+            for one in self.savings
+        ]
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """What JSON holds: savings, laws, notes."""
+        laws = {
+            mix: one.law.as_dict() | {"rms": one.rms, "largest_error": one.largest_error}
+            for mix, one in self.fit.mixes.items()
+        }
+        return {"savings": self.rows, "laws": laws, "notes": self.notes}
+
+
+def questions(
+    points: pd.DataFrame,
+    baseline: str,
+    kind: Kind = "tokens",
+    at: Sequence[Place] = (),
+    target_loss: float | None = None,
+    compute_optimal: float | None = None,
+    isoflop_budget: float | None = None,
+    with_projected: bool = False,
+) -> list[Question]:
+    """Where savings are asked: at the places given, or else at each of the baseline's sizes.
+
+    `compute_optimal` and `isoflop_budget` are training FLOPs, `with_projected` adds sizes of 3B to
+    70B. Raises SettingError for settings that exclude one another and for a baseline not there.
+    """
+    check_baseline(list(dict.fromkeys(points["mix"])), baseline)
+    if compute_optimal is not None:
+        return [Question(kind, C=compute_optimal)]
+    asked: list[Place] = list(at)
+    if isoflop_budget is not None:
+        asked = [*isoflop(points, baseline, isoflop_budget)]
+    elif with_projected:
+        asked += projected(points, baseline)
+    if not asked:
+        asked = [(N, D) for _, N, D in places(points, baseline)]
+    return [Question(kind, N, D, target_loss) for N, D in asked]
+
+
+def check_place(
+    text: str, names: Collection[str], parts: int, target_loss: float | None, kind: str
+) -> None:
+    """Raise SettingError unless the `parts` of a place written as `text` name N and D, each once;
+    with a target loss one of them follows from it."""
+    needed = {"N", "D"}
+    if target_loss is not None:
+        needed = {"D"} if kind == "parameters" else {"N"}
+    if not needed <= set(names) <= {"N", "D"} or len(names) < parts:
+        example = {"N": "1e9", "D": "2e10"}
+        wanted = ",".join(f"{key}={example[key]}" for key in sorted(needed, reverse=True))
+        raise SettingError(f"at={text} is not a place; give {wanted}.")
+
+
+def check_ways(ways: Mapping[str, object], target_loss: float | None, mark: str = "") -> None:
+    """Raise SettingError where more than one way of saying where is given.
+
+    `ways` maps compute_optimal, isoflop, at and projected to what was given; `mark` stands before
+    a setting where the user writes one there.
+    """
+    given = [name for name, value in ways.items() if value]
+    if len(given) > 1 and set(given) != {"at", "projected"}:
+        words = " and ".join(mark + name for name in given)
+        raise SettingError(f"{words} exclude one another.")
+    if target_loss is not None and given and given[0].startswith("compute"):
+        raise SettingError(
+            f"{mark}target{'-' if mark else '_'}loss and {mark}{given[0]} exclude one another, "
+            "as C sets the loss."
+        )
+
+
+def check_savings(loss: str, model: str, method: str, kind: str) -> None:
+    """Raise SettingError for a setting that is not known."""
+    for name, value, valid in (
+        ("loss", loss, LOSSES), ("model", model, JOINTS), ("method", method, METHODS),
+        ("kind", kind, KINDS),
+    ):  # fmt: skip
+        if value not in valid:
+            raise one_of(name, value, valid)
+
+
+def savings_answer(
+    points: pd.DataFrame,
+    baseline: str,
+    asked: Sequence[Question],
+    model: str = "free",
+    loss: str = "squares",
+    method: str = "mixed",
+    paired: bool = False,
+    resamples: int = 1000,
+    seed: int = 0,
+    delta: float = DELTA,
+    fixed: Mapping[str, float] | None = None,
+) -> SavingsAnswer:
+    """Fit all mixes, resample, and read savings off at every question.
+
+    Raises SettingError where a mix cannot be fitted, or there is nothing to compare.
+    """
+    fit, draws = fitted(
+        points, baseline, cast(Joint, model), cast(Loss, loss), cast(Method, method), paired,
+        resamples, seed, delta, fixed,
+    )  # fmt: skip
+    savings = [one for each in asked for one in savings_of(fit, draws, baseline, each)]
+    lack = lack_of_fit(fit.least or fit)
+    law_fails = lack is not None and lack.found
+    return SavingsAnswer(tuple(savings), fit, draws, list(noise_doubts(fit, lack)), law_fails)
