@@ -11,9 +11,8 @@ from collections.abc import Callable, Iterable, Sequence
 
 from models.config import INPUTS, MLP
 from models.confound import EQUAL, NOTABLE, Confound, Facts, Pair, Rule, differs, places, span
-from models.errors import SettingError
 from models.mixer import attribute
-from models.mixers import lookup
+from models.mixers import loaded
 
 LARGE = 0.05
 """Relative difference in N from which it is called large: some 10 % in tokens, by the law below."""
@@ -168,11 +167,10 @@ def _of_mixers(pairs: Sequence[Pair]) -> list[Rule]:
     """What the mixers of these runs say that a comparison of theirs should watch."""
     names = {kind.get("mixer") for pair in pairs for run in pair for kind in run.layers}
     rules: list[str] = []
-    for name in sorted(name for name in names if isinstance(name, str) and name != MLP):
-        try:
-            rules += lookup(name).confounds
-        except SettingError:  # of a package that is not installed here
-            continue
+    for name in sorted(name for name in names if isinstance(name, str)):
+        # None for an MLP, and for a package that this command has not imported.
+        record = loaded(name)
+        rules += record.confounds if record else ()
     return [attribute(rule) for rule in dict.fromkeys(rules)]
 
 

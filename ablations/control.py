@@ -140,7 +140,7 @@ def _differing(runs: Runs, allowed: Sequence[str], only: Sequence[str] = ()) -> 
             continue
         holders: dict[str, str] = {}
         for name, spec in runs.items():
-            if field not in spec and field.startswith(("mix.", "protocol.")):
+            if field not in spec and field.startswith(("mix.", "model.", "protocol.")):
                 continue  # of a mixer that this run does not have
             holders.setdefault(str(spec.get(field, "absent")), name)
         if len(holders) > 1:

@@ -35,6 +35,7 @@ import yaml
 from ablations import formats
 from ablations.formats import STATES, DamagedRecord
 from ablations.spec import RunSpec, completed, current_name
+from ablations.versions import check_defaults
 from models.errors import SettingError, one_of
 from models.safe_yaml import parse_yaml
 from models.terminal import readable
@@ -250,9 +251,10 @@ def _spec_told(path: Path, signature: tuple[int, ...]) -> tuple[str, str]:
     try:
         spec = RunDirectory(path).spec_as_written()
         # What no sweep named may lack what a sweep writes; it counts nowhere in the analysis.
+        check_defaults(spec)
         whole = RUN_NAME.fullmatch(path.name) or formats.SPEC.keys() <= spec.keys()
         name = formats.run_name(spec) if whole else path.name
-    except DamagedRecord as fault:
+    except SettingError as fault:
         return "", str(fault)
     # A run that was begun by an earlier version keeps its folder.
     if path.name in (name, spec.get("folder")):

@@ -15,11 +15,12 @@ from typing import Any
 from ablations.evaluate.budget import EvaluationSettings
 from ablations.formats import run_name
 from ablations.ladder import Recipe
-from ablations.versions import READ, VERSION, identity, upgraded
-from models.config import Blueprint, ModelConfig
+from ablations.versions import READ, VERSION, check_defaults, hash_of, identity, upgraded
+from models.config import MLP, Blueprint, ModelConfig
 from models.cost import Counts, count
 from models.errors import SettingError
 from models.mix import Mix, check_rules_of
+from models.mixers import loaded
 from models.plain import model_from_plain
 from models.settings import from_dict, open_field, split_defaults, to_dict
 
@@ -204,7 +205,7 @@ class RunSpec:
         plain, defaults = self.plain(), {}
         for group in READ:
             plain[group], defaults[group] = split_defaults(getattr(self, group))
-        return {**plain, "defaults": defaults}
+        return {**plain, "defaults": defaults, "defaults_hash": hash_of(defaults)}
 
 
 SETTINGS: dict[str, type] = {
@@ -224,6 +225,8 @@ def load(content: Mapping[str, Any]) -> RunSpec:
 
     Raises SettingError where it is none.
     """
+    if "defaults" in content:
+        check_defaults(content)
     content = upgraded(content)
     del content["version"]
     content["model"] = model_from_plain(content.get("model"), "spec.model")
@@ -253,7 +256,8 @@ def completed(content: Mapping[str, Any]) -> dict[str, Any]:
     after it; what cannot be read as a spec, such as a mixer that is not installed here, as it is.
     """
     try:
-        return load(content).plain()
+        if _is_known(content):
+            return load(content).plain()
     except SettingError:
         pass
     try:
@@ -266,6 +270,22 @@ def current_name(content: Mapping[str, Any]) -> str:
     """The name that a run of this spec.yaml, of any version, has today; empty where it cannot be
     read."""
     try:
-        return load(content).run_name
+        if content.get("version", 1) == VERSION:
+            return run_name(content)
+        return load(content).run_name if _is_known(content) else ""
     except SettingError:
         return ""
+
+
+def _is_known(content: Mapping[str, Any]) -> bool:
+    """Whether all mixers of a spec are known without importing what it names: a record of a run
+    must not run code in whoever reads it."""
+    kinds = [
+        kind
+        for group in ("model", "mix")
+        if isinstance(part := content.get(group), Mapping)
+        and isinstance(kinds := part.get("kinds"), Mapping)
+        for kind in kinds.values()
+    ]
+    mixers = [kind.get("mixer") for kind in kinds if isinstance(kind, Mapping)]
+    return all(mixer == MLP or loaded(mixer) is not None for mixer in mixers)

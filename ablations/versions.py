@@ -41,8 +41,19 @@ def identity(spec: Mapping[str, Any]) -> str:
     corpus = content.get("corpus")
     content["corpus"] = corpus["fingerprint"] if corpus else None
     content["data"] = {k: v for k, v in content["data"].items() if k not in ("path", "name")}
+    return hash_of(content)
+
+
+def hash_of(content: Any) -> str:
+    """Eight hex digits of plain values."""
     canonical = json.dumps(content, sort_keys=True)
     return hashlib.sha256(canonical.encode()).hexdigest()[:8]
+
+
+def check_defaults(spec: Mapping[str, Any]) -> None:
+    """Raise SettingError where fields at their defaults, which no identity holds, were changed."""
+    if check_version(spec) > 1 and spec.get("defaults_hash") != hash_of(spec.get("defaults")):
+        raise SettingError("spec.yaml's defaults are not those that it was written with")
 
 
 def upgraded(spec: Mapping[str, Any]) -> dict[str, Any]:
@@ -51,7 +62,7 @@ def upgraded(spec: Mapping[str, Any]) -> dict[str, Any]:
     Raises SettingError for a spec of a later version, or one whose settings no version has.
     """
     version = check_version(spec)
-    apart = ("version", "defaults", "folder")
+    apart = ("version", "defaults", "defaults_hash", "folder")
     content = {key: value for key, value in spec.items() if key not in apart}
     if version == 1:
         content = _from_version_1(content)

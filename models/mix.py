@@ -195,14 +195,19 @@ class Mix:
                 f"mix.placement=middle needs an attention layer ({attention}) in "
                 f"mix.pattern={list(self.pattern)}."
             )
-        options = {
+        options = [
             f"{kind}_{name}" for kind, record in known.items() for name in _names(record.options)
-        }
+        ]
         for key in self.options:
             if key not in options:
                 raise unknown(key, (*_names(Mix), *sorted(options)), "mix")
         for kind, record in known.items():
             self._options(kind, record)
+        for key in {key for key in options if options.count(key) > 1} | {*options} & {*_names(Mix)}:
+            raise SettingError(
+                f"mix.{key} could be set of two things in mix={self.name}; give a kind in "
+                "mix.kinds another name."
+            )
         named = dict(MIXERS)
         for kind, record in known.items():
             if named.setdefault(record.name, record) is not record:
@@ -232,6 +237,12 @@ class Mix:
             attention = [k for k in pattern if k != MLP and self.mixer(k).attends]
             others = [k for k in pattern if k not in attention]
             n_centre = n * len(attention) // period
+            ends = self.last is not None and self.last != MLP and self.mixer(self.last).attends
+            if not n_centre and not ends:
+                raise SettingError(
+                    f"mix.placement=middle leaves mix={self.name} no attention in {n} layers; give "
+                    f"mix.pattern at most {n} layers for each of attention, or set mix.last."
+                )
             first = (n - n_centre) // 2
             layers = [others[i % len(others)] for i in range(n)]
             layers[first : first + n_centre] = [
@@ -370,6 +381,11 @@ def build_config(
             settings = record.settings(options, rules, place)
         except SettingError as error:
             raise _behind(f"mix.{kind}_", error) from None
+        except Exception as error:  # of a mixer that is not ours
+            raise SettingError(
+                f"mixer={mix.path(kind)} raises {type(error).__name__} for its settings at "
+                f"size={size.name} ({' '.join(str(error).split())})."
+            ) from error
         # As it comes back from a record: a width worked out as 24.0 is 24 there.
         settings = from_dict(record.saved, to_dict(settings), f"saved of mixer {record.name}")
         kinds[kind] = LayerKind(mix.path(kind), mix.norm or record.norm, settings)

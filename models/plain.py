@@ -9,7 +9,7 @@ import dataclasses
 import math
 import reprlib
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from models.config import INITS, MLP, MLPS, NORMS, LayerKind, ModelConfig
@@ -23,13 +23,19 @@ VERSION = 2
 LARGEST, MOST_LAYERS = 1 << 24, 4096
 
 
-def model_from_plain(values: Any, where: str) -> ModelConfig:
+def model_from_plain(
+    values: Any, where: str, packages: Collection[str] | None = None
+) -> ModelConfig:
     """The inverse of `models.settings.to_dict` for a ModelConfig; `where` it was read, for errors.
 
-    Raises SettingError where `values` are not a model's, naming what no model has.
+    packages: of those that the values name for their mixers, which may be imported; None: all, as
+    in records of one's own. Raises SettingError where `values` are not a model's, naming what no
+    model has.
     """
     if not isinstance(values, Mapping):
         raise SettingError(f"{where} is not a group of settings.")
+    if packages is not None:
+        _check_packages(values.get("kinds"), where, packages)
     values = model_from_version_1(values, where)
     fields = {field.name: field for field in dataclasses.fields(ModelConfig)}
     optional = {n for n, f in fields.items() if f.default is not dataclasses.MISSING}
@@ -56,6 +62,17 @@ def model_from_plain(values: Any, where: str) -> ModelConfig:
             raise _refuse(where, f"kinds.{name}.mixer", kind.mixer, f"{MLP} for {MLP} alone")
     config = ModelConfig(**{**values, "kinds": built, "layers": tuple(layers)})
     return checked(config, where)
+
+
+def _check_packages(kinds: Any, where: str, packages: Collection[str]) -> None:
+    for kind in kinds.values() if isinstance(kinds, Mapping) else ():
+        mixer = kind.get("mixer") if isinstance(kind, Mapping) else None
+        top = mixer.partition(".")[0] if isinstance(mixer, str) and "." in mixer else ""
+        if top and top not in packages:
+            raise SettingError(
+                f"{where} names the mixer {shortened(mixer)}, and to open it would run code of the "
+                f"package {shortened(top)}; where you trust that, give mixers={shortened(top)}."
+            )
 
 
 def model_of_spec(spec: Mapping[str, Any]) -> Any:

@@ -170,6 +170,8 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
     if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):
         words = {int: "a whole number", float: "a number", bool: "true or false", str: "a name"}
         raise SettingError(f"{path}={value!r} must be {words.get(hint, hint)}.")
+    if hint is float:
+        value = float(value)  # a subclass, like numpy's, is no plain value
     if hint is float and not math.isfinite(value):
         raise SettingError(f"{path}={value!r} must be finite.")
     return value

@@ -44,10 +44,7 @@ def freeze(into: Path, packages: Iterable[str] = ()) -> Path:
         sources |= _files_of(package)
     # Read once, so that what is hashed is what is kept, though somebody edits meanwhile.
     files = {name: sources[name].read_bytes() for name in sorted(sources)}
-    digest = hashlib.sha256()
-    for name, content in files.items():
-        digest.update(os.fsencode(f"{name}\0") + hashlib.sha256(content).digest())
-    frozen = into / digest.hexdigest()[:12]
+    frozen = into / _hash_of(files)[:12]
     if frozen.is_dir():
         return frozen
     building = into / f"{frozen.name}.{os.getpid()}.tmp"
@@ -56,6 +53,8 @@ def freeze(into: Path, packages: Iterable[str] = ()) -> Path:
             # Of a package nobody knows what is written in place.
             _put(content, sources[name], building / name, link=name in own)
         code, diff = provenance.code(root)
+        if len(files) > len(own):
+            code["packages"] = _hash_of({name: files[name] for name in files if name not in own})
         (building / provenance.RECORD).write_text(json.dumps(code) + "\n", encoding="utf-8")
         (building / provenance.DIFF).write_text(diff, encoding="utf-8")
         # Decompressed corpora are shared by all copies of the code, where the checkout lets them.
@@ -67,6 +66,13 @@ def freeze(into: Path, packages: Iterable[str] = ()) -> Path:
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return frozen
+
+
+def _hash_of(files: Mapping[str, bytes]) -> str:
+    digest = hashlib.sha256()
+    for name, content in files.items():
+        digest.update(os.fsencode(f"{name}\0") + hashlib.sha256(content).digest())
+    return digest.hexdigest()
 
 
 def packages_of(specs: Iterable[Mapping[str, Any]]) -> list[str]:

@@ -116,10 +116,11 @@ def _sweep(composed: list[dict[str, Any]]) -> int:
     cluster = parse(driver["cluster"])
     root = expand(driver["runs"], "runs")
     runs_root = project_root() / Path(root).expanduser()
-    settings = each_its_own([of_the_run(c) for c in composed])
+    asked = [of_the_run(c) for c in composed]
+    settings = each_its_own(asked)
 
     specs = [resolve(s, plan_only=True) for s in settings]
-    kept = _each_once(specs, console)
+    kept = _each_once(specs, asked, console)
     specs, settings = [specs[i] for i in kept], [settings[i] for i in kept]
     _check_paths(specs, runs_root)
     _say_damaged(specs, runs_root, console)
@@ -246,7 +247,7 @@ def _check_machine(
     check_here(specs, plan.devices, gpus_of_this_machine()[1], runs_root)
 
 
-def _each_once(specs: list[RunSpec], console: Console) -> list[int]:
+def _each_once(specs: list[RunSpec], asked: list[dict[str, Any]], console: Console) -> list[int]:
     """Indexes of the runs, one of those that differ in nothing but rules they do not read.
 
     Raises SettingError where one run is asked for twice, or with two values of what is no part of
@@ -255,7 +256,7 @@ def _each_once(specs: list[RunSpec], console: Console) -> list[int]:
     from models.settings import flatten
 
     first: dict[tuple[str, str], int] = {}
-    merged: dict[str, int] = {}
+    merged: dict[str, list[str]] = {}
     for i, spec in enumerate(specs):
         key = (spec.sweep, spec.run_name)
         if key not in first:
@@ -263,7 +264,7 @@ def _each_once(specs: list[RunSpec], console: Console) -> list[int]:
             continue
         ours, again = flatten(specs[first[key]].plain()), flatten(spec.plain())
         differing = [field for field in ours | again if ours.get(field) != again.get(field)]
-        if not differing:
+        if asked[i] == asked[first[key]]:
             raise SettingError(f"run {spec.run_name} is asked for twice; name each value once.")
         unread = {"mix", "protocol", "size", "matched"}
         if {field.partition(".")[0] for field in differing} - unread:
@@ -271,9 +272,16 @@ def _each_once(specs: list[RunSpec], console: Console) -> list[int]:
                 f"run {spec.run_name} is asked for with two values of {differing[0]}, which makes "
                 "no other run of it; give it one value, or take another sweep=NAME for the other."
             )
-        merged[spec.run_name] = merged.get(spec.run_name, 1) + 1
-    for name, count in merged.items():
-        console.print(f"{name} stands for {count} runs: it reads nothing of what they differ in")
+        merged.setdefault(spec.run_name, []).append(
+            ", ".join(f"{field}={again[field]}" for field in differing if field in again)
+        )
+    for name, others in merged.items():
+        words = (
+            f"{name} stands for {len(others) + 1} runs: what they differ in changes nothing in it"
+        )
+        if recorded := "; ".join(filter(None, others)):
+            words += f". Its record does not say {recorded}: where= by that leaves it out"
+        console.print(words, soft_wrap=True)
     return list(first.values())
 
 

@@ -73,7 +73,7 @@ def _train(run: Any, asked: list[int], first: bool) -> int:
 
     path: str | None = None
     try:
-        spec = load(run.read_spec())
+        spec = load(run.spec_as_written())
         path = spec.data.path
         if _is_whole(run, sorted(milestone.step for milestone in spec.recipe.milestones)):
             if first:

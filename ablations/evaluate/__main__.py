@@ -230,7 +230,7 @@ class _Job:
 
 def _load(run: RunDirectory) -> RunSpec:
     try:
-        return load(run.read_spec())
+        return load(run.spec_as_written())
     except (OSError, DamagedRecord) as error:
         raise SettingError(
             f"RUN_DIR={run.path} has a spec.yaml that cannot be read ({error})."

@@ -128,7 +128,9 @@ def _facts(sweep: Sweep, comparisons: tuple[Comparison, ...], command: str) -> d
 
 def _revision(run: Run) -> str:
     revision = str(run.manifest.get("revision", "not recorded"))[:12]
-    return revision + (" with changes" if run.manifest.get("dirty") else "")
+    packages = run.manifest.get("packages")
+    own = f" and packages {packages[:8]}" if isinstance(packages, str) else ""
+    return revision + own + (" with changes" if run.manifest.get("dirty") else "")
 
 
 def _data_words(run: Run) -> str:

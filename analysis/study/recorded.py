@@ -17,7 +17,7 @@ from analysis.study.load import Run
 BY_STEP = ("batches", "tokens", "D", "learning rate", "evaluation tokens", "skipped steps")
 PLACEMENT = ("device", "precision", "parallel", "backends", "compiled", "micro_batch_rows")
 """What a run computed on and how: it decides how sums round, and no identity holds it."""
-MANIFEST = ("revision", "diff_sha256", "versions", *PLACEMENT, "data")
+MANIFEST = ("revision", "diff_sha256", "packages", "versions", *PLACEMENT, "data")
 RESTARTED = ("revision", "diff_sha256", *PLACEMENT)
 """What a run that was stopped and started again may have changed between."""
 ROUNDING = (

@@ -28,12 +28,15 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
+KEYS = ("checkpoint", "tokenizer", "mixers")
+
+
 def _run(arguments: list[str]) -> list[str]:
     command, *rest = arguments or [""]
-    valid = {"export": ("checkpoint", "tokenizer"), "import": ()}
+    valid = {"export": ("checkpoint", "tokenizer"), "import": ("mixers",)}
     if command not in valid:
         raise one_of("python -m models.hf COMMAND", command or "nothing", valid)
-    paths = [word for word in rest if word.partition("=")[0] not in ("checkpoint", "tokenizer")]
+    paths = [word for word in rest if word.partition("=")[0] not in KEYS]
     settings = dict(word.split("=", 1) for word in rest if word not in paths and "=" in word)
     for setting in settings:
         if setting not in valid[command]:
@@ -43,7 +46,7 @@ def _run(arguments: list[str]) -> list[str]:
         raise SettingError(f"{command} takes two folders, {names}; {len(paths)} were given.")
     source, out = map(Path, paths)
     if command == "import":
-        model = import_folder(source, out)
+        model = import_folder(source, out, settings.get("mixers", "").split(","))
         parameters = sum(parameter.numel() for parameter in model.parameters())
         return [f"{out}: {parameters:,} parameters, layers {', '.join(model.config.layers)}"]
     return export_run(source, out, **settings)

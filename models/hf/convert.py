@@ -7,7 +7,7 @@ import hashlib
 import importlib.util
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -153,13 +153,14 @@ def export_run(
     return lines
 
 
-def load_pretrained(folder: Path) -> LanguageModel:
+def load_pretrained(folder: Path, mixers: Collection[str] = ()) -> LanguageModel:
     """A Hugging Face folder of a class we export to, or one that `import` wrote, as ours.
 
-    The weights are float32 on the CPU. Raises SettingError for a folder that has none as
+    mixers: packages that the folder may name for a mixer, and whose code may then run. The weights
+    are float32 on the CPU. Raises SettingError for a folder that has none as
     safetensors, and naming whatever in it our model cannot be.
     """
-    native, config = _read_config(folder)
+    native, config = _read_config(folder, mixers)
     with torch.device("meta"):
         model = LanguageModel(config)
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
@@ -168,10 +169,10 @@ def load_pretrained(folder: Path) -> LanguageModel:
     return model
 
 
-def import_folder(folder: Path, out: Path) -> LanguageModel:
+def import_folder(folder: Path, out: Path, mixers: Collection[str] = ()) -> LanguageModel:
     """Write a Hugging Face folder as model.yaml (a ModelConfig) and model.safetensors (ours)."""
     refuse_existing(out)
-    model = load_pretrained(folder)
+    model = load_pretrained(folder, mixers)
     with written_whole(out) as beside:
         text = yaml.safe_dump(to_dict(model.config), sort_keys=False)
         (beside / "model.yaml").write_text(text, encoding="utf-8")
@@ -179,17 +180,17 @@ def import_folder(folder: Path, out: Path) -> LanguageModel:
     return model
 
 
-def _read_config(folder: Path) -> tuple[NativeClass | None, ModelConfig]:
+def _read_config(folder: Path, mixers: Collection[str]) -> tuple[NativeClass | None, ModelConfig]:
     """The class whose names a folder's weights have (None: ours), and its model."""
     if inside(folder, "model.yaml").exists():
         settings = read_mapping(folder, "model.yaml", parse_yaml)
-        return None, model_from_plain(settings, "model.yaml")
+        return None, model_from_plain(settings, "model.yaml", mixers)
     needs_transformers()
     content = read_mapping(folder, "config.json", json.loads)
     model_type = content.get("model_type")
     if model_type == ARCHLADDER:
         where = "config.json's architecture"
-        return None, model_from_plain(content.get("architecture"), where)
+        return None, model_from_plain(content.get("architecture"), where, mixers)
     if not isinstance(model_type, str) or model_type not in CLASSES:
         raise one_of("config.json's model_type", model_type, (*CLASSES, ARCHLADDER))
     native = CLASSES[model_type]

@@ -6,13 +6,24 @@ in a package of your own: its dotted path stands where a name does.
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from typing import Any
 
 from models.errors import SettingError
 from models.mixer import Mixer
 
 NAMES = ("attn", "gdn", "mamba2")
 MIXERS: dict[str, Mixer] = {name: import_module(f"{__name__}.{name}").MIXER for name in NAMES}
+
+
+def loaded(mixer: Any) -> Mixer | None:
+    """The record of a mixer of the project, or of a module that this process has imported
+    already; None for others. What records of runs name is never imported by reading them."""
+    if not isinstance(mixer, str) or mixer in MIXERS:
+        return MIXERS.get(mixer) if isinstance(mixer, str) else None
+    record = getattr(sys.modules.get(mixer), "MIXER", None)
+    return record if isinstance(record, Mixer) else None
 
 
 def lookup(mixer: str) -> Mixer:
@@ -22,19 +33,20 @@ def lookup(mixer: str) -> Mixer:
     """
     if mixer in MIXERS:
         return MIXERS[mixer]
+    shown = mixer if len(mixer) <= 80 else f"{mixer[:79]}…"
     valid = f"valid: {', '.join(MIXERS)}, or the dotted path of a module that has a MIXER"
     if "." not in mixer or not all(part.isidentifier() for part in mixer.split(".")):
-        raise SettingError(f"mixer={mixer} is not known; {valid}.")
+        raise SettingError(f"mixer={shown} is not known; {valid}.")
     try:
         record = getattr(import_module(mixer), "MIXER", None)
-    except Exception as error:  # whatever the package's own code raises
+    except (Exception, SystemExit) as error:  # whatever the package's own code raises
         problem = " ".join(str(error).split())
         if not isinstance(error, ImportError):
             problem = f"{type(error).__name__}: {problem}"
         raise SettingError(
-            f"mixer={mixer} cannot be imported ({problem}); {valid}, in the folder of the "
+            f"mixer={shown} cannot be imported ({problem}); {valid}, in the folder of the "
             "command, on PYTHONPATH or installed."
         ) from error
     if not isinstance(record, Mixer):
-        raise SettingError(f"mixer={mixer} holds no MIXER, a models.mixer.Mixer; {valid}.")
+        raise SettingError(f"mixer={shown} holds no MIXER, a models.mixer.Mixer; {valid}.")
     return record

@@ -5,6 +5,7 @@ import dataclasses
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
@@ -17,6 +18,7 @@ from ablations.train import train
 from ablations.versions import VERSION
 from analysis.study.load import load_sweep
 from models.errors import SettingError
+from models.mixers import MIXERS
 from sweeps.compose import compose_sweep, of_the_run
 
 from .conftest import settings
@@ -240,3 +242,67 @@ def test_what_is_at_its_default_stands_in_the_file_and_comes_back():
     assert record["defaults"]["model"]["kinds"]["gdn"]["settings"]["output_gate"] is True
     assert "output_gate" not in record["model"]["kinds"]["gdn"]["settings"]
     assert completed(record) == resolve(settings("gdn3_attn1")).plain()
+
+
+def test_a_record_imports_nothing_that_it_names(tmp_path, monkeypatch):
+    (tmp_path / "evil").mkdir()
+    (tmp_path / "evil" / "__init__.py").touch()
+    (tmp_path / "evil" / "mixer.py").write_text("raise SystemExit('ran')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for earlier in (True, False):
+        spec = resolve(settings("gdn3_attn1")).record()
+        spec["model"]["kinds"]["gdn"]["mixer"] = "evil.mixer"
+        if earlier:
+            del spec["version"]
+        run = RunDirectory(tmp_path / "sweep" / run_name(spec))
+        run.write_spec(spec)
+        assert run.read_spec()["model"]["kinds"]["gdn"]["mixer"] == "evil.mixer"
+        assert run.problem() == ""
+        assert directory_of(tmp_path, resolve(settings("gdn3_attn1") | {"sweep": "sweep"}))
+    with pytest.raises(SettingError, match=r"evil\.mixer cannot be imported .*SystemExit"):
+        load(spec)
+
+
+@pytest.mark.parametrize("group", ["model", "train"])
+def test_defaults_that_were_edited_are_damage(tmp_path, group):
+    record = resolve(settings("gdn3_attn1")).record()
+    run = RunDirectory(tmp_path / run_name(record))
+    run.write_spec(record)
+    assert run.problem() == ""
+    if group == "model":
+        record["defaults"]["model"]["kinds"]["gdn"]["settings"]["allow_neg_eigval"] = False
+    else:
+        record["defaults"]["train"]["optim"] = "muon"
+    assert run_name(record) == run.name  # no identity holds them
+    run.write_spec(record)
+    assert "defaults are not those that it was written with" in run.problem()
+    with pytest.raises(SettingError, match="defaults are not those"):
+        load(record)
+
+
+def test_a_run_of_a_later_version_is_damaged_here(tmp_path):
+    record = resolve(settings()).record() | {"version": VERSION + 1}
+    run = RunDirectory(tmp_path / run_name(record))
+    run.write_spec(record)
+    assert f"version {VERSION + 1}" in run.problem()
+
+
+def test_of_two_folders_of_one_run_the_done_one_is_found(demo):
+    folder = next(f for f in FOLDERS if f.startswith("transformer-50k-s0"))
+    stem = folder.rpartition("-")[0]
+    shutil.copytree(demo / "demo" / folder, demo / "demo" / f"{stem}-00000000")
+    spec = load(RunDirectory(demo / "demo" / folder).spec_as_written())
+    assert directory_of(demo, spec).name == folder
+
+
+def test_settings_worked_out_as_another_type_have_one_identity(monkeypatch):
+    base = resolve(settings("gdn"))
+
+    def settings_of(options, rules, place, own=MIXERS["gdn"].settings):
+        made = own(options, rules, place)
+        return dataclasses.replace(made, key_dim=float(made.key_dim), norm_eps=np.float64(1e-5))
+
+    monkeypatch.setitem(MIXERS, "gdn", dataclasses.replace(MIXERS["gdn"], settings=settings_of))
+    again = resolve(settings("gdn"))
+    assert again.identity == base.identity
+    assert yaml.safe_load(yaml.safe_dump(again.record())) == base.record()

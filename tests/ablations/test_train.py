@@ -1,5 +1,6 @@
 """Training: resume to the bit, equal data for every mix, and what the records say."""
 
+import dataclasses
 import json
 import math
 import sys
@@ -28,6 +29,7 @@ from models.checkpoint_files import read_model
 from models.documents import Documents
 from models.errors import SettingError
 from models.language_model import LanguageModel
+from models.mixers import MIXERS
 
 from .conftest import settings
 
@@ -221,7 +223,8 @@ def test_the_manifest_says_which_backend_every_operator_had(make_run):
         assert (
             train(run, spec, stop=lambda run=run: bool(rows(run)), say=said.append) == "preempted"
         )
-        assert run.read_manifest()["backends"] == {"gated_delta_rule": backend, "ssd": backend}
+        # Of an operator that the run does not have the form is the usual one.
+        assert run.read_manifest()["backends"] == {"gated_delta_rule": "chunked", "ssd": backend}
         assert [line for line in said if "operators" in line] == ([reason] if reason else [])
 
 
@@ -241,12 +244,31 @@ def test_a_run_chooses_for_its_mixers_own_operator_too(tmp_path, monkeypatch):
         )
         return choose_operators(spec, hardware)
 
-    comes_with_it = {"gated_delta_rule": "chunked", "ssd": "chunked"}
     assert chosen("attn") is None
-    assert chosen("attn", "gdn").backends == comes_with_it
-    assert chosen("attn", "own_mixers.sum").backends == {**comes_with_it, "running_sum": "chunked"}
+    assert chosen("attn", "gdn").backends == {"gated_delta_rule": "chunked"}
+    assert chosen("mamba2", "own_mixers.sum").backends == {
+        "ssd": "chunked",
+        "running_sum": "chunked",
+    }
     with pytest.raises(SettingError, match=r"mixer=own_mixers\.product cannot be imported"):
         chosen("own_mixers.product")
+
+
+def test_what_a_mixer_says_takes_no_decay_takes_none_under_either_optimizer(make_run, monkeypatch):
+    names = ("A_log", "b_proj.weight")
+    monkeypatch.setitem(MIXERS, "gdn", dataclasses.replace(MIXERS["gdn"], undecayed=names))
+    spec = resolve(settings("gdn"))
+    model = LanguageModel(spec.model)
+    for optim in ("adamw", "muon"):
+        decay = {
+            id(parameter): group["weight_decay"]
+            for optimizer in build_optimizers(model, spec.recipe, optim)
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+        }
+        mixer = model.blocks[0].mixer
+        assert decay[id(mixer.A_log)] == decay[id(mixer.b_proj.weight)] == 0.0
+        assert decay[id(mixer.dt_bias)] == decay[id(mixer.q_proj.weight)] == 0.1
 
 
 @pytest.mark.slow

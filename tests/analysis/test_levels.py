@@ -1,13 +1,17 @@
 """A second treatment is never averaged as if it were seeds."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from synthetic_sweeps import SweepWriter
 
+from ablations.resolve import resolve
+from ablations.spec import completed
 from analysis.__main__ import main
 from analysis.study.levels import at_level, levels
 from analysis.study.load import load_sweep
+from tests.ablations.conftest import settings
 
 
 @pytest.fixture(scope="module")
@@ -85,3 +89,12 @@ def test_the_advice_works_as_it_is_printed(
     advice = capsys.readouterr().err.split("choose one level, ")[1].rstrip(".\n")
     assert main(["savings", str(two_rates), advice]) == 0
     assert main(["fit", str(two_rates), advice, "loss=squares"]) == 0
+
+
+def test_an_option_of_a_mixer_is_a_level_like_any_setting_its_default_too() -> None:
+    gates = [resolve(settings("gdn3_attn1", mix__gdn_output_gate=gate)) for gate in (True, False)]
+    runs = tuple(
+        SimpleNamespace(mix="gdn3_attn1", size="50k", spec=completed(spec.record()))
+        for spec in gates
+    )
+    assert levels(runs)["mix.gdn_output_gate"] == [False, True]  # type: ignore[arg-type]

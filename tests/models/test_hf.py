@@ -96,7 +96,7 @@ def comes_out_as(expected, ours, out):
         eos_token_id=None,
     )  # fmt: skip
     assert torch.equal(made, continued(ours, prompt, 12))
-    back = hf.load_pretrained(out)
+    back = hf.load_pretrained(out, mixers=["elsewhere"])
     for (key, a), (_, b) in zip(ours.state_dict().items(), back.state_dict().items(), strict=True):
         assert torch.equal(a, b), key
     with torch.no_grad():
@@ -301,8 +301,10 @@ def test_a_mixer_of_ones_own_exports_and_opens_where_its_package_is(tmp_path, mo
         assert torch.equal(made[1:, 5:], continued(ours, ids[1:, 5:], 9))
     for name in ("elsewhere.mean", "elsewhere"):
         monkeypatch.delitem(sys.modules, name)
-    with pytest.raises(SettingError, match=r"mixer=elsewhere\.mean cannot be imported"):
+    with pytest.raises(SettingError, match=r"run code of the package elsewhere; .*mixers=els"):
         hf.load_pretrained(tmp_path / "out")
+    with pytest.raises(SettingError, match=r"mixer=elsewhere\.mean cannot be imported"):
+        hf.load_pretrained(tmp_path / "out", mixers=["elsewhere"])
 
 
 def older_form(config):

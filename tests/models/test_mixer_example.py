@@ -195,11 +195,29 @@ def test_its_runs_are_read_where_it_is_not_installed(runs, example, tmp_path):
     assert "damaged" not in status.stdout
 
 
+COMPARES = """
+import importlib
+import sys
+importlib.import_module(sys.argv[1])
+from analysis.__main__ import main
+sys.exit(main(sys.argv[2:]))
+"""
+
+
 @pytest.mark.slow
-def test_its_own_confound_is_reported_where_it_is_installed(runs, example):
-    done = example.python("-m", "analysis", "compare", "sweep=mine", f"runs={runs}")
+def test_its_own_confound_is_reported_where_it_was_imported_and_records_import_nothing(
+    runs, example
+):
+    asked = ["compare", "sweep=mine", f"runs={runs}"]
+    told = "retention's slowest head forgets half in 44 of 64 tokens (50k)"
+    done = example.python("-m", "analysis", *asked)
     assert done.returncode == 0, done.stderr
-    assert "retention's slowest head forgets half in 44 of 64 tokens (50k)" in done.stdout
+    in_the_project = "." not in example.mixer
+    assert (told in done.stdout) == in_the_project
+    module = f"models.mixers.{example.mixer}" if in_the_project else example.mixer
+    done = example.python("-c", COMPARES, module, *asked)
+    assert done.returncode == 0, done.stderr
+    assert told in done.stdout
 
 
 LOADS = """
@@ -209,7 +227,7 @@ import torch
 from transformers import AutoModelForCausalLM
 from models.hf import load_pretrained
 
-ours = load_pretrained(Path(sys.argv[1]))
+ours = load_pretrained(Path(sys.argv[1]), mixers=["my_package"])
 theirs = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True).eval()
 tokens = torch.randint(0, 256, (2, 40), generator=torch.Generator().manual_seed(0))
 with torch.no_grad():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from models.errors import SettingError
 from sweeps import plan, view
 from sweeps.cluster import Local
 from sweeps.run import _fitting, _say_new
+from sweeps.run import main as run_command
 from sweeps.submit import Request
 from tests.ablations.conftest import settings
 
@@ -306,3 +308,48 @@ def test_status_of_a_run_is_json_with_its_place(tmp_path):
     status = json.loads((run.path / "status.json").read_text())
     assert status["state"] == "done"
     assert status["step"] == status["steps"]
+
+
+def planned_here(tmp_path, capsys, *arguments):
+    """(exit code, what was printed, what was said of an error) of a plan."""
+    given = ["sweeps/run.py", "-m", *arguments, "size=50k", "plan=true", f"runs={tmp_path}"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", given)
+        patch.setenv("COLUMNS", "300")
+        code = run_command()
+    said = capsys.readouterr()
+    return code, said.out, said.err
+
+
+def test_a_rule_that_a_run_does_not_read_makes_no_second_one(tmp_path, capsys):
+    swept = ("protocol.gdn_key_multiple=8,32", "treatments=[mix,protocol.gdn_key_multiple]")
+    code, out, _ = planned_here(tmp_path, capsys, "mix=transformer,gdn3_attn1", *swept,
+                                "protocol.match=blueprint")  # fmt: skip
+    assert code == 0
+    assert "3 runs, 0 done" in out
+    assert re.search(r"transformer-50k-s0-\w+ stands for 2 runs", out)
+    # Where a record says one of the values, that is said too.
+    swept = ("protocol.gdn_key_multiple=8,16", "treatments=[mix,protocol.gdn_key_multiple]")
+    code, out, _ = planned_here(tmp_path, capsys, "mix=gdn3_attn1", *swept)
+    assert code == 0
+    assert "does not say protocol.gdn_key_multiple=16" in out
+
+
+@pytest.mark.parametrize("axis", ["resources.precision=fp32,bf16", "evaluation.examples=4,8"])
+def test_what_makes_no_other_run_is_no_axis(tmp_path, capsys, axis):
+    code, _, err = planned_here(tmp_path, capsys, "mix=transformer", axis)
+    assert code == 2
+    assert axis.partition("=")[0] in err
+    assert "makes no other run" in err
+
+
+def test_settings_of_mixers_need_no_plus_and_are_for_the_mixes_that_read_them(tmp_path, capsys):
+    code, out, err = planned_here(
+        tmp_path, capsys, "mix=transformer,gdn3_attn1", "mix.gdn_output_gate=false"
+    )
+    assert (code, err) == (0, "")
+    assert "2 runs, 0 done" in out
+    code, _, err = planned_here(tmp_path, capsys, "mix=transformer", "mix.gdn_outputgate=false")
+    assert code == 2
+    assert "mix.gdn_outputgate is not a setting; nearest" in err
+    assert "mix.gdn_output_gate" in err
