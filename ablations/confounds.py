@@ -42,8 +42,8 @@ def confounds(runs: Iterable[Facts], baseline: str, mix: str) -> list[Confound]:
     for run in runs:
         by_cell.setdefault((run.mix, run.size), run)
     pairs = [
-        (ours, by_cell[mix, size])
-        for (name, size), ours in by_cell.items()
+        (of_baseline, by_cell[mix, size])
+        for (name, size), of_baseline in by_cell.items()
         if name == baseline and (mix, size) in by_cell
     ]
     pairs.sort(key=lambda pair: pair[0].N)
@@ -75,13 +75,14 @@ def _relative(
     def rule(pairs: Sequence[Pair]) -> Confound | None:
         found, off = [], []
         for pair in pairs:
-            ours, theirs = (value(one) for one in pair)
-            if ours and theirs and abs(theirs / ours - 1) > threshold:
+            of_baseline, of_mix = (value(one) for one in pair)
+            if of_baseline and of_mix and abs(of_mix / of_baseline - 1) > threshold:
                 found.append(pair)
-                off.append(theirs / ours - 1)
+                off.append(of_mix / of_baseline - 1)
         if not found:
             return None
-        sizes, everywhere = tuple(ours.size for ours, _ in found), len(found) == len(pairs)
+        sizes = tuple(of_baseline.size for of_baseline, _ in found)
+        everywhere = len(found) == len(pairs)
         told = f"{span(off)} at size {places(sizes, everywhere)}"
         return Confound(
             name, found[0][0].mix, found[0][1].mix, sizes, tuple(off),
@@ -109,9 +110,9 @@ def _worth(pairs: Sequence[Pair], off: Sequence[float]) -> str:
     size = "large" if max(map(abs, off)) > LARGE else "small"
     factors = [
         factor
-        for ours, theirs in pairs
-        if (tokens := ours.get("recipe.tokens"))
-        and (factor := tokens_worth(ours.N, theirs.N, tokens))
+        for of_baseline, of_mix in pairs
+        if (tokens := of_baseline.get("recipe.tokens"))
+        and (factor := tokens_worth(of_baseline.N, of_mix.N, tokens))
     ]
     if not factors:
         return f"{size}: more parameters lower the loss by themselves"
@@ -134,9 +135,10 @@ def _tokens_per_parameter(run: Facts) -> float | None:
 def _norms(pairs: Sequence[Pair]) -> Confound | None:
     """Where the norms stand is each mixer's own, unless a mix says otherwise."""
     sizes, off, told = [], [], None
-    for ours, theirs in pairs:
+    for of_baseline, of_mix in pairs:
         kinds = [
-            [kind for kind in run.layers if kind.get("mixer") != MLP] for run in (ours, theirs)
+            [kind for kind in run.layers if kind.get("mixer") != MLP]
+            for run in (of_baseline, of_mix)
         ]
         if not all(kinds):
             continue
@@ -148,14 +150,14 @@ def _norms(pairs: Sequence[Pair]) -> Confound | None:
             for mixer in places_of[0].keys() & places_of[1].keys()
         )
         if shares[0] != shares[1] or moved:
-            sizes.append(ours.size)
+            sizes.append(of_baseline.size)
             off.append(shares[1] - shares[0])
             told = [f"{n} of {len(layers)}" for n, layers in zip(before, kinds, strict=True)]
     if told is None:
         return None
-    ours, theirs = pairs[0]
+    of_baseline, of_mix = pairs[0]
     return Confound(
-        "norm placement", ours.mix, theirs.mix, tuple(sizes), tuple(off), " → ".join(told),
+        "norm placement", of_baseline.mix, of_mix.mix, tuple(sizes), tuple(off), " → ".join(told),
         f"layers with norms before the sublayers, not behind: {' → '.join(told)} at size "
         f"{sizes[-1]}",
         "set by a mix" if any(run.get("mix.norm") for run in pairs[0])
@@ -164,7 +166,7 @@ def _norms(pairs: Sequence[Pair]) -> Confound | None:
 
 
 def _of_mixers(pairs: Sequence[Pair]) -> list[Rule]:
-    """What the mixers of these runs say that a comparison of theirs should watch."""
+    """What the mixers of these runs say that a comparison should watch."""
     names = {kind.get("mixer") for pair in pairs for run in pair for kind in run.layers}
     rules: list[str] = []
     for name in sorted(name for name in names if isinstance(name, str)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import html
 import math
 from typing import TYPE_CHECKING, Any
@@ -29,7 +30,7 @@ FORMS = {
 KIND_WORDS = {"tokens": "token", "parameters": "parameter", "flops": "FLOP", "time": "time"}
 
 
-class Result:
+class Result(abc.ABC):
     """An answer: `.table`, `.caveats`, `.how`, `.document` and `.plot()`.
 
     It shows itself as a small table with its caveats.
@@ -46,13 +47,13 @@ class Result:
     document: dict[str, Any]
     """What the command prints as format=json, before infinities become words."""
 
+    @abc.abstractmethod
     def cells(self) -> pd.DataFrame:
         """The small table: text, with the digits that matter."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def plot(self) -> Figure:
         """A matplotlib figure, for a notebook to show or for `.savefig("figure.pdf")`."""
-        raise NotImplementedError
 
     def _made(self) -> str:
         return "; ".join(f"{name}: {_words(value)}" for name, value in self.how.items())

@@ -1,4 +1,4 @@
-"""What is compared of two mixes, and what a confound of theirs is: the words of its rules.
+"""What is compared of two mixes, and what a confound between them is: the words of its rules.
 
 A mixer names rules about its own settings (`Mixer.confounds`); ablations/confounds.py has those
 that concern every model, and applies all of them. Plain values from specs and counts, no torch.
@@ -91,13 +91,13 @@ def differs(
     def rule(pairs: Sequence[Pair]) -> Confound | None:
         other = []
         for pair in pairs:
-            ours, theirs = (value(run) for run in pair)
-            if None not in (ours, theirs) and ours != theirs:
-                other.append((*pair, f"{ours} → {theirs}"))
+            of_baseline, of_mix = (value(run) for run in pair)
+            if None not in (of_baseline, of_mix) and of_baseline != of_mix:
+                other.append((*pair, f"{of_baseline} → {of_mix}"))
         if not other:
             return None
         words = " / ".join(dict.fromkeys(change for *_, change in other))
-        sizes = tuple(ours.size for ours, _, _ in other)
+        sizes = tuple(of_baseline.size for of_baseline, _, _ in other)
         where = places(sizes, len(other) == len(pairs))
         return Confound(
             name, other[0][0].mix, other[0][1].mix, sizes, (1.0,) * len(sizes), words,

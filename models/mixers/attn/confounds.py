@@ -27,18 +27,18 @@ def windows(pairs: Sequence[Pair]) -> Confound | None:
     """Sliding windows: on which share of the attention layers, which the mix decides where they go
     by layer index, and how wide."""
     sizes, off, largest = [], [], None
-    for ours, theirs in pairs:
-        before, after = _windowed(ours), _windowed(theirs)
+    for baseline, other in pairs:
+        before, after = _windowed(baseline), _windowed(other)
         if before is None or after is None:
             continue
         shares = [len(cut) / attn if attn else 0.0 for cut, attn, _ in (before, after)]
         if shares[0] != shares[1] or (before[2] != after[2] and before[0] and after[0]):
-            sizes.append(ours.size)
+            sizes.append(baseline.size)
             off.append(shares[1] - shares[0])
-            largest = (ours, theirs, before, after)
+            largest = (baseline, other, before, after)
     if largest is None:
         return None
-    ours, theirs, before, after = largest  # whose layers are named
+    baseline, other, before, after = largest  # whose layers are named
     width = max(before[2], after[2])
     words = [f"{len(cut)} of {n}" if n else "no attention" for cut, n, _ in (before, after)]
     if before[0] and after[0] and before[2] != after[2]:
@@ -47,9 +47,9 @@ def windows(pairs: Sequence[Pair]) -> Confound | None:
         ]
     where = f", layers {', '.join(map(str, after[0]))}" if after[0] else ""
     return Confound(
-        "windows", ours.mix, theirs.mix, tuple(sizes), tuple(off), " → ".join(words),
+        "windows", baseline.mix, other.mix, tuple(sizes), tuple(off), " → ".join(words),
         f"attention layers with a window of {width:,} tokens: {' → '.join(words)}{where} at size "
-        f"{ours.size}",
+        f"{baseline.size}",
         "attention sees less of the context where windows fall, and costs less there",
         ("model.kinds.attn.settings.windows",),
     )  # fmt: skip

@@ -17,24 +17,24 @@ def _key_dim(run: Facts) -> Any:
 def key_width(pairs: Sequence[Pair]) -> Confound | None:
     """Key heads against the rule's 0.75 of attention's, before rounding up."""
     sizes, off, widths = [], [], []
-    for ours, theirs in pairs:
+    for baseline, other in pairs:
         key, d_model, heads = (
-            _key_dim(theirs),
-            theirs.get("model.d_model"),
-            theirs.get("model.n_heads"),
+            _key_dim(other),
+            other.get("model.d_model"),
+            other.get("model.n_heads"),
         )
-        if not _key_dim(ours) and key and d_model and heads:
+        if not _key_dim(baseline) and key and d_model and heads:
             nominal = 0.75 * d_model / heads
-            sizes.append(ours.size)
+            sizes.append(baseline.size)
             off.append(key / nominal - 1)
-            widths.append(f"{key} for {nominal:g} ({ours.size})")
+            widths.append(f"{key} for {nominal:g} ({baseline.size})")
     if not any(abs(excess) > NOTABLE for excess in off):
         return None
-    ours, theirs = pairs[0]
+    baseline, other = pairs[0]
     ends = list(dict.fromkeys((widths[0], widths[-1])))
     even = max(off) - min(off) <= NOTABLE
     return Confound(
-        "key width", ours.mix, theirs.mix, tuple(sizes), tuple(off), span(off),
+        "key width", baseline.mix, other.mix, tuple(sizes), tuple(off), span(off),
         f"gdn key heads wider than 0.75 of attention's: {', '.join(ends)}",
         "the same at every size" if even
         else "the state shrinks against the model from size to size: part of any trend in N",
