@@ -44,11 +44,13 @@ def test_the_exponents_differ_between_the_first_and_the_last_recipe() -> None:
     assert lowest_kaplan > draws["tuned_shortwarm_constLR"].exponents(0.95)[0][1]
 
 
-def ladder(rng: np.random.Generator, run_noise: float, point_noise: float) -> pd.DataFrame:
-    """Twelve runs whose curves are read at five budgets; their noise is of log loss."""
+def ladder(
+    rng: np.random.Generator, run_noise: float, point_noise: float, n_budgets: int = 5
+) -> pd.DataFrame:
+    """Twelve runs whose curves are read at each budget; their noise is of log loss."""
     law = Chinchilla(1.7, 400.0, 0.3, 900.0, 0.3)  # equal exponents: N* = G C^0.5
-    N, C = np.geomspace(2e7, 4e9, 12), np.geomspace(1e18, 1e20, 5)
-    run = np.repeat(np.arange(12), 5)
+    N, C = np.geomspace(2e7, 4e9, 12), np.geomspace(1e18, 1e20, n_budgets)
+    run = np.repeat(np.arange(12), n_budgets)
     N, C = N[run], np.tile(C, 12)
     D = C / (6 * N)
     near = np.abs(np.log(N / law.optimum(C)[0])) < np.log(8)
@@ -93,7 +95,8 @@ def test_intervals_hold_the_simulated_exponent_and_optimum() -> None:
 
 
 def test_rows_of_one_run_drawn_singly_give_too_narrow_an_interval() -> None:
-    points = ladder(np.random.default_rng(2), 0.005, 0.0)
+    # Twenty readings of a curve know no more of the run's luck than one.
+    points = ladder(np.random.default_rng(2), 0.005, 0.0, n_budgets=20)
     by_run = draw_isoflop(points, resamples=299)["m"]
     rows = points.assign(run=np.arange(len(points)))
     by_row = draw_isoflop(rows, resamples=299)["m"]
@@ -101,7 +104,7 @@ def test_rows_of_one_run_drawn_singly_give_too_narrow_an_interval() -> None:
     width_by_run, width_by_row = (
         float(np.diff(np.log(draws.optimum(C, 0.95)[0]))[0]) for draws in (by_run, by_row)
     )
-    assert width_by_run > 1.2 * width_by_row
+    assert width_by_run > 1.5 * width_by_row
 
 
 def test_json_has_the_intervals_and_level_narrows_them(capsys: pytest.CaptureFixture[str]) -> None:
