@@ -183,7 +183,8 @@ def _isoflop(
     notes += doubts(points)
     if minimum == "akima":
         head = head | {"loss": None, "delta": None}
-    head = head | {"minimum": minimum} | made
+    made = {"minimum": minimum} | made
+    head = head | made
     return LawAnswer(head | {"mixes": mixes, "notes": notes}, rows, notes, made=made)
 
 
