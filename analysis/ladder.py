@@ -150,6 +150,8 @@ class Ladder:
         ratio: float | None = None,
         resamples: int = 499,
         seed: int = 0,
+        level: float = 0.95,
+        minimum: str = "parabola",
     ) -> Laws:
         """Fit a scaling law to each mix, like `python -m analysis fit`.
 
@@ -162,8 +164,11 @@ class Ladder:
             delta: Huber's threshold, of log loss.
             fix: coefficients to hold, as in {"alpha": 0.22}.
             ratio: tokens per parameter of law=ray, where the points have more than one.
-            resamples: ladders simulated for the p values of model=all.
+            resamples: ladders simulated for the p values of model=all, or draws of whole runs for
+                the intervals of law=isoflop.
             seed: of those.
+            level: share of law=isoflop's intervals that should hold the truth.
+            minimum: how law=isoflop finds the best size at one C: parabola or akima.
 
         Raises:
             SettingError: where a mix cannot be fitted, with what it lacks.
@@ -173,12 +178,14 @@ class Ladder:
         _check_positive("delta", delta)
         _check_whole("resamples", resamples, 0)
         _check_whole("seed", seed, 0)
+        _check_share("level", level)
         if ratio is not None:
             _check_positive("ratio", ratio)
         held = _numbers("fix", fix)
         answer = law_answer(
-            self._sweep.points, law, model, loss, delta, held, ratio, resamples, seed
-        )
+            self._sweep.points, law, model, loss, delta, held, ratio, resamples, seed,
+            level, minimum,
+        )  # fmt: skip
         return Laws(answer, self._sweep)
 
     def savings(
@@ -293,10 +300,7 @@ class Ladder:
         _check_positive("delta", delta)
         _check_whole("resamples", resamples, LEAST_RESAMPLES)
         _check_whole("seed", seed, 0)
-        if not isinstance(level, numbers.Real) or not 0 < level < 1:
-            raise SettingError(
-                f"level={level!r} must be a share above 0 and below 1, such as 0.95."
-            )
+        _check_share("level", level)
         spots = [at] if isinstance(at, Mapping) else list(at)
         places = [_where_predicted(spot) for spot in spots]
         if not places:
@@ -448,6 +452,11 @@ def _numbers(name: str, values: Mapping[str, float] | None) -> dict[str, float]:
 def _check_positive(name: str, value: float) -> None:
     if not isinstance(value, numbers.Real) or not (math.isfinite(value) and value > 0):
         raise SettingError(f"{name}={value!r} must be a positive finite number.")
+
+
+def _check_share(name: str, value: float) -> None:
+    if not isinstance(value, numbers.Real) or not 0 < value < 1:
+        raise SettingError(f"{name}={value!r} must be a share above 0 and below 1, such as 0.95.")
 
 
 def _check_whole(name: str, value: int, least: int) -> None:

@@ -13,6 +13,7 @@ from analysis.commands.common import (
     shown,
     whole,
 )
+from analysis.commands.predict import share
 
 HELP = "fit scaling laws to each mix of a CSV or a sweep"
 LAWS = ("chinchilla", "gamma", "ray", "isoflop")
@@ -25,8 +26,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--fix", default="", metavar="alpha=0.22,beta=0.22", help="hold E, alpha, beta; of a ray E"
     )
     parser.add_argument("--ratio", default="", metavar="D/N", help="law=ray: tokens per parameter")
-    parser.add_argument("--resamples", default="499", help="model=all: ladders simulated for p")
+    parser.add_argument("--resamples", default="499", help="model=all, law=isoflop: resamples")
     parser.add_argument("--seed", default="0")
+    parser.add_argument("--level", default="0.95", help="law=isoflop: of the intervals")
+    parser.add_argument("--minimum", default="parabola", help="law=isoflop: parabola, akima")
 
 
 def run(options: argparse.Namespace) -> str:
@@ -36,13 +39,14 @@ def run(options: argparse.Namespace) -> str:
     positive("delta", options.delta)
     fixed = held(options.fix)
     ratio = number("ratio", options.ratio) if options.ratio else None
-    check_law(options.law, options.model, options.loss, fixed, ratio)
+    check_law(options.law, options.model, options.loss, fixed, ratio, options.minimum)
+    level = share("level", options.level)
     resamples, seed = whole("resamples", options.resamples, 0), whole("seed", options.seed, 0)
     points = read_points(
         options.points, options.where, options.columns, by_compute=options.law == "ray"
     )
     answer = law_answer(
         points, options.law, options.model, options.loss, options.delta, fixed, ratio, resamples,
-        seed,
+        seed, level, options.minimum,
     )  # fmt: skip
     return shown(options.format, answer.document, answer.rows, answer.notes)

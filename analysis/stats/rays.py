@@ -2,6 +2,7 @@
 
     L(C) = E + K / C^kappa                        along a ray (power law with an offset)
     L = c0 + c1 log N + c2 (log N)^2              at one C: Hoffmann et al. 2022, approach 2
+    log L = Akima's interpolation in log N        at one C, instead: Porian et al. 2024
     N* = G_N C^a, D* = G_D C^b                    through the parabolas' minima
 
 C is the column `C` where points have it and 6 N D elsewhere. At fixed C, D is C / (6 N) times a
@@ -10,9 +11,11 @@ factor that depends on the mix alone, so b is fitted to the points' own D and no
 
 from dataclasses import dataclass
 from itertools import combinations
+from typing import Literal, get_args
 
 import numpy as np
 import pandas as pd
+from scipy.interpolate import Akima1DInterpolator
 
 from ablations.records import SettingError
 from analysis.stats.fit import MixFit, fit, weights_of
@@ -25,6 +28,8 @@ SAME = 1.1
 NO_DEPTH = 1e-9
 # Points among which a robust parabola looks for the three to start through.
 MOST_STARTS, MAX_TURNS = 25, 200
+Minimum = Literal["parabola", "akima"]
+MINIMA: tuple[Minimum, ...] = get_args(Minimum)
 
 
 def flops(points: pd.DataFrame) -> Array:
@@ -66,7 +71,7 @@ def fit_rays(
         if ratio is None and known:
             low, high = per_parameter.min(), per_parameter.max()
             if high > SAME**2 * low:
-                told = ", ".join(f"{one:.3g}" for one in _levels(per_parameter)[:8])
+                told = ", ".join(f"{one:.3g}" for one in levels(per_parameter)[:8])
                 raise SettingError(
                     f"law=ray needs points of one D / N, and those of mix={mix} have {told}; "
                     "give one of them, --ratio."
@@ -74,7 +79,7 @@ def fit_rays(
         elif ratio is not None:
             own = own[np.abs(np.log(per_parameter / ratio)) < np.log(SAME)]
         C = flops(own)
-        if len(own) < need or len(_levels(C, 1.001)) < need - 1:
+        if len(own) < need or len(levels(C, 1.001)) < need - 1:
             words = (
                 ("E, K and kappa", "four at three")
                 if E is None
@@ -82,7 +87,7 @@ def fit_rays(
             )
             raise SettingError(
                 f"mix={mix} cannot be fitted by law=ray: it has {len(own)} points at "
-                f"{len(_levels(C, 1.001))} values of C, and {words[0]} need {words[1]}."
+                f"{len(levels(C, 1.001))} values of C, and {words[0]} need {words[1]}."
             )
         ray = own.assign(N=1.0, D=C)
         held = {"A": 0.0, "alpha": 1.0} | ({} if E is None else {"E": E})
@@ -134,13 +139,17 @@ class IsoFlop:
 
 
 def fit_isoflop(
-    points: pd.DataFrame, loss: Loss = "squares", delta: float = DELTA
+    points: pd.DataFrame,
+    loss: Loss = "squares",
+    delta: float = DELTA,
+    minimum: Minimum = "parabola",
 ) -> dict[str, IsoFlop]:
     """Parabolas at each training budget of each mix, and the exponents through their minima.
 
     Points whose C differ by less than 10 % are one budget; a robust `loss` keeps one that diverged
-    from moving its parabola. Raises SettingError where a mix has fewer than two budgets of three or
-    more sizes with their minimum between those sizes.
+    from moving its parabola. `minimum="akima"` reads each minimum off an interpolation through the
+    mean loss of each size (Porian et al. 2024), and no loss is minimised. Raises SettingError where
+    a mix has fewer than two budgets of three or more sizes with their minimum between those sizes.
     """
     chosen = criterion(loss, delta)
     points = points.astype({"N": float, "D": float})  # whole numbers wrap around above 9.2e18
@@ -148,10 +157,12 @@ def fit_isoflop(
     for mix, own in points.groupby("mix", sort=False):
         C = flops(own)
         parabolas = []
-        for level in _levels(C):
-            at = np.abs(np.log(C / level)) < np.log(SAME)
-            if own["N"][at].nunique() >= 3:
-                parabolas.append(_parabola(own[at], C[at], chosen))
+        for at in budgets(own, C):
+            parabolas.append(
+                _parabola(own[at], C[at], chosen)
+                if minimum == "parabola"
+                else _interpolated(own[at], C[at])
+            )
         good = [one for one in parabolas if one.inside]
         if len(good) < 2:
             raise SettingError(
@@ -166,11 +177,17 @@ def fit_isoflop(
     return found
 
 
+def budgets(own: pd.DataFrame, C: Array) -> list[Array]:
+    """Which points (n,) of one mix are at each budget of three or more sizes, from the lowest C."""
+    near = [np.abs(np.log(C / level)) < np.log(SAME) for level in levels(C)]
+    return [at for at in near if own["N"][at].nunique() >= 3]
+
+
 def _parabola(own: pd.DataFrame, C: Array, chosen: Criterion) -> Parabola:
     log_N, budget = np.log(own["N"].to_numpy(float)), float(np.exp(np.log(C).mean()))
     centre, loss = log_N.mean(), own["loss"].to_numpy(float)
     powers = np.vander(log_N - centre, 3)
-    c2, c1, c0 = coefficients = _quadratic(powers, own, chosen)
+    c2, c1, c0 = coefficients = quadratic(powers, own, chosen)
     off = powers @ coefficients / loss - 1
     errors = float(np.sqrt((off**2).mean())), float(np.abs(off).max())
     reach = np.ptp(log_N) / 2
@@ -184,7 +201,45 @@ def _parabola(own: pd.DataFrame, C: Array, chosen: Criterion) -> Parabola:
     return Parabola(budget, len(own), N, D, float(c0 - c1**2 / (4 * c2)), inside, *errors)
 
 
-def _quadratic(powers: Array, own: pd.DataFrame, chosen: Criterion) -> Array:
+def _interpolated(own: pd.DataFrame, C: Array) -> Parabola:
+    log_N, log_loss = np.log(own["N"].to_numpy(float)), np.log(own["loss"].to_numpy(float))
+    weights = weights_of(own)
+    best, lowest = akima_minimum(log_N, log_loss, weights)
+    budget = float(np.exp(np.log(C).mean()))
+    _, size = np.unique(log_N, return_inverse=True)
+    means = np.bincount(size, weights * log_loss) / np.bincount(size, weights)
+    off = np.exp(means[size] - log_loss) - 1
+    errors = float(np.sqrt((off**2).mean())), float(np.abs(off).max())
+    if np.isnan(best):
+        return Parabola(budget, len(own), np.nan, np.nan, np.nan, False, *errors)
+    N = float(np.exp(best))
+    D = float(np.exp(np.log(own["N"] * own["D"]).mean())) / N
+    return Parabola(budget, len(own), N, D, float(np.exp(lowest)), True, *errors)
+
+
+def akima_minimum(log_N: Array, log_loss: Array, weights: Array) -> tuple[float, float]:
+    """log N and log loss at the lowest point of Akima's interpolation (Akima 1970) in log-log.
+
+    It passes through the weighted mean of each size. NaN, NaN where the lowest point is the
+    smallest or largest size, or where there are fewer than three sizes.
+    """
+    sizes, index = np.unique(log_N, return_inverse=True)
+    if len(sizes) < 3:
+        return np.nan, np.nan
+    curve = Akima1DInterpolator(
+        sizes, np.bincount(index, weights * log_loss) / np.bincount(index, weights)
+    )
+    turns = np.asarray(curve.derivative().roots(extrapolate=False), float)
+    # A flat piece gives NaN beside its left end.
+    places = np.concatenate([sizes, turns[np.isfinite(turns)]])
+    values = curve(places)
+    lowest = int(np.argmin(values))
+    if places[lowest] in (sizes[0], sizes[-1]):
+        return np.nan, np.nan
+    return float(places[lowest]), float(values[lowest])
+
+
+def quadratic(powers: Array, own: pd.DataFrame, chosen: Criterion) -> Array:
     """Coefficients (3,) of the parabola of least `chosen` loss of its relative residuals.
 
     `powers` (n, 3) are those of centred log N; points count by their weights where they have them.
@@ -228,7 +283,7 @@ def _line(x: Array, y: Array) -> tuple[float, float, float]:
     return float(slope), float(error), float(np.exp(intercept))
 
 
-def _levels(values: Array, factor: float = SAME) -> list[float]:
+def levels(values: Array, factor: float = SAME) -> list[float]:
     """Values told apart by more than a factor, each the geometric mean of its neighbours."""
     ordered = np.sort(values)
     group = np.cumsum(np.diff(np.log(ordered), prepend=-np.inf) > np.log(factor))

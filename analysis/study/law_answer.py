@@ -13,9 +13,11 @@ import pandas as pd
 
 from ablations.records import SettingError, one_of
 from analysis.stats.fit import DELTA, LOSSES, MODELS, Fit, Loss, Model, fit
+from analysis.stats.isoflop_draws import IsoFlopDraws, draw_isoflop
 from analysis.stats.joint import ladder
 from analysis.stats.laws import Ray
-from analysis.stats.rays import SAME, fit_isoflop, fit_rays
+from analysis.stats.rays import MINIMA, SAME, IsoFlop, Minimum, fit_isoflop, fit_rays
+from analysis.stats.uncertainty import LEVEL, METHOD_WORDS
 from analysis.study.checks import doubts
 
 Form = Literal["chinchilla", "gamma", "ray", "isoflop"]
@@ -29,7 +31,7 @@ class LawAnswer:
     `document` is what JSON holds of them, `rows` the same as a table, a mix or a budget a row, and
     `notes` are sentences to keep in mind. `fit` is there for laws in N and D, `rays` for law=ray,
     with the `points` that they were fitted to; `made` says with which
-    resamples and seed p values of models came out.
+    resamples and seed p values of models, or intervals of law=isoflop, came out.
     """
 
     document: dict[str, Any]
@@ -51,15 +53,18 @@ def law_answer(
     ratio: float | None = None,
     resamples: int = 499,
     seed: int = 0,
+    level: float = LEVEL,
+    minimum: str = "parabola",
 ) -> LawAnswer:
     """Fit `law` to every mix in `points`.
 
     `model`: which coefficients the mixes share, or `all` for every such model, ranked. `fixed`
     holds coefficients, `ratio` (tokens per parameter) chooses a ray, `resamples` and `seed` are
-    those of model=all. Raises SettingError where settings contradict each other or a mix cannot be
-    fitted.
+    those of model=all and of law=isoflop, whose intervals have `level`, and whose `minimum` of a
+    budget is that of a parabola or of Akima's interpolation. Raises SettingError where settings
+    contradict each other or a mix cannot be fitted.
     """
-    check_law(law, model, loss, fixed, ratio)
+    check_law(law, model, loss, fixed, ratio, minimum)
     fixed = fixed or {}
     head: dict[str, Any] = {"law": law, "loss": loss, "delta": delta if loss == "huber" else None}
     if law != "ray" and points.attrs.get("compute_only"):
@@ -70,7 +75,7 @@ def law_answer(
     if law == "ray":
         return _rays(points, head, chosen, delta, fixed.get("E"), ratio)
     if law == "isoflop":
-        return _isoflop(points, head, chosen, delta)
+        return _isoflop(points, head, chosen, delta, cast(Minimum, minimum), resamples, seed, level)
     fitted = fit(points, cast(Model, model), chosen, delta, cast(Any, law), fixed)
     mixes = {mix: one.law.as_dict() | one.certificate for mix, one in fitted.mixes.items()}
     head |= {
@@ -85,11 +90,17 @@ def law_answer(
 
 
 def check_law(
-    law: str, model: str, loss: str, fixed: dict[str, float] | None, ratio: float | None
+    law: str,
+    model: str,
+    loss: str,
+    fixed: dict[str, float] | None,
+    ratio: float | None,
+    minimum: str = "parabola",
 ) -> None:
     """Raise SettingError for settings that are not known, or not of one another."""
     for name, value, valid in (
         ("law", law, FORMS), ("loss", loss, LOSSES), ("model", model, (*MODELS, "all")),
+        ("minimum", minimum, MINIMA),
     ):  # fmt: skip
         if value not in valid:
             raise one_of(name, value, valid)
@@ -104,6 +115,8 @@ def check_law(
         raise SettingError(f"fix={held} holds more than law=ray may have held: E.")
     if ratio is not None and law != "ray":
         raise SettingError(f"ratio={ratio:g} needs law=ray, not {law}.")
+    if minimum != "parabola" and law != "isoflop":
+        raise SettingError(f"minimum={minimum} needs law=isoflop, not {law}.")
 
 
 def _rays(
@@ -128,21 +141,72 @@ def _rays(
     return LawAnswer(document, _rows(mixes), notes, rays=laws, points=points)
 
 
-def _isoflop(points: pd.DataFrame, head: dict[str, Any], loss: Loss, delta: float) -> LawAnswer:
-    fits = fit_isoflop(points, loss, delta)
-    mixes: dict[str, dict[str, Any]] = {
-        mix: {name: getattr(one, name) for name in ("a", "a_error", "G_N", "b", "b_error", "G_D")}
-        | {"budgets": [vars(parabola) for parabola in one.parabolas]}
-        for mix, one in fits.items()
-    }
+def _isoflop(
+    points: pd.DataFrame,
+    head: dict[str, Any],
+    loss: Loss,
+    delta: float,
+    minimum: Minimum,
+    resamples: int,
+    seed: int,
+    level: float,
+) -> LawAnswer:
+    fits = fit_isoflop(points, loss, delta, minimum)
+    draws = draw_isoflop(points, loss, delta, minimum, resamples, seed)
+    mixes = {mix: _isoflop_mix(one, draws[mix], level) for mix, one in fits.items()}
     rows = [{"mix": mix} | budget for mix, one in mixes.items() for budget in one["budgets"]]
     notes = [
         f"{mix}: N* = {one.G_N:.4g} C^{one.a:.4f}, D* = {one.G_D:.4g} C^{one.b:.4f}; "
         f"standard errors {one.a_error:.2g}, {one.b_error:.2g}."
         for mix, one in fits.items()
     ]
+    for mix, one in mixes.items():
+        if np.isfinite(one["a_low"]):
+            notes.append(
+                f"{mix}: a from {one['a_low']:.4f} to {one['a_high']:.4f}, b from "
+                f"{one['b_low']:.4f} to {one['b_high']:.4f}."
+            )
+        elif resamples:
+            notes.append(
+                f"{mix}: no interval, as only {draws[mix].fitted} of {resamples} resamples have "
+                "two budgets with the lowest loss between their sizes."
+            )
+    made: dict[str, Any] = {}
+    if resamples:
+        made = {"method": "run", "resamples": resamples, "seed": seed, "level": level}
+        assumed = points.attrs.get("runs_assumed")
+        taken = "; points of one mix and size are taken as one run" if assumed else ""
+        notes.append(
+            f"Intervals of {100 * level:g} %: {METHOD_WORDS['run']}, {resamples} resamples, "
+            f"seed {seed}{taken}."
+        )
     notes += doubts(points)
-    return LawAnswer(head | {"mixes": mixes, "notes": notes}, rows, notes)
+    if minimum == "akima":
+        head = head | {"loss": None, "delta": None}
+    made = {"minimum": minimum} | made
+    head = head | made
+    return LawAnswer(head | {"mixes": mixes, "notes": notes}, rows, notes, made=made)
+
+
+def _isoflop_mix(law: IsoFlop, draws: IsoFlopDraws, level: float) -> dict[str, Any]:
+    """What JSON holds of one mix: N_star and D_star are those of the power laws at each C."""
+    (a_low, a_high), (b_low, b_high) = (map(float, one) for one in draws.exponents(level))
+    budgets = []
+    for parabola in law.parabolas:
+        N_star, D_star = law.optimum(parabola.C)
+        N_bounds, D_bounds = draws.optimum(parabola.C, level)
+        budgets.append(
+            vars(parabola)
+            | {"N_star": float(N_star)}
+            | dict(zip(("N_star_low", "N_star_high"), map(float, N_bounds), strict=True))
+            | {"D_star": float(D_star)}
+            | dict(zip(("D_star_low", "D_star_high"), map(float, D_bounds), strict=True))
+        )
+    return {
+        "a": law.a, "a_error": law.a_error, "a_low": a_low, "a_high": a_high, "G_N": law.G_N,
+        "b": law.b, "b_error": law.b_error, "b_low": b_low, "b_high": b_high, "G_D": law.G_D,
+        "resamples_fitted": draws.fitted, "budgets": budgets,
+    }  # fmt: skip
 
 
 def _all_models(points: pd.DataFrame, law: str, resamples: int, seed: int) -> LawAnswer:
