@@ -160,54 +160,68 @@ class Mix:
         known, letters = self._known_kinds(), self._letters()
         if isinstance(self.pattern, str):
             object.__setattr__(self, "pattern", self._from_letters(self.pattern, letters, known))
+        self._check_pattern(known)
+        self._check_options(known)
+
+    def _check_pattern(self, known: Mapping[str, Mixer]) -> None:
         if not self.pattern:
             raise SettingError(f"mix.pattern of {self.name} is empty; give a list of mixers.")
         for kind in self.pattern:
             if kind not in known and kind != MLP:
                 raise one_of("mixer", kind, known)
+        if set(self.pattern) == {MLP}:
+            raise SettingError(f"mix.pattern of {self.name} has no mixer.")
         if self.last is not None and self.last not in known and self.last not in self.pattern:
             raise one_of("mix.last", self.last, {*known, *self.pattern})
-        if MLP in self.pattern and self.mlp == "none":
+        if MLP in self.pattern:
+            self._check_mlps()
+        elif self.placement == "middle":
+            self._check_middle(known)
+
+    def _check_mlps(self) -> None:
+        """What does not go with MLPs that are layers of their own."""
+        if self.mlp == "none":
             raise SettingError(
                 f"mix.mlp=none, but mix.pattern of {self.name} has MLPs of its own ({MLP_LETTER}); "
                 "leave them out, or give mix.mlp a kind."
             )
-        if set(self.pattern) == {MLP}:
-            raise SettingError(f"mix.pattern of {self.name} has no mixer.")
-        if self.placement == "middle" and MLP in self.pattern:
+        if self.placement == "middle":
             raise SettingError(
                 f"mix.placement=middle has no place for MLPs of their own ({MLP_LETTER}) in "
                 f"mix.pattern of {self.name}; write the pattern out."
             )
-        if self.last not in (None, MLP) and MLP in self.pattern:
+        if self.last not in (None, MLP):
             raise SettingError(
                 f"mix.last={self.last} would take the place of an MLP of its own ({MLP_LETTER}) in "
                 f"mix.pattern of {self.name}; write the pattern out to its end."
             )
-        if self.placement == "middle" and all(known[k].attends for k in self.pattern):
+
+    def _check_middle(self, known: Mapping[str, Mixer]) -> None:
+        if all(known[kind].attends for kind in self.pattern):
             raise SettingError(
                 f"mix.placement=middle needs other layers than attention in "
                 f"mix.pattern={list(self.pattern)}."
             )
-        if self.placement == "middle" and not any(known[k].attends for k in self._mixers()):
+        if not any(known[kind].attends for kind in self._mixers()):
             attention = ", ".join(kind for kind, record in known.items() if record.attends)
             raise SettingError(
                 f"mix.placement=middle needs an attention layer ({attention}) in "
                 f"mix.pattern={list(self.pattern)}."
             )
-        options = [
-            f"{kind}_{name}" for kind, record in known.items() for name in _names(record.options)
-        ]
+
+    def _check_options(self, known: Mapping[str, Mixer]) -> None:
+        options = [f"{kind}_{n}" for kind, record in known.items() for n in _names(record.options)]
         for key in self.options:
             if key not in options:
                 raise unknown(key, (*_names(Mix), *sorted(options)), "mix")
         for kind, record in known.items():
             self._options(kind, record)
-        for key in {key for key in options if options.count(key) > 1} | {*options} & {*_names(Mix)}:
-            raise SettingError(
-                f"mix.{key} could be set of two things in mix={self.name}; give a kind in "
-                "mix.kinds another name."
-            )
+        for key in sorted(options):
+            if options.count(key) > 1 or key in _names(Mix):
+                raise SettingError(
+                    f"mix.{key} could be set of two things in mix={self.name}; give a kind in "
+                    "mix.kinds another name."
+                )
         named = dict(MIXERS)
         for kind, record in known.items():
             if named.setdefault(record.name, record) is not record:
