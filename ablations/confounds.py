@@ -83,10 +83,11 @@ def _relative(
             return None
         sizes = tuple(of_baseline.size for of_baseline, _ in found)
         everywhere = len(found) == len(pairs)
-        told = f"{span(off)} at size {places(sizes, everywhere)}"
+        by_size = f"{span(off)} at size {places(sizes, everywhere)}"
         return Confound(
             name, found[0][0].mix, found[0][1].mix, sizes, tuple(off),
-            span(off) if everywhere else told, f"{what}: {told}", severity(found, off), fields,
+            span(off) if everywhere else by_size, f"{what}: {by_size}", severity(found, off),
+            fields,
         )  # fmt: skip
 
     return rule
@@ -134,7 +135,7 @@ def _tokens_per_parameter(run: Facts) -> float | None:
 
 def _norms(pairs: Sequence[Pair]) -> Confound | None:
     """Where the norms stand is each mixer's own, unless a mix says otherwise."""
-    sizes, off, told = [], [], None
+    sizes, off, counts = [], [], None
     for of_baseline, of_mix in pairs:
         kinds = [
             [kind for kind in run.layers if kind.get("mixer") != MLP]
@@ -152,16 +153,16 @@ def _norms(pairs: Sequence[Pair]) -> Confound | None:
         if shares[0] != shares[1] or moved:
             sizes.append(of_baseline.size)
             off.append(shares[1] - shares[0])
-            told = [f"{n} of {len(layers)}" for n, layers in zip(before, kinds, strict=True)]
-    if told is None:
+            counts = [f"{n} of {len(layers)}" for n, layers in zip(before, kinds, strict=True)]
+    if counts is None:
         return None
     of_baseline, of_mix = pairs[0]
     return Confound(
-        "norm placement", of_baseline.mix, of_mix.mix, tuple(sizes), tuple(off), " → ".join(told),
-        f"layers with norms before the sublayers, not behind: {' → '.join(told)} at size "
+        "norm placement", of_baseline.mix, of_mix.mix, tuple(sizes), tuple(off), " → ".join(counts),
+        f"layers with norms before the sublayers, not behind: {' → '.join(counts)} at size "
         f"{sizes[-1]}",
         "set by a mix" if any(run.get("mix.norm") for run in pairs[0])
-        else "comes with the mixers, as published; against mix=transformer_prenorm it is gone",
+        else "comes with the mixers, as published; equal where both mixes set norm=inputs",
     )  # fmt: skip
 
 
