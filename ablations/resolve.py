@@ -13,7 +13,7 @@ from typing import Any
 
 from ablations.data.source import required_path, summarize
 from ablations.evaluate import budget
-from ablations.ladder import plan_recipe
+from ablations.ladder import Recipe, plan_recipe
 from ablations.spec import (
     SETTINGS,
     DataSettings,
@@ -93,23 +93,7 @@ def resolve(settings: dict[str, Any], *, plan_only: bool = False) -> RunSpec:
         tolerance=protocol.tolerance,
         context=size.context,
     )
-    recipe = plan_recipe(
-        matched.N_target,
-        context=size.context,
-        chinchilla=size.chinchilla if protocol.chinchilla is None else protocol.chinchilla,
-        tokens_per_parameter=protocol.tokens_per_parameter,
-        decay_fraction=protocol.decay_fraction,
-        lr_multiplier=(
-            size.lr_multiplier if protocol.lr_multiplier is None else protocol.lr_multiplier
-        ),
-        batch=protocol.batch_tokens,
-        batch_multiple=protocol.batch_multiple,
-        schedule=protocol.schedule,
-        weight_decay=train.weight_decay,
-        grad_clip=train.grad_clip,
-        z_loss=train.z_loss,
-        skip_sigma=train.skip_sigma,
-    )
+    recipe = _recipe(matched.N_target, size, protocol, train)
     spec = RunSpec(
         sweep=sweep,
         mix=mix,
@@ -130,6 +114,29 @@ def resolve(settings: dict[str, Any], *, plan_only: bool = False) -> RunSpec:
     if not plan_only and (problem := too_many_epochs(spec)):
         raise SettingError(problem)
     return spec
+
+
+def _recipe(N: int, size: SizeSettings, protocol: ProtocolSettings, train: TrainSettings) -> Recipe:
+    """How the transformer of N parameters is trained, and every mix of its size with it.
+
+    Where the protocol leaves a setting open, the size has it.
+    """
+    lr = size.lr_multiplier if protocol.lr_multiplier is None else protocol.lr_multiplier
+    return plan_recipe(
+        N,
+        context=size.context,
+        chinchilla=size.chinchilla if protocol.chinchilla is None else protocol.chinchilla,
+        tokens_per_parameter=protocol.tokens_per_parameter,
+        decay_fraction=protocol.decay_fraction,
+        lr_multiplier=lr,
+        batch=protocol.batch_tokens,
+        batch_multiple=protocol.batch_multiple,
+        schedule=protocol.schedule,
+        weight_decay=train.weight_decay,
+        grad_clip=train.grad_clip,
+        z_loss=train.z_loss,
+        skip_sigma=train.skip_sigma,
+    )
 
 
 def each_its_own(settings: list[dict[str, Any]]) -> list[dict[str, Any]]:
