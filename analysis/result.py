@@ -159,7 +159,7 @@ class Savings(Result):
         """A row per mix and place: N and D of the baseline, the saving with its interval."""
         import pandas as pd
 
-        from analysis.report.tables import count, probability, with_interval
+        from analysis.format import count, probability, with_interval
 
         interval = f"{KIND_WORDS[self._kind]} savings [{100 * self.how['level']:g} %]"
         return pd.DataFrame(
@@ -222,7 +222,7 @@ class Predictions(Result):
         """A row per place and mix: the loss with the interval of the law, and of one more run."""
         import pandas as pd
 
-        from analysis.report.tables import count, with_interval
+        from analysis.format import count, with_interval
 
         level = f"{100 * self.how['level']:g} %"
         return pd.DataFrame(

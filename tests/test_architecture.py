@@ -56,6 +56,15 @@ def test_imports_come_from_the_same_floor_or_below(path):
         assert below, f"{path.relative_to(ROOT)} imports {name}"
 
 
+@pytest.mark.parametrize(
+    ("room", "above"), [("stats", ("study", "report")), ("study", ("report",))]
+)
+def test_a_room_of_the_analysis_stands_on_those_before_it(room, above):
+    for path in sorted((ROOT / "analysis" / room).rglob("*.py")):
+        for name in imports(path):
+            assert not name.startswith(tuple(f"analysis.{later}" for later in above)), path
+
+
 @pytest.mark.parametrize("path", files(), ids=lambda p: str(p.relative_to(ROOT)))
 def test_torch_stays_on_the_lower_floors_and_kernels_beside_their_operators(path):
     relative = str(path.relative_to(ROOT))

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from analysis.report import tables
+from analysis.format import count, probability, with_interval
 from analysis.stats.fit import Fit
 from analysis.stats.noise import LackOfFit
 from analysis.stats.predict import Predictions
@@ -77,7 +77,7 @@ def headline(savings: list[Saving]) -> tuple[Saving, str]:
     if enough[-1] is savings[-1]:
         return savings[-1], ""
     return enough[-1], (
-        f" Read here and not at N = {tables.count(savings[-1].N)}, which was trained on "
+        f" Read here and not at N = {count(savings[-1].N)}, which was trained on "
         f"{ratios[-1]:.2g} tokens per parameter only."
     )
 
@@ -96,10 +96,10 @@ def _answer_by_seeds(result: Study, mix: str) -> str:
     if own.empty:
         return ""
     last = own.iloc[-1]
-    told = tables.with_interval(last["value"], last["low"], last["high"])
-    chance = tables.probability(last["p_above_1"], 1000)
+    told = with_interval(last["value"], last["low"], last["high"])
+    chance = probability(last["p_above_1"], 1000)
     return (
-        f"**At N = {tables.count(last['N'])} parameters and D = {tables.count(last['D_baseline'])} "
+        f"**At N = {count(last['N'])} parameters and D = {count(last['D_baseline'])} "
         f"tokens, token savings of {mix} over {result.baseline} are {told} (95 % interval, from "
         f"seeds, without a fit); {_verdict(last['low'], last['high'])}.** "
         f"P(savings > 1) {chance}; in range. The fitted law is not used for this, as it does not "
@@ -129,8 +129,8 @@ def _answer_without_fit(result: Study, mix: str) -> str:
 
 
 def _answer(one: Saving, resamples: int, law_fails: bool) -> str:
-    told = tables.with_interval(one.value, one.low, one.high)
-    place = f"At N = {tables.count(one.N)} parameters and D = {tables.count(one.D)} tokens"
+    told = with_interval(one.value, one.low, one.high)
+    place = f"At N = {count(one.N)} parameters and D = {count(one.D)} tokens"
     if one.value > 1:
         body = f"{one.mix} needs {told} times fewer tokens than {one.baseline} for the same loss"
     elif one.value > 0:
@@ -140,7 +140,7 @@ def _answer(one: Saving, resamples: int, law_fails: bool) -> str:
     body += " (95 % interval)"
     if not law_fails:
         body += f"; {_verdict(one.low, one.high)}"
-    chance = tables.probability(one.p_above_1, resamples)
+    chance = probability(one.p_above_1, resamples)
     return f"**{place}, {body}.** P(savings > 1) {chance}; {one.range_words}."
 
 

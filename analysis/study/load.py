@@ -447,3 +447,10 @@ def _ordered(table: pd.DataFrame) -> pd.DataFrame:
     first += ["epochs", "loss", "bpb", "seconds", "skipped_steps", "data_hash", "state"]
     rest = [name for name in table.columns if name not in first]
     return table[first + rest].sort_values(["mix", "N", "seed", "D"]).reset_index(drop=True)
+
+
+def common_budget(points: pd.DataFrame) -> pd.DataFrame:
+    """The points at each size's largest budget that all its mixes reached."""
+    reached = points.groupby(["size", "mix"])["D"].max().groupby("size").min()
+    # Budgets are whole batches: two that are one within a thousandth are the same.
+    return points[(points["D"] / points["size"].map(reached)).between(0.999, 1.001)]

@@ -10,8 +10,7 @@ import numpy as np
 import pandas as pd
 
 from ablations.records import RunDirectory
-from analysis.report.figures.losses import common_budget
-from analysis.study.load import Sweep
+from analysis.study.load import Sweep, common_budget
 
 POSITIONS = "positions"
 KEY = ["run", "step", "probe", "length", "from"]

@@ -12,9 +12,10 @@ import pytest
 from scipy.stats import t as student
 from synthetic_sweeps import SIZES, SweepWriter, write_ladder
 
+from analysis.format import with_interval
 from analysis.report import results
 from analysis.report.checklist import checklist
-from analysis.report.tables import fits_table, latex, markdown, with_interval
+from analysis.report.tables import fits_table, latex, markdown
 from analysis.report.write import cells, numbers
 from analysis.study.findings import Findings, find
 from analysis.study.load import load_sweep

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ablations.records import one_of
+from analysis.format import count
 from analysis.report import figures
 from analysis.report.figures.axes import Drawn
 from analysis.report.figures.losses import domains
 from analysis.report.figures.style import DOUBLE_COLUMN_INCHES, save
-from analysis.report.tables import count
 from analysis.study import probes, published
 from analysis.study.answer import lacking_words
 from analysis.study.findings import Findings, note

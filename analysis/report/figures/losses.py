@@ -34,6 +34,7 @@ from analysis.stats.fit import Fit
 from analysis.stats.laws import Ray
 from analysis.stats.predict import Prediction
 from analysis.stats.rays import flops
+from analysis.study.load import common_budget
 
 # Names of more sizes than this cover one another, and the curves.
 MOST_NAMED = 12
@@ -202,13 +203,6 @@ def bpb_by_domain(
         figure.legend(handles=mix_handles(style, fitted=True), loc="outside upper left", ncols=4)
         caption(figure, note)
     return figure, table
-
-
-def common_budget(points: pd.DataFrame) -> pd.DataFrame:
-    """The points at each size's largest budget that all its mixes reached."""
-    reached = points.groupby(["size", "mix"])["D"].max().groupby("size").min()
-    # Budgets are whole batches: two that are one within a thousandth are the same.
-    return points[(points["D"] / points["size"].map(reached)).between(0.999, 1.001)]
 
 
 def bpb_table(points: pd.DataFrame) -> pd.DataFrame:

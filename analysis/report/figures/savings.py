@@ -11,6 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.markers import MarkerStyle
 
 from ablations.records import visible
+from analysis.format import probability
 from analysis.report.figures.axes import (
     CURVE_POINTS,
     DASHED,
@@ -24,7 +25,6 @@ from analysis.report.figures.axes import (
     side_legend,
 )
 from analysis.report.figures.style import DOUBLE_COLUMN_INCHES, Look, caption, drawing, looks
-from analysis.report.tables import probability
 from analysis.stats.fit import Fit
 from analysis.stats.laws import Array
 from analysis.stats.savings import Saving, matched_factor, savings_factor, token_range
