@@ -37,7 +37,7 @@ COMMANDS = (
 OPTIONS = (
     "where", "columns", "fix", "law", "loss", "delta", "model", "ratio", "format", "baseline", "at",
     "kind", "target_loss", "compute_optimal", "isoflop", "resamples", "seed", "method",
-    "sweep", "points", "runs", "level",
+    "sweep", "points", "runs", "level", "treatments",
 )  # fmt: skip
 """Options of `fit`, `savings` and `predict` that may be written key=value, as elsewhere."""
 

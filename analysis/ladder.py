@@ -45,6 +45,7 @@ def load(
     seconds: str | None = None,
     bpb: str | None = None,
     where: Mapping[str, Any] | None = None,
+    treatments: Sequence[str] | str = (),
 ) -> Ladder:
     """Read the points of a ladder.
 
@@ -66,6 +67,9 @@ def load(
         where: the rows to keep, by column: one value or a list of which any will do, as in
             {"mix": ["a", "b"], "seed": 0}. Of a sweep also a setting of its runs, as in
             {"protocol.lr_multiplier": 1}.
+        treatments: columns of a CSV or DataFrame that were varied on purpose beside the mix, as in
+            ["lr"]: each of their levels is an arm, and mixes are compared at each. A sweep's runs
+            say so themselves.
 
     Raises:
         SettingError: one sentence that names the column, row or file, and what would mend it.
@@ -81,8 +85,9 @@ def load(
     columns = {ours: theirs for ours, theirs in given.items() if theirs is not None}
     if where is not None and not isinstance(where, Mapping):
         raise SettingError(f'where={where!r} is no filter; give one like {{"mix": ["a", "b"]}}.')
+    varied = (treatments,) if isinstance(treatments, str) else tuple(treatments)
     if isinstance(source, pd.DataFrame):
-        return Ladder(sources.from_frame(source, True, columns, where))
+        return Ladder(sources.from_frame(source, True, columns, where, varied))
     folders = [source] if isinstance(source, str | os.PathLike) else source
     if not isinstance(folders, Sequence) or not folders:
         raise SettingError(
@@ -90,14 +95,20 @@ def load(
         )
     paths = [_located(folder) for folder in folders]
     if len(paths) == 1 and not paths[0].is_dir():
-        ladder = sources.from_csv(paths[0], True, columns, where)
+        ladder = sources.from_csv(paths[0], True, columns, where, varied)
         command = [f"points={paths[0]}", *_listed("columns", {k: [v] for k, v in columns.items()})]
+        command += [f"treatments={','.join(varied)}"] if varied else []
         return Ladder(ladder, " ".join([*map(shlex.quote, command), *_where_words(where)]))
     if no_folder := [str(path) for path in paths if not path.is_dir()]:
         raise SettingError(f"load: {no_folder[0]} is not the folder of a sweep; several must be.")
     if columns:
         ours, theirs = next(iter(columns.items()))
         raise SettingError(f"{ours}={theirs} names a column of a CSV, and a sweep has its own.")
+    if varied:
+        raise SettingError(
+            f"treatments={','.join(varied)} names columns of a CSV, and a sweep's runs say "
+            "themselves what was varied."
+        )
     # Absolute, so that records are read from there even after a change of folder.
     paths = [path.absolute() for path in paths]
     if len({path.resolve() for path in paths}) < len(paths):
@@ -124,11 +135,16 @@ class Ladder:
         """A row per point: mix, size, run, seed, N (parameters), D (tokens), C (training FLOPs),
         loss (held-out nats per token), bpb (bits per byte), seconds (of training), and more.
         A copy."""
-        return self._sweep.points.copy()
+        return self._sweep.arms.named(self._sweep.points).copy()
 
     @property
     def mixes(self) -> list[str]:
         """Names of the mixes."""
+        return self._sweep.arms.mixes(self.arms)
+
+    @property
+    def arms(self) -> list[str]:
+        """Names of what is compared: a mix, with its level of every other treatment."""
         return list(dict.fromkeys(self._sweep.points["mix"]))
 
     @property
@@ -206,6 +222,7 @@ class Ladder:
         paired: bool = False,
         resamples: int = 1000,
         seed: int = 0,
+        level: float = 0.95,
     ) -> Savings:
         """Savings of every other mix over the baseline, like `python -m analysis savings`.
 
@@ -213,7 +230,8 @@ class Ladder:
         Asked at each of the baseline's sizes and its largest budget there, unless:
 
         Args:
-            baseline: the mix that others are compared with.
+            baseline: the mix that others are compared with, at each level of other treatments; or
+                one arm, with which all others are compared.
             at: a place or several, {"N": 1e9, "D": 2e10}: parameters and tokens of the baseline.
             kind: what is saved: tokens, parameters, flops or time.
             target_loss: the loss to reach, in nats per token, in place of D (parameters: of N).
@@ -228,6 +246,7 @@ class Ladder:
             paired: whether mixes of one size and seed are resampled together.
             resamples: their number, 20 or more.
             seed: of the resamples.
+            level: share of intervals that should hold the truth.
 
         Raises:
             SettingError: where there is nothing to compare, or a mix cannot be fitted.
@@ -245,20 +264,13 @@ class Ladder:
                 _check_positive(name, value)
         study.check_ways(amounts | {"at": at, "projected": projected}, target_loss)
         spots = [at] if isinstance(at, Mapping) else list(at or ())
-        asked = study.questions(
-            self._sweep.points,
-            baseline,
-            kind,  # type: ignore[arg-type]  # checked above
-            [_place(spot, target_loss, kind) for spot in spots],
-            target_loss,
-            compute_optimal,
-            isoflop,
-            projected,
-        )
+        _check_share("level", level)
         held = _numbers("fix", fix)
         answer = study.savings_answer(
-            self._sweep.points, baseline, asked, model, loss, method, paired, resamples, seed,
-            delta, held,
+            self._sweep.points, baseline, model, loss, method, paired, resamples, seed, delta, held,
+            self._sweep.arms, level, kind=kind,
+            at=[_place(spot, target_loss, kind) for spot in spots], target_loss=target_loss,
+            compute_optimal=compute_optimal, isoflop_budget=isoflop, with_projected=projected,
         )  # fmt: skip
         return Savings(answer, self._sweep, baseline, kind, loss, model)
 
@@ -313,7 +325,12 @@ class Ladder:
         return Predictions(PredictionAnswer(predictions), self._sweep, loss, model)
 
     def findings(
-        self, baseline: str = "transformer", *, resamples: int = 1000, seed: int = 0
+        self,
+        baseline: str = "transformer",
+        *,
+        resamples: int = 1000,
+        seed: int = 0,
+        level: float = 0.95,
     ) -> Findings:
         """All that a report rests on: study (fits, draws, savings), comparisons, probes, metrics.
 
@@ -325,8 +342,9 @@ class Ladder:
         _check_whole("resamples", resamples, LEAST_RESAMPLES)
         _check_whole("seed", seed, 0)
         self._check_has_both("a report needs")
-        command = self._command(baseline, resamples, seed)
-        return find(self._sweep, baseline, resamples, seed, command)
+        _check_share("level", level)
+        command = self._command(baseline, resamples, seed, level)
+        return find(self._sweep, baseline, resamples, seed, command, level)
 
     def report(
         self,
@@ -335,6 +353,7 @@ class Ladder:
         *,
         resamples: int = 1000,
         seed: int = 0,
+        level: float = 0.95,
     ) -> list[Path]:
         """Write report.html, report.md, figures/ and tables/ like `python -m analysis report`.
 
@@ -346,14 +365,14 @@ class Ladder:
 
         name = self.name.replace("/", "_")
         folder = Path("reports", name) if out is None else Path(out).expanduser()
-        findings = self.findings(baseline, resamples=resamples, seed=seed)
+        findings = self.findings(baseline, resamples=resamples, seed=seed, level=level)
         return write_report(findings, folder)[1]
 
     def _check_has_both(self, what: str) -> None:
         if self._sweep.points.attrs.get("compute_only"):
             raise SettingError(f"{what} columns N and D, and these points have C alone.")
 
-    def _command(self, baseline: str, resamples: int, seed: int) -> str:
+    def _command(self, baseline: str, resamples: int, seed: int, level: float) -> str:
         """The command that makes the same report; of points in no file, what made it."""
         if not self._words:
             return "analysis.load(DataFrame).report()  # in Python"
@@ -361,6 +380,7 @@ class Ladder:
         settings += [shlex.quote(f"baseline={baseline}")] if baseline != "transformer" else []
         settings += [f"resamples={resamples}"] if resamples != 1000 else []
         settings += [f"seed={seed}"] if seed else []
+        settings += [f"level={level}"] if level != 0.95 else []
         return " ".join(["python -m analysis report", *settings])
 
     def __repr__(self) -> str:
@@ -372,6 +392,9 @@ class Ladder:
             f"Ladder {self.name}: {len(points)} points of {points['run'].nunique()} runs, "
             f"{len(self.mixes)} mix(es) ({', '.join(self.mixes)}), {sizes} size(s)"
         )
+        if self._sweep.arms.treatments:
+            varied = "; ".join(str(one) for one in self._sweep.arms.treatments)
+            head += f", {len(self.arms)} arms by {varied}"
         return "\n".join(visible(line) for line in (head, *(f"  {one}" for one in self.notes)))
 
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
+    from analysis.stats.interval import Interval
     from analysis.study.law_answer import LawAnswer
     from analysis.study.load import Sweep
     from analysis.study.prediction_answer import PredictionAnswer
@@ -129,7 +130,6 @@ class Savings(Result):
     ) -> None:
         import pandas as pd
 
-        from analysis.stats.uncertainty import LEVEL
         from analysis.study.answer import control_caveats
         from analysis.study.compare import compare
         from analysis.study.source import notes_of
@@ -138,9 +138,8 @@ class Savings(Result):
         self.document = answer.document
         self.table = pd.DataFrame(answer.rows)
         self.title = f"Savings of {kind} over {baseline} in {sweep.name}"
-        others = [mix for mix in answer.fit.mixes if mix != baseline]
         # Points alone say nothing of what else differed.
-        comparisons = [compare(sweep, baseline, mix) for mix in others if sweep.runs]
+        comparisons = [compare(sweep, own, mix) for mix, own in answer.versus.items() if sweep.runs]
         self.caveats = [*control_caveats(comparisons), *notes_of(sweep), *answer.notes]
         self.how = {
             "law": FORMS["chinchilla"],
@@ -152,7 +151,7 @@ class Savings(Result):
             "seeds": _seeds(sweep.points),
             "resamples": answer.draws.resamples,
             "seed": answer.draws.seed,
-            "level": LEVEL,
+            "level": answer.draws.level,
         }
 
     def cells(self) -> pd.DataFrame:
@@ -184,10 +183,10 @@ class Savings(Result):
 
         answer = self._answer
         if all((one.kind, one.where) == ("tokens", "matched") for one in answer.savings):
-            baseline = answer.savings[0].baseline
-            free = fit_free(answer.fit.points, baseline)
+            versus = answer.versus
+            free = fit_free(answer.fit.points, versus, answer.draws.level)
             return figures.savings_against_size(
-                answer.fit, answer.draws, free, baseline, law_fails=answer.law_fails
+                answer.fit, answer.draws, free, versus, law_fails=answer.law_fails
             )[0]
         return figures.savings_by_place(list(answer.savings))[0]
 
@@ -215,14 +214,14 @@ class Predictions(Result):
             "seeds": _seeds(sweep.points),
             "resamples": made.draws.resamples,
             "seed": made.draws.seed,
-            "level": made.level,
+            "level": made.draws.level,
         }
 
     def cells(self) -> pd.DataFrame:
         """A row per place and mix: the loss with the interval of the law, and of one more run."""
         import pandas as pd
 
-        from analysis.format import count, with_interval
+        from analysis.format import count
 
         level = f"{100 * self.how['level']:g} %"
         return pd.DataFrame(
@@ -232,8 +231,8 @@ class Predictions(Result):
                     "C": f"{one.optimum.C:.3g}" if one.optimum else "–",
                     "N": count(one.N),
                     "D": count(one.D),
-                    f"loss [{level}]": with_interval(one.loss, one.low, one.high),
-                    f"one more run [{level}]": with_interval(one.loss, one.run_low, one.run_high),
+                    f"loss [{level}]": _with_ends(one.loss, one.interval),
+                    f"one more run [{level}]": _with_ends(one.loss, one.run_interval),
                     "range": one.range_words,
                 }
                 for one in self._predictions
@@ -245,6 +244,12 @@ class Predictions(Result):
         from analysis.report import figures
 
         return figures.predictions_by_place(list(self._predictions))[0]
+
+
+def _with_ends(value: float, ends: Interval) -> str:
+    from analysis.format import with_interval
+
+    return with_interval(value, ends.low, ends.high)
 
 
 def _seeds(points: pd.DataFrame) -> list[Any] | str:

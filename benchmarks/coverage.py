@@ -19,10 +19,11 @@ import numpy as np
 
 from analysis.stats.design import OLMO_TRANSFORMER, Assumed, Ladder, Size, simulate
 from analysis.stats.fit import Fit, fit
+from analysis.stats.interval import percentiles
 from analysis.stats.laws import Chinchilla
 from analysis.stats.model_choice import choose
 from analysis.stats.savings import matched_factor
-from analysis.stats.uncertainty import METHODS, Draws, averaged_bootstrap, bootstrap, interval
+from analysis.stats.uncertainty import METHODS, Draws, averaged_bootstrap, bootstrap
 
 HYBRID = Chinchilla(1.59847, 71.1349, 0.22600, 81.7251, 0.21875)
 N = (57_422_208, 101_736_960, 190_354_176, 371_262_464, 547_983_360, 757_906_944, 1_279_395_840)
@@ -70,7 +71,7 @@ def measure(name: str, seeds: int, shared: float, ladders: int, resamples: int) 
         draws = ANALYSES[name](fit(points, "free", "squares"), resamples, i)
         for j, place in enumerate(PLACES.values()):
             factors = matched_factor(draws.laws["base"], draws.laws["mix"], *place)
-            ends[i, j] = interval(factors)[:2]
+            ends[i, j] = percentiles(factors)
     row = {}
     for j, (place, where) in enumerate(PLACES.items()):
         low, high = ends[:, j].T

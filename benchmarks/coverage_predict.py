@@ -78,17 +78,17 @@ def analysed(task: tuple[str, int, int, int]) -> Array:
         luck, point = fresh.normal(size=2)
         new = true * np.exp(run_sd(kind, one.N) * luck + POINT_SD * point)
         row = [
-            one.low <= true <= one.high,
-            50 * np.log(one.high / one.low),
-            one.run_low <= new <= one.run_high,
-            50 * np.log(one.run_high / one.run_low),
+            one.interval.low <= true <= one.interval.high,
+            50 * np.log(one.interval.high / one.interval.low),
+            one.run_interval.low <= new <= one.run_interval.high,
+            50 * np.log(one.run_interval.high / one.run_interval.low),
             np.nan,
             np.nan,
         ]
         if one.optimum:
             best = best_size(truths[one.mix], one.optimum.C)
-            row[4] = one.optimum.N_low <= best <= one.optimum.N_high
-            row[5] = np.sqrt(one.optimum.N_high / one.optimum.N_low)
+            row[4] = one.optimum.N_interval.low <= best <= one.optimum.N_interval.high
+            row[5] = np.sqrt(one.optimum.N_interval.high / one.optimum.N_interval.low)
         rows.append(row)
     return np.array(rows, float).reshape(len(places), len(MIXES), 6)
 
@@ -120,7 +120,8 @@ def held_share(points: pd.DataFrame, left_out: Array, resamples: int) -> list[bo
     places = [Place(N, D) for N, D in zip(out["N"], out["D"], strict=True)]
     found = predict(points[~left_out], places, resamples=resamples).rows
     return [
-        one.run_low <= loss <= one.run_high for one, loss in zip(found, out["loss"], strict=True)
+        one.run_interval.low <= loss <= one.run_interval.high
+        for one, loss in zip(found, out["loss"], strict=True)
     ]
 
 

@@ -21,11 +21,12 @@ import pandas as pd
 from scipy.optimize import brentq
 
 from analysis.stats.fit import Fit, fit
+from analysis.stats.interval import percentiles
 from analysis.stats.laws import Array, Chinchilla
 from analysis.stats.mixed import mixed_model
 from analysis.stats.savings import matched_factor
 from analysis.stats.solver import polish
-from analysis.stats.uncertainty import Draws, bootstrap, interval
+from analysis.stats.uncertainty import Draws, bootstrap
 
 BASE = Chinchilla(1.8172, 482.0, 0.3478, 2085.4, 0.3658)
 MIX = Chinchilla(1.80, 430.0, 0.345, 1500.0, 0.357)
@@ -144,7 +145,7 @@ def known(kind: str, points: pd.DataFrame, rng: np.random.Generator, resamples: 
 
 def ends(draws: Draws) -> list[tuple[float, float]]:
     return [
-        interval(matched_factor(draws.laws["base"], draws.laws["mix"], *place))[:2]
+        percentiles(matched_factor(draws.laws["base"], draws.laws["mix"], *place))
         for place in PLACES.values()
     ]
 

@@ -41,6 +41,7 @@ def add_points(
         help="rows, or one level of a sweep's setting",
     )
     parser.add_argument("--columns", default="", metavar="N=params", help="a CSV's own names")
+    parser.add_argument("--treatments", default="", metavar="lr", help="a CSV's, beside the mix")
 
 
 def pairs(name: str, text: str, example: str) -> dict[str, str]:
@@ -90,24 +91,29 @@ def held(text: str) -> dict[str, float]:
 
 
 def read_points(
-    path: Path, where: str = "", columns: str = "", by_compute: bool = False
-) -> pd.DataFrame:
+    path: Path,
+    where: str = "",
+    columns: str = "",
+    by_compute: bool = False,
+    treatments: str = "",
+) -> Sweep:
     """Points of a CSV or of a sweep's folder; a note on stderr says what a sweep still lacks."""
     from analysis.study.source import from_csv, from_sweeps
 
     if not path.is_dir():
-        return from_csv(path, by_compute, columns_of(columns), where_of(where)).points
+        varied = tuple(filter(None, treatments.split(",")))
+        return from_csv(path, by_compute, columns_of(columns), where_of(where), varied)
     check_no_columns(columns)
-    return points_of(from_sweeps([path], where_of(where)))
+    return with_notes(from_sweeps([path], where_of(where)))
 
 
-def points_of(sweep: Sweep) -> pd.DataFrame:
-    """The points of a sweep; notes on stderr say what it still lacks."""
+def with_notes(sweep: Sweep) -> Sweep:
+    """The sweep; notes on stderr say what it still lacks."""
     from analysis.study.source import notes_of
 
     for note in notes_of(sweep):
         print(f"note: {note}", file=sys.stderr)
-    return sweep.points
+    return sweep
 
 
 def check_no_columns(columns: str) -> None:

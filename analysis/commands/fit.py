@@ -43,8 +43,8 @@ def run(options: argparse.Namespace) -> str:
     level = share("level", options.level)
     resamples, seed = whole("resamples", options.resamples, 0), whole("seed", options.seed, 0)
     points = read_points(
-        options.points, options.where, options.columns, by_compute=options.law == "ray"
-    )
+        options.points, options.where, options.columns, options.law == "ray", options.treatments
+    ).points
     answer = law_answer(
         points, options.law, options.model, options.loss, options.delta, fixed, ratio, resamples,
         seed, level, options.minimum,

@@ -13,11 +13,11 @@ from analysis.commands.common import (
     known,
     number,
     pairs,
-    points_of,
     positive,
     read_points,
     shown,
     whole,
+    with_notes,
 )
 
 if TYPE_CHECKING:
@@ -110,11 +110,15 @@ def _points(options: argparse.Namespace) -> "pd.DataFrame":
         if chosen:
             names = " and ".join(f"{key}=" for key in chosen)
             raise SettingError(f"{names} and {options.points} are both given; give one of them.")
-        return read_points(options.points, options.where, options.columns)
+        return read_points(
+            options.points, options.where, options.columns, treatments=options.treatments
+        ).points
     if "points" in chosen and "sweep" not in chosen:
-        return read_points(Path(chosen["points"]), options.where, options.columns)
+        return read_points(
+            Path(chosen["points"]), options.where, options.columns, treatments=options.treatments
+        ).points
     more = {"where": options.where, "columns": options.columns}
-    return points_of(source(chosen | {key: value for key, value in more.items() if value}))
+    return with_notes(source(chosen | {key: value for key, value in more.items() if value})).points
 
 
 def _cell(value: Any) -> Any:

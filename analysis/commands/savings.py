@@ -1,7 +1,7 @@
 """`python -m analysis savings points.csv`: savings with intervals, from a CSV or a sweep."""
 
 import argparse
-from typing import TYPE_CHECKING
+from typing import Any
 
 from ablations.records import SettingError
 from analysis.commands.common import (
@@ -15,11 +15,7 @@ from analysis.commands.common import (
     shown,
     whole,
 )
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from analysis.stats.other_savings import Question
+from analysis.commands.predict import share
 
 HELP = "savings of tokens, parameters, FLOPs or time, with intervals"
 
@@ -34,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--projected", action="store_true", help="3B to 70B, extrapolated")
     parser.add_argument("--resamples", default="1000")
     parser.add_argument("--seed", default="0")
+    parser.add_argument("--level", default="0.95", help="share of intervals that hold the truth")
     parser.add_argument("--method", default="mixed", help="how the law is resampled")
     parser.add_argument("--paired", action="store_true", help="mixes of one size and seed together")
     parser.add_argument("--fix", default="", metavar="E=1.7", help="hold E, alpha, beta")
@@ -44,14 +41,18 @@ def run(options: argparse.Namespace) -> str:
     from analysis.study.savings_answer import check_savings, savings_answer
 
     check_savings(options.loss, options.model, options.method, options.kind)
+    level = share("level", options.level)
     known("format", options.format, FORMATS)
     positive("delta", options.delta)
     resamples, seed = whole("resamples", options.resamples, 20), whole("seed", options.seed, 0)
-    points = read_points(options.points, options.where, options.columns)
+    sweep = read_points(
+        options.points, options.where, options.columns, treatments=options.treatments
+    )
+    # A baseline that is not there is said before what is asked of it.
+    sweep.arms.versus(list(dict.fromkeys(sweep.points["mix"])), options.baseline)
     answer = savings_answer(
-        points,
+        sweep.points,
         options.baseline,
-        asked(options, points),
         options.model,
         options.loss,
         options.method,
@@ -60,25 +61,32 @@ def run(options: argparse.Namespace) -> str:
         seed,
         options.delta,
         held(options.fix),
+        sweep.arms,
+        level,
+        **asked(options),
     )
     rows = answer.rows
     if options.format == "table":
         brief = ("mix", "kind", "where", "N", "D", "target_loss", "value", "low", "high",
                  "p_above_1", "unreachable", "range")  # fmt: skip
-        made = f"Model: {answer.fit.words}. Interval: 95 %, {answer.draws.words}."
+        words = f"{100 * level:g} %, {answer.draws.words}"
+        made = [f"Model: {answer.fit.words}. Interval: {words}."]
+        if ratios := answer.interaction_rows:
+            columns = ("mix", "reference", "N", "D", "saving", "reference_saving", "value", "low",
+                       "high", "p_above_1", "in_range")  # fmt: skip
+            told = [{key: row[key] for key in columns} for row in ratios]
+            made += ["", "What other treatments do to savings (ratio of two):",
+                     shown("table", {}, told), ""]  # fmt: skip
         return shown(
-            "table", {}, [{key: row[key] for key in brief} for row in rows], [made, *answer.notes]
+            "table", {}, [{key: row[key] for key in brief} for row in rows], [*made, *answer.notes]
         )
     return shown(options.format, answer.document, rows)
 
 
-def asked(options: argparse.Namespace, points: "pd.DataFrame") -> "list[Question]":
+def asked(options: argparse.Namespace) -> dict[str, Any]:
     """What is asked, from the options."""
-    from analysis.stats.savings import check_baseline
-    from analysis.study.savings_answer import check_ways, questions
+    from analysis.study.savings_answer import check_ways
 
-    # A baseline that is not there is said before what is asked of it.
-    check_baseline(list(dict.fromkeys(points["mix"])), options.baseline)
     ways = {
         "compute-optimal": options.compute_optimal,
         "isoflop": options.isoflop,
@@ -94,16 +102,14 @@ def asked(options: argparse.Namespace, points: "pd.DataFrame") -> "list[Question
             ("compute-optimal", options.compute_optimal), ("isoflop", options.isoflop),
         )
     }  # fmt: skip
-    return questions(
-        points,
-        options.baseline,
-        options.kind,
-        [place(text, loss, options.kind) for text in options.at],
-        loss,
-        budgets["compute-optimal"],
-        budgets["isoflop"],
-        options.projected,
-    )
+    return {
+        "kind": options.kind,
+        "at": [place(text, loss, options.kind) for text in options.at],
+        "target_loss": loss,
+        "compute_optimal": budgets["compute-optimal"],
+        "isoflop_budget": budgets["isoflop"],
+        "with_projected": options.projected,
+    }
 
 
 def place(text: str, target_loss: float | None, kind: str) -> tuple[float | None, float | None]:

@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING
 
 from ablations.records import SettingError, one_of
 from analysis.commands.common import check_no_columns, columns_of, where_of, whole
+from analysis.commands.predict import share
 from analysis.ladder import home
 
 if TYPE_CHECKING:
     from analysis.study.findings import Findings
     from analysis.study.load import Sweep
 
-KEYS = ("sweep", "points", "runs", "out", "baseline", "resamples", "seed", "where", "columns")
+KEYS = ("sweep", "points", "runs", "out", "baseline", "resamples", "seed", "where", "columns",
+        "treatments", "level")  # fmt: skip
 
 
 def settings(
@@ -45,7 +47,8 @@ def find(command: str, given: list[str], chosen: dict[str, str]) -> Findings:
         print(f"note: incomplete: {what}.", file=sys.stderr)
     baseline = chosen.get("baseline", "transformer")
     told = " ".join([f"python -m analysis {command}", *given])
-    return find_in(sweep, baseline, resamples, seed, told)
+    level = share("level", chosen.get("level", "0.95"))
+    return find_in(sweep, baseline, resamples, seed, told, level)
 
 
 def source(chosen: dict[str, str]) -> Sweep:
@@ -61,7 +64,8 @@ def source(chosen: dict[str, str]) -> Sweep:
     if "points" in chosen:
         path = Path(chosen["points"])
         columns = columns_of(chosen.get("columns", ""))
-        return from_csv(path, False, columns, where_of(chosen.get("where", "")))
+        where = where_of(chosen.get("where", ""))
+        return from_csv(path, False, columns, where, names(chosen, "treatments"))
     check_no_columns(chosen.get("columns", ""))
     runs = home() / chosen.get("runs", "runs")
     sweeps = names(chosen, "sweep")

@@ -7,16 +7,17 @@ import pandas as pd
 
 from analysis.format import count, with_interval
 from analysis.report.figures.losses import bpb_table
+from analysis.stats.interval import LEVEL
 from analysis.study import published
 from analysis.study.findings import Findings
 from analysis.study.load import common_budget
 
 
-def at_last_budget(points: pd.DataFrame, measure: str) -> pd.DataFrame:
+def at_last_budget(points: pd.DataFrame, measure: str, level: float = LEVEL) -> pd.DataFrame:
     """Means over seeds at each size's largest budget that all its mixes reached.
 
-    Columns mix, size, N, D, seeds, value, low, high: 95 % by Student's t on log values, the seeds'
-    scatter pooled over all cells. NaN ends where no cell has two seeds.
+    Columns mix, size, N, D, seeds, value, low, high: of `level` by Student's t on log values, the
+    seeds' scatter pooled over all cells. NaN ends where no cell has two seeds.
     """
     from scipy.stats import t as student
 
@@ -31,7 +32,7 @@ def at_last_budget(points: pd.DataFrame, measure: str) -> pd.DataFrame:
     reach = np.full(len(found), np.nan)
     if dof:
         variance = (found["spread"].fillna(0) * (found["seeds"] - 1)).sum() / dof
-        reach = student.ppf(0.975, dof) * np.sqrt(variance / found["seeds"])
+        reach = student.ppf((1 + level) / 2, dof) * np.sqrt(variance / found["seeds"])
     found = found.assign(
         value=np.exp(found["middle"]),
         low=np.exp(found["middle"] - reach),
@@ -42,7 +43,7 @@ def at_last_budget(points: pd.DataFrame, measure: str) -> pd.DataFrame:
 
 def results_table(found: Findings, measure: str = "bpb") -> pd.DataFrame:
     """A row a mix, a column a size, as Table 5 of the Olmo Hybrid paper; the lowest in bold."""
-    table = at_last_budget(found.points, measure)
+    table = at_last_budget(found.points, measure, found.study.level)
     lowest = table.loc[table.groupby("size")["value"].idxmin()]
     best = set(zip(lowest["mix"], lowest["size"], strict=True))
     rows = []

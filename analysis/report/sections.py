@@ -14,6 +14,7 @@ from analysis.report.document import Block, Bullets, Code, Figure, Heading, Tabl
 from analysis.report.figures.drawing import Gallery
 from analysis.report.figures.losses import domains
 from analysis.stats.fit import MODEL_WORDS
+from analysis.stats.interval import level_words
 from analysis.stats.mixed import MixedModel
 from analysis.stats.savings import matched_factor, seconds_per_token, time_ratio
 from analysis.study import probes
@@ -75,8 +76,9 @@ def _savings(found: Findings, gallery: Gallery) -> Iterator[Block]:
         yield Text("By the fitted laws, which do not describe these points:")
     if (table := savings_table(found)) is not None and result.fit and result.draws:
         yield Table(table, _files("savings"))
-        yield Text(f"Model: {result.fit.words}. Interval: {result.draws.words}.")
-        if "time savings [95 %]" in table:
+        words = f"{level_words(result.level)}, {result.draws.words}"
+        yield Text(f"Model: {result.fit.words}. Interval: {words}.")
+        if f"time savings [{level_words(result.level)}]" in table:
             yield Text(
                 "Time savings are token savings times the ratio of seconds per token, "
                 f"{found.measured_on}; their interval holds no scatter of the timing itself."
@@ -85,6 +87,24 @@ def _savings(found: Findings, gallery: Gallery) -> Iterator[Block]:
     if not result.law_fails:
         yield from _fit_free(found)
     yield from _figures(gallery, "savings_loss")
+    yield from _interactions(found, gallery)
+
+
+def _interactions(found: Findings, gallery: Gallery) -> Iterator[Block]:
+    result = found.study
+    if not result.contrasts:
+        return
+    yield Heading("What other treatments do to savings")
+    varied = "; ".join(str(one) for one in found.sweep.arms.treatments)
+    yield Text(
+        f"Varied beside the mix: {varied}. Each mix is compared with {result.baseline} at the same "
+        "level; a ratio of two such savings is what the other treatment does to it, and 1 is "
+        "nothing."
+    )
+    yield from _figures(gallery, "interaction")
+    if result.interactions:
+        table = tables.interactions_table(result.interactions, result.level)
+        yield Table(table, _files("interactions"))
 
 
 def savings_table(found: Findings) -> pd.DataFrame | None:
@@ -94,15 +114,17 @@ def savings_table(found: Findings) -> pd.DataFrame | None:
         return None
     names = {
         float(own["N"].mean()): str(size)
-        for size, own in found.points[found.points["mix"] == result.baseline].groupby("size")
+        for (_, size), own in found.points[found.points["mix"].isin(list(result.compared))].groupby(
+            ["mix", "size"]
+        )
     }
     speeds = seconds_per_token(found.points)
     ratios = {}
     for one in result.savings:
-        ratio = time_ratio(speeds, result.baseline, one.mix, names.get(one.N, ""))
+        ratio = time_ratio(speeds, one.baseline, one.mix, names.get(one.N, ""))
         if math.isfinite(ratio):
             ratios[(one.mix, one.N)] = ratio
-    return tables.savings_table(list(result.savings), names, ratios, result.draws.resamples)
+    return tables.savings_table(list(result.savings), names, ratios, result.draws)
 
 
 def _fit_free(found: Findings) -> Iterator[Block]:
@@ -111,7 +133,7 @@ def _fit_free(found: Findings) -> Iterator[Block]:
             "Free of any fit, interpolating between measured budgets, at the lowest loss that both "
             "mixes reached; intervals by Student's t from seeds, their scatter pooled over sizes:"
         )
-        yield Table(tables.fit_free_table(found.study.free), _files("fit_free"))
+        yield Table(tables.fit_free_table(found.study.free, found.study.level), _files("fit_free"))
 
 
 def _model_sensitivity(found: Findings) -> Iterator[Block]:
@@ -196,12 +218,12 @@ def _fits(found: Findings, gallery: Gallery) -> Iterator[Block]:
     yield Heading("Diagnostics")
     yield Table(tables.diagnostics_table(result.fit, list(result.noise)), _files("diagnostics"))
     if result.mixed is not None:
-        yield Text(_noise_words(result.mixed))
+        yield Text(_noise_words(result.mixed, result.level))
     yield from _unseen(found)
     yield from _figures(gallery, "fits")
 
 
-def _noise_words(mixed: MixedModel) -> str:
+def _noise_words(mixed: MixedModel, level: float) -> str:
     """What the interval takes the noise to be."""
     point, run, misfit = (f"{100 * sd:.2g} %" for sd in mixed.sds)
     if mixed.alone:
@@ -214,7 +236,7 @@ def _noise_words(mixed: MixedModel) -> str:
     else:
         told += "; no two mixes are known to have seen the same batches"
     if mixed.slope.any():
-        slope, low, high = mixed.slope_interval()
+        slope, low, high = mixed.slope_interval(level)
         told += f"; the variance of runs goes as N^{slope:+.2f} [{low:+.2f}, {high:+.2f}]"
     return (
         f"Noise of log loss that intervals rest on (standard deviations, posterior means): {told}."
@@ -235,8 +257,9 @@ def _unseen(found: Findings) -> Iterator[Block]:
 def _losses(found: Findings, gallery: Gallery) -> Iterator[Block]:
     yield Heading("Results")
     yield Text(
-        "At each size's largest budget that all its mixes reached; means of seeds, and 95 % by "
-        "Student's t from their scatter, pooled, where seeds were repeated. Bold: the lowest."
+        "At each size's largest budget that all its mixes reached; means of seeds, and "
+        f"{level_words(found.study.level)} by Student's t from their scatter, pooled, where seeds "
+        "were repeated. Bold: the lowest."
     )
     if found.points["bpb"].notna().any():
         yield Text("Held-out bits per byte:")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -15,11 +16,14 @@ from ablations.records import visible
 from analysis import foreign
 from analysis.format import count, probability, with_interval
 from analysis.stats.fit import Fit
+from analysis.stats.interaction import Interaction
+from analysis.stats.interval import level_words
 from analysis.stats.laws import PARAMETERS, Chinchilla
 from analysis.stats.noise import Noise
 from analysis.stats.problem import EXPONENT_BOUNDS
 from analysis.stats.savings import Saving
-from analysis.stats.uncertainty import Draws, interval
+from analysis.stats.uncertainty import Draws
+from analysis.study.arms import Contrast
 
 
 def markdown(table: pd.DataFrame) -> str:
@@ -81,26 +85,31 @@ def savings_table(
     savings: list[Saving],
     names: dict[float, str],
     time_ratios: dict[tuple[str, float], float],
-    resamples: int,
+    draws: Draws,
 ) -> pd.DataFrame:
     """Token savings by mix and place; `names` gives the size at N, time ratios where measured."""
     rows = []
+    baselines = {one.baseline for one in savings}
+    level = level_words(draws.level)
     for one in savings:
         ratio = time_ratios.get((one.mix, one.N), float("nan"))
+        several = {"baseline": one.baseline} if len(baselines) > 1 else {}
+        of = "the baseline" if several else one.baseline
         row = {
             "mix": one.mix,
+            **several,
             "size": names.get(one.N, "–"),
             "N": count(one.N),
-            f"D of {one.baseline}": count(one.D),
+            f"D of {of}": count(one.D),
             "D of the mix": "∞" if math.isinf(one.tokens_mix) else count(one.tokens_mix),
             "target loss": f"{one.target_loss:.4f}",
-            "token savings [95 %]": with_interval(one.value, one.low, one.high),
-            "P(> 1)": probability(one.p_above_1, resamples).removeprefix("= "),
+            f"token savings [{level}]": with_interval(one.value, one.low, one.high),
+            "P(> 1)": probability(one.p_above_1, draws.resamples).removeprefix("= "),
             "never reached": f"{100 * one.unreachable:.1f} %",
             "range": one.range_words,
         }
         if time_ratios:
-            row["time savings [95 %]"] = (
+            row[f"time savings [{level}]"] = (
                 with_interval(one.value * ratio, one.low * ratio, one.high * ratio)
                 if math.isfinite(ratio)
                 else "–"
@@ -109,7 +118,28 @@ def savings_table(
     return pd.DataFrame(rows)
 
 
-def fit_free_table(free: pd.DataFrame) -> pd.DataFrame:
+def interactions_table(found: Sequence[tuple[Contrast, Interaction]], level: float) -> pd.DataFrame:
+    """What other treatments do to savings: both savings and their ratio, by arm and size."""
+    return pd.DataFrame(
+        [
+            {
+                "mix": by.arm,
+                "over": by.reference,
+                "N": count(one.N),
+                "D": count(one.D),
+                "saving": f"{one.saving:.3g}",
+                "saving of the other": f"{one.reference_saving:.3g}",
+                f"ratio [{level_words(level)}]": with_interval(
+                    one.value, one.interval.low, one.interval.high
+                ),
+                "range": "in range" if one.in_range else f"extrapolated ×{one.beyond:.3g}",
+            }
+            for by, one in found
+        ]
+    )
+
+
+def fit_free_table(free: pd.DataFrame, level: float) -> pd.DataFrame:
     """Savings without a fit: the mean over seeds, and each seed's own."""
     rows = []
     for (mix, size), own in free.groupby(["mix", "size"], sort=False):
@@ -123,7 +153,7 @@ def fit_free_table(free: pd.DataFrame) -> pd.DataFrame:
                 "size": size,
                 "N": count(one["N"]),
                 "target loss": f"{one['target_loss']:.4f}",
-                "savings, mean of seeds [95 %]": (
+                f"savings, mean of seeds [{level_words(level)}]": (
                     f"{one['bound']} {one['value']:.2f}".strip()
                     if math.isnan(one["low"])
                     else with_interval(one["value"], one["low"], one["high"])
@@ -137,7 +167,7 @@ def fit_free_table(free: pd.DataFrame) -> pd.DataFrame:
 
 
 def fits_table(fit: Fit, draws: Draws | None) -> pd.DataFrame:
-    """Coefficients of every mix with 95 % intervals, and how well the law fits.
+    """Coefficients of every mix with their intervals, and how well the law fits.
 
     An end with `≤` or `≥` is the edge of what is searched: nothing in the points ends there.
     """
@@ -149,12 +179,13 @@ def fits_table(fit: Fit, draws: Draws | None) -> pd.DataFrame:
             if draws is None:
                 row[name] = f"{value:.4g}"
             else:
-                low, high, _ = interval(getattr(draws.laws[mix], name))
+                ends = draws.interval(getattr(draws.laws[mix], name))
+                low, high = ends.low, ends.high
                 told = with_interval(value, low, high)
                 if name in one.at_bound:
                     told = f"at its bound [{low:.2g}, {high:.2g}]"
                 row[name] = _with_edges(told, *at_edge(name, low, high))
-        row |= _optimum_exponents(one.law, draws.laws[mix] if draws is not None else None)
+        row |= _optimum_exponents(one.law, draws, mix)
         row["rms residual"] = f"{100 * one.rms:.3f} %"
         row["largest error"] = f"{100 * one.largest_error:.2f} %"
         row["R² of log loss"] = f"{_r_squared(fit, mix):.5f}"
@@ -177,12 +208,14 @@ def _with_edges(told: str, low: bool, high: bool) -> str:
     return ", ≥ ".join(told.rsplit(", ", 1)) if high else told
 
 
-def _optimum_exponents(law: Chinchilla, drawn: Chinchilla | None) -> dict[str, str]:
+def _optimum_exponents(law: Chinchilla, draws: Draws | None, mix: str) -> dict[str, str]:
     """a and b of the compute-optimal N* ∝ C^a and D* ∝ C^b."""
     a = float(law.beta / (law.alpha + law.beta))
-    if drawn is None:
+    if draws is None:
         return {"exponent of N in C": f"{a:.3g}", "exponent of D in C": f"{1 - a:.3g}"}
-    low, high, _ = interval(np.asarray(drawn.beta / (np.asarray(drawn.alpha) + drawn.beta)))
+    drawn = draws.laws[mix]
+    ends = draws.interval(np.asarray(drawn.beta / (np.asarray(drawn.alpha) + drawn.beta)))
+    low, high = ends.low, ends.high
     return {
         "exponent of N in C": with_interval(a, low, high),
         "exponent of D in C": with_interval(1 - a, 1 - high, 1 - low),

@@ -23,6 +23,7 @@ from analysis.stats.savings import seconds_per_token
 from analysis.study import probes
 from analysis.study.answer import answers
 from analysis.study.findings import Findings
+from analysis.study.savings_answer import interaction_row
 
 
 def write_report(found: Findings, out: Path) -> tuple[list[str], list[Path]]:
@@ -60,11 +61,12 @@ CAPTIONS = {
     "domains": "Held-out bits per byte by domain.",
     "probes": "Accuracy of in-context probes by length, with 95 % intervals over examples.",
     "ladder": "Shapes and parameters (without the input embedding) by mix and size.",
-    "fits": "Coefficients of L = E + A/N^α + B/D^β with 95 % intervals.",
+    "fits": "Coefficients of L = E + A/N^α + B/D^β with their intervals.",
     "diagnostics": "What certifies each fit, and the scatter of seeds.",
     "holdout": "Signed errors on points that the fit was not shown.",
-    "savings": "Token savings with 95 % intervals.",
-    "fit_free": "Token savings without a fit, with 95 % intervals from seeds.",
+    "savings": "Token savings with their intervals.",
+    "interactions": "What other treatments do to token savings: the ratio of two, with intervals.",
+    "fit_free": "Token savings without a fit, with intervals from seeds.",
     "points": "All points: held-out loss and bits per byte, means over seeds.",
     "checklist": "What a reviewer asks.",
     "published": "Ours beside the numbers published for Olmo Hybrid.",
@@ -84,6 +86,8 @@ def cells(found: Findings) -> dict[str, pd.DataFrame]:
         "published": results.published_table(found),
         "savings": sections.savings_table(found),
     }
+    if result.interactions:
+        made["interactions"] = tables.interactions_table(result.interactions, result.level)
     if found.points["bpb"].notna().any():
         made["results_bpb"] = results.results_table(found, "bpb")
     if domains(found.points):
@@ -91,7 +95,7 @@ def cells(found: Findings) -> dict[str, pd.DataFrame]:
     if not probes.is_empty(found.probes, positions=False):
         made["probes"] = probes.accuracy_cells(probes.accuracies(found.probes))
     if len(result.free):
-        made["fit_free"] = tables.fit_free_table(result.free)
+        made["fit_free"] = tables.fit_free_table(result.free, result.level)
     if result.fit is not None:
         made["fits"] = tables.fits_table(result.fit, result.draws)
         made["diagnostics"] = tables.diagnostics_table(result.fit, list(result.noise))
@@ -104,15 +108,19 @@ def numbers(found: Findings) -> dict[str, pd.DataFrame]:
     """The same where full precision says more than cells: what to compute with."""
     result = found.study
     made = {
-        "points": result.points,
+        "points": found.sweep.arms.named(result.points),
         "fit_free": result.free,
-        "results_loss": results.at_last_budget(found.points, "loss"),
+        "results_loss": results.at_last_budget(found.points, "loss", result.level),
     }
     if found.points["bpb"].notna().any():
-        made["results_bpb"] = results.at_last_budget(found.points, "bpb")
+        made["results_bpb"] = results.at_last_budget(found.points, "bpb", result.level)
     if result.savings:
         made["savings"] = pd.DataFrame(
-            [vars(one) | {"in_range": one.in_range} for one in result.savings]
+            [one.row | {"in_range": one.in_range} for one in result.savings]
+        )
+    if result.interactions:
+        made["interactions"] = pd.DataFrame(
+            [interaction_row(by, one) for by, one in result.interactions]
         )
     if result.fit is not None:
         made["fits"] = pd.DataFrame(

@@ -18,7 +18,7 @@ from scipy.stats import t as student
 from analysis.stats.fit import fit
 from analysis.stats.laws import Array, Chinchilla
 from analysis.stats.savings import ROUNDING, matched_factor
-from analysis.stats.uncertainty import bootstrap, interval
+from analysis.stats.uncertainty import bootstrap
 
 TOKENS_PER_PARAMETER = 20.0
 LEAST_SIZES = LEAST_MULTIPLES = 3
@@ -275,7 +275,8 @@ def check(
         rng = np.random.default_rng([seed, i])
         points = simulate(ladder, assumed.baseline, assumed.mix, assumed, rng)
         draws = bootstrap(fit(points, "free", "squares"), resamples=resamples, seed=i)
-        found.append(interval(matched_factor(draws.laws["base"], draws.laws["mix"], N, D))[:2])
+        ends = draws.interval(matched_factor(draws.laws["base"], draws.laws["mix"], N, D))
+        found.append((ends.low, ends.high))
     low, high = np.array(found).T
     return Checked(
         ladders=ladders,

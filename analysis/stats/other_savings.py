@@ -6,6 +6,7 @@ compute-optimal, between the cheapest (N, D) with which each mix reaches the los
 reaches with C FLOPs.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -19,6 +20,7 @@ from analysis.stats.savings import (
     Saving,
     check_baseline,
     judged,
+    others,
     places,
     seconds_per_token,
     token_range,
@@ -47,16 +49,23 @@ class Question:
     C: float | None = None
 
 
-def savings_of(fit: Fit, draws: Draws, baseline: str, question: Question) -> list[Saving]:
-    """The answer for every other mix.
+def savings_of(
+    fit: Fit,
+    draws: Draws,
+    baseline: str,
+    question: Question,
+    mixes: Iterable[str] | None = None,
+) -> list[Saving]:
+    """The answer for `mixes`, or for every other mix than the baseline.
 
     Raises SettingError where the place is not one for this kind, or costs were not measured.
     """
     check_baseline(list(fit.mixes), baseline)
+    asked = others(fit.mixes, baseline, mixes)
     if question.C is not None:
-        return _compute_optimal(fit, draws, baseline, question.kind, question.C)
+        return _compute_optimal(fit, draws, baseline, question.kind, question.C, asked)
     if question.kind == "parameters":
-        return _parameters(fit, draws, baseline, question)
+        return _parameters(fit, draws, baseline, question, asked)
     if question.N is None or (question.D is None and question.target_loss is None):
         raise SettingError(
             f"kind={question.kind} needs N and D, or N and a target loss; give --at N=1e9,D=2e10."
@@ -64,13 +73,9 @@ def savings_of(fit: Fit, draws: Draws, baseline: str, question: Question) -> lis
     N, kind, ratios = question.N, question.kind, None
     if kind != "tokens":
         # Their own scatter is not in the interval.
-        ratios = {
-            mix: cost_ratio(fit.points, baseline, mix, kind, N)
-            for mix in fit.mixes
-            if mix != baseline
-        }
+        ratios = {mix: cost_ratio(fit.points, baseline, mix, kind, N) for mix in asked}
     return token_savings(
-        fit, draws, baseline, N, question.D or 0, question.target_loss, kind, ratios
+        fit, draws, baseline, N, question.D or 0, question.target_loss, kind, ratios, asked
     )
 
 
@@ -99,14 +104,16 @@ def cost_ratio(points: pd.DataFrame, baseline: str, mix: str, kind: Kind, N: flo
     return float(np.exp(logs[0] - logs[1]))
 
 
-def _parameters(fit: Fit, draws: Draws, baseline: str, question: Question) -> list[Saving]:
+def _parameters(
+    fit: Fit, draws: Draws, baseline: str, question: Question, mixes: list[str]
+) -> list[Saving]:
     law, drawn, D = fit.mixes[baseline].law, draws.laws[baseline], question.D
     if D is None or (question.N is None and question.target_loss is None):
         raise SettingError(
             "kind=parameters needs D and N, or D and a target loss; give --at N=1e9,D=2e10."
         )
     found = []
-    for name in (mix for mix in fit.mixes if mix != baseline):
+    for name in mixes:
         mix = fit.mixes[name].law
         if question.target_loss is None:
             N, where = float(question.N or 0), "matched"
@@ -121,7 +128,7 @@ def _parameters(fit: Fit, draws: Draws, baseline: str, question: Question) -> li
         spots = (N, D), (N_mix, D)
         value = N / N_mix
         found.append(
-            judged(fit, baseline, name, value, factors, target, spots, "parameters", where)
+            judged(fit, draws, baseline, name, value, factors, target, spots, "parameters", where)
         )
     return found
 
@@ -142,7 +149,9 @@ def cheapest(law: Chinchilla, target_loss: Array | float) -> tuple[Array, Array]
     return N, law.tokens(np.inf, target_loss) * (both / law.alpha) ** (1 / np.asarray(law.beta))
 
 
-def _compute_optimal(fit: Fit, draws: Draws, baseline: str, kind: Kind, C: float) -> list[Saving]:
+def _compute_optimal(
+    fit: Fit, draws: Draws, baseline: str, kind: Kind, C: float, mixes: list[str]
+) -> list[Saving]:
     if kind == "time":
         raise SettingError(
             "kind=time is not known compute-optimally, as time was measured at the ladder's own "
@@ -161,7 +170,7 @@ def _compute_optimal(fit: Fit, draws: Draws, baseline: str, kind: Kind, C: float
         return saved, N_mix, D_mix, base.loss(N, D)
 
     found = []
-    for name in (mix for mix in fit.mixes if mix != baseline):
+    for name in mixes:
         cost = flops_factor(fit.points, name)
         value, N_mix, D_mix, target = ratio(law, fit.mixes[name].law, cost)
         factors = ratio(drawn, draws.laws[name], cost)[0]
@@ -171,7 +180,18 @@ def _compute_optimal(fit: Fit, draws: Draws, baseline: str, kind: Kind, C: float
             " = 6 N D" if np.allclose((k, cost), FLOPS) else ""
         )
         found.append(
-            judged(fit, baseline, name, float(value), factors, float(target), spots, kind, where)
+            judged(
+                fit,
+                draws,
+                baseline,
+                name,
+                float(value),
+                factors,
+                float(target),
+                spots,
+                kind,
+                where,
+            )
         )
     return found
 

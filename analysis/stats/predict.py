@@ -28,12 +28,13 @@ from scipy.stats import norm
 
 from ablations.records import SettingError
 from analysis.stats.fit import DELTA, Fit, Loss, Model, fit, weights_of
+from analysis.stats.interval import LEVEL, Interval
 from analysis.stats.laws import FLOPS, Array, Chinchilla
 from analysis.stats.mixed import MixedModel, mixed_model
 from analysis.stats.noise import LackOfFit, lack_of_fit
 from analysis.stats.other_savings import flops_factor
 from analysis.stats.savings import ROUNDING, beyond, range_words, token_range
-from analysis.stats.uncertainty import Draws, bootstrap, interval
+from analysis.stats.uncertainty import Draws, bootstrap
 
 # Equally likely values of a standard normal that stand for the noise of a new run in each draw: no
 # further random numbers, and an interval that is symmetric around that of the law.
@@ -60,18 +61,16 @@ class Optimum:
     flops_per_ND: float
     recorded: bool
     N: float
-    N_low: float
-    N_high: float
+    N_interval: Interval
     D: float
-    D_low: float
-    D_high: float
+    D_interval: Interval
 
 
 @dataclass(frozen=True)
 class Prediction:
     """Loss of a mix at N and D, in nats per token.
 
-    `low` and `high` bound the law, `run_low` and `run_high` the loss of one more run. `N_beyond`
+    `interval` is that of the law, `run_interval` that of the loss of one more run. `N_beyond`
     and `D_beyond` are factors by which the place lies outside what was measured (1 inside), `below`
     names those that lie under it; the range of D is that of tokens per parameter at N. `optimum` is
     set where the place follows from a budget.
@@ -81,10 +80,8 @@ class Prediction:
     N: float
     D: float
     loss: float
-    low: float
-    high: float
-    run_low: float
-    run_high: float
+    interval: Interval
+    run_interval: Interval
     N_beyond: float
     D_beyond: float
     below: tuple[str, ...] = ()
@@ -109,7 +106,6 @@ class Predictions:
     fit: Fit
     draws: Draws
     lack: LackOfFit | None
-    level: float
 
 
 def predict(
@@ -121,7 +117,7 @@ def predict(
     fixed: Mapping[str, float] | None = None,
     resamples: int = 1000,
     seed: int = 0,
-    level: float = 0.95,
+    level: float = LEVEL,
 ) -> Predictions:
     """Predict every mix of `points` (columns as of `fit`) at every place.
 
@@ -131,15 +127,15 @@ def predict(
     """
     least = fit(points, model, loss, delta, held=fixed)
     noise = mixed_model(least)
-    draws = bootstrap(least, "mixed", resamples, seed, model=noise)
-    rows = tuple(_predict(noise, draws, mix, at, level) for at in places for mix in least.mixes)
-    return Predictions(rows, noise.best, draws, lack_of_fit(least), level)
+    draws = bootstrap(least, "mixed", resamples, seed, model=noise, level=level)
+    rows = tuple(_predict(noise, draws, mix, at) for at in places for mix in least.mixes)
+    return Predictions(rows, noise.best, draws, lack_of_fit(least))
 
 
-def _predict(noise: MixedModel, draws: Draws, mix: str, at: Place, level: float) -> Prediction:
+def _predict(noise: MixedModel, draws: Draws, mix: str, at: Place) -> Prediction:
     best, drawn = noise.best.mixes[mix], draws.laws[mix]
     points = noise.fit.points[noise.fit.points["mix"] == mix]
-    optimum = None if at.C is None else _optimum(points, best.law, drawn, at.C, level)
+    optimum = None if at.C is None else _optimum(points, best.law, draws, at.C)
     N, D = (optimum.N, optimum.D) if optimum else (float(at.N or 0), float(at.D or 0))
     losses = drawn.loss(N, D)
     sds = noise.new_run_sds(
@@ -149,8 +145,6 @@ def _predict(noise: MixedModel, draws: Draws, mix: str, at: Place, level: float)
         np.log(D) - _middle_log_D(points, N),
         float(1 / (1 / weights_of(points)).mean()),
     )
-    low, high, _ = interval(losses, level)
-    run_low, run_high, _ = interval(_with_noise(losses, sds), level)
     D_low, D_high = map(float, token_range(points, mix, N))
     below = {"N": best.N_range[0] > N, "D": D_low > D}
     return Prediction(
@@ -158,10 +152,8 @@ def _predict(noise: MixedModel, draws: Draws, mix: str, at: Place, level: float)
         N=N,
         D=D,
         loss=float(best.law.loss(N, D)),
-        low=low,
-        high=high,
-        run_low=run_low,
-        run_high=run_high,
+        interval=draws.interval(losses),
+        run_interval=draws.interval(_with_noise(losses, sds)),
         N_beyond=beyond(N, *best.N_range),
         D_beyond=beyond(D, D_low, D_high),
         below=tuple(name for name, lies in below.items() if lies),
@@ -185,9 +177,7 @@ def _middle_log_D(points: pd.DataFrame, N: float) -> float:
     return float(np.log(N) + np.interp(np.log(N), sizes["N"].to_numpy(), ratios))
 
 
-def _optimum(
-    points: pd.DataFrame, law: Chinchilla, drawn: Chinchilla, C: float, level: float
-) -> Optimum:
+def _optimum(points: pd.DataFrame, law: Chinchilla, draws: Draws, C: float) -> Optimum:
     mix = str(points["mix"].iloc[0])
     k = flops_factor(points, mix)
     product = C * FLOPS / k
@@ -198,8 +188,6 @@ def _optimum(
                 f"at C={C:g} has no optimum by the law of {mix} (N* = {N:g}, D* = {D:g}); ask for "
                 "N and D, at=N=1e9,D=2e10."
             )
-        (N_low, N_high, _), (D_low, D_high, _) = (
-            interval(one, level) for one in drawn.optimum(product)
-        )
+        ends = [draws.interval(one) for one in draws.laws[mix].optimum(product)]
     recorded = "C" in points and bool((points["C"] > 0).any())
-    return Optimum(C, k, recorded, N, N_low, N_high, D, D_low, D_high)
+    return Optimum(C, k, recorded, N, ends[0], D, ends[1])

@@ -8,16 +8,18 @@ was really spent (the matched (N, D) convention).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from ablations.records import SettingError
 from analysis.stats.fit import Fit
+from analysis.stats.interval import LEVEL, Interval, share_unreachable
 from analysis.stats.laws import Array, Chinchilla
-from analysis.stats.uncertainty import Draws, interval
+from analysis.stats.uncertainty import Draws
 
 # Rounding of budgets to whole batches and of N to whole MLP units is no extrapolation.
 ROUNDING = 1.01
@@ -27,12 +29,13 @@ FINE = 400
 
 @dataclass(frozen=True)
 class Saving:
-    """Savings of `mix` at the baseline's N parameters and D tokens, with 95 % interval.
+    """Savings of `mix` at the baseline's N parameters and D tokens.
 
     `kind` is what is saved, `where` how the two are matched. `N_beyond`, `D_beyond`,
     `D_mix_beyond`: factors by which N, the baseline's D and the mix's D* lie outside what was
     measured (1 inside); `below` names those that lie under it. `unreachable`: share of draws in
-    which one of the mixes never reaches the target. Value 0: the mix never reaches it.
+    which one of the mixes never reaches the target. Value 0: the mix never reaches it. `draws` is
+    the saving in each resample.
     """
 
     mix: str
@@ -41,8 +44,7 @@ class Saving:
     D: float
     target_loss: float
     value: float
-    low: float
-    high: float
+    interval: Interval
     p_above_1: float
     unreachable: float
     tokens_mix: float
@@ -54,6 +56,22 @@ class Saving:
     where: str = "matched"
     N_mix: float = float("nan")
     below: tuple[str, ...] = ()
+    draws: Array | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def low(self) -> float:
+        """Lower end of the interval."""
+        return self.interval.low
+
+    @property
+    def high(self) -> float:
+        """Upper end of the interval."""
+        return self.interval.high
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """Its numbers as the columns of a table."""
+        return flat(self)
 
     @property
     def in_range(self) -> bool:
@@ -66,6 +84,17 @@ class Saving:
         factors = {"N": self.N_beyond, "D": self.D_beyond, "the mix's D": self.D_mix_beyond}
         below = {"the mix's D" if name == "D_mix" else name for name in self.below}
         return range_words(factors, below)
+
+
+def flat(one: Any) -> dict[str, Any]:
+    """The fields of a saving, or of a ratio of two, with the interval's ends in its place."""
+    row: dict[str, Any] = {}
+    for name, value in vars(one).items():
+        if isinstance(value, Interval):
+            row |= {"low": value.low, "high": value.high}
+        elif name != "draws":
+            row[name] = value
+    return row
 
 
 def range_words(factors: Mapping[str, float], below: Collection[str]) -> str:
@@ -106,16 +135,18 @@ def token_savings(
     target_loss: float | None = None,
     kind: str = "tokens",
     cost_ratios: Mapping[str, float] | None = None,
+    mixes: Iterable[str] | None = None,
 ) -> list[Saving]:
-    """Savings of every other mix at N, and D or the target loss (nats per token; D is then unused).
+    """Savings of `mixes` at N, and D or the target loss (nats per token; D is then unused).
 
-    `cost_ratios` are costs a token, baseline over mix, where another `kind` than tokens is saved.
-    Raises SettingError where the baseline is not among the mixes.
+    `mixes` are all others unless given; `cost_ratios` are costs a token, baseline over mix, where
+    another `kind` than tokens is saved. Raises SettingError where the baseline is not among the
+    mixes.
     """
     check_baseline(list(fit.mixes), baseline)
     law, drawn = fit.mixes[baseline].law, draws.laws[baseline]
     found = []
-    for name in (mix for mix in fit.mixes if mix != baseline):
+    for name in others(fit.mixes, baseline, mixes):
         mix, drawn_mix = fit.mixes[name].law, draws.laws[name]
         if target_loss is None:
             target, tokens, where = float(law.loss(N, D)), D, "matched"
@@ -128,12 +159,21 @@ def token_savings(
         ratio = cost_ratios[name] if cost_ratios else 1.0
         value, factors = value * ratio, factors * ratio
         places = (N, tokens), (N, float(mix.tokens(N, target)))
-        found.append(judged(fit, baseline, name, value, factors, target, places, kind, where))
+        found.append(
+            judged(fit, draws, baseline, name, value, factors, target, places, kind, where)
+        )
     return found
+
+
+def others(fitted: Iterable[str], baseline: str, mixes: Iterable[str] | None) -> list[str]:
+    """The fitted mixes that are compared with a baseline: those of `mixes`, or all others."""
+    chosen = None if mixes is None else set(mixes)
+    return [mix for mix in fitted if mix != baseline and (chosen is None or mix in chosen)]
 
 
 def judged(
     fit: Fit,
+    draws: Draws,
     baseline: str,
     mix: str,
     value: float,
@@ -148,7 +188,6 @@ def judged(
     `places` are (N, D) of the baseline and of the mix.
     """
     (N, D), (N_mix, D_mix) = places
-    low, high, unreachable = interval(factors)
     own, theirs = fit.mixes[baseline].N_range, fit.mixes[mix].N_range
     ends = [token_range(fit.points, *one) for one in ((baseline, N), (mix, N_mix))]
     # Of the two N the one that lies further out.
@@ -167,10 +206,9 @@ def judged(
         D=D,
         target_loss=target_loss,
         value=value,
-        low=low,
-        high=high,
+        interval=draws.interval(factors),
         p_above_1=float((factors > 1).mean()),
-        unreachable=unreachable,
+        unreachable=share_unreachable(factors),
         tokens_mix=D_mix,
         N_beyond=N_beyond,
         D_beyond=beyond(D, *map(float, ends[0])),
@@ -180,7 +218,15 @@ def judged(
         where=where,
         N_mix=N_mix,
         below=tuple(name for name, lies in below.items() if lies),
+        draws=np.asarray(factors, float),
     )
+
+
+def versus_of(mixes: Iterable[str], baseline: str | Mapping[str, str]) -> dict[str, str]:
+    """The baseline of each of `mixes` that has one: the same for all others, or as given."""
+    if not isinstance(baseline, str):
+        return {mix: baseline[mix] for mix in mixes if mix in baseline}
+    return {mix: baseline for mix in mixes if mix != baseline}
 
 
 def check_baseline(mixes: list[str], baseline: str) -> None:
@@ -222,21 +268,24 @@ def places(points: pd.DataFrame, baseline: str) -> list[tuple[str, float, float]
     return [(str(size), float(row["N"]), float(row["D"])) for size, row in table.iterrows()]
 
 
-def fit_free(points: pd.DataFrame, baseline: str) -> pd.DataFrame:
+def fit_free(
+    points: pd.DataFrame, baseline: str | Mapping[str, str], level: float = LEVEL
+) -> pd.DataFrame:
     """Savings read off the measured losses, size by size, without a law.
 
-    At each size both mixes' losses are interpolated in log D (monotone cubic, of log loss) and
-    compared at the lowest loss that both reach. Rows for each seed that both have, and one (`seed`
-    "mean") for the mean over those seeds. Columns: mix, size, N, seed, target_loss, D_baseline,
-    D_mix, value, bound ("", or "at least" where the mix is below the target at its first point
-    already, or "at most" where the baseline is), and on the means low, high (95 %), p_above_1: by
-    Student's t on the seeds' log savings, whose scatter is pooled over sizes. NaN with one seed.
+    `baseline` is one for all mixes, or each one's own. At each size both mixes' losses are
+    interpolated in log D (monotone cubic, of log loss) and compared at the lowest loss that both
+    reach. Rows for each seed that both have, and one (`seed` "mean") for the mean over those seeds.
+    Columns: mix, size, N, seed, target_loss, D_baseline, D_mix, value, bound ("", or "at least"
+    where the mix is below the target at its first point already, or "at most" where the baseline
+    is), and on the means low, high (of `level`), p_above_1: by Student's t on the seeds' log
+    savings, whose scatter is pooled over sizes. NaN with one seed.
     """
     rows = []
-    others = [mix for mix in dict.fromkeys(points["mix"]) if mix != baseline]
+    versus = versus_of(dict.fromkeys(points["mix"]), baseline)
     for size, at_size in points.groupby("size"):
-        ours = at_size[at_size["mix"] == baseline]
-        for mix in others:
+        for mix, own in versus.items():
+            ours = at_size[at_size["mix"] == own]
             theirs = at_size[at_size["mix"] == mix]
             seeds = sorted(set(ours["seed"]) & set(theirs["seed"]))
             for label, chosen in [("mean", seeds)] + [(str(s), [s]) for s in seeds]:
@@ -247,12 +296,13 @@ def fit_free(points: pd.DataFrame, baseline: str) -> pd.DataFrame:
     columns = ["mix", "size", "N", "seed", "target_loss", "D_baseline", "D_mix", "value", "bound"]
     table = pd.DataFrame(rows, columns=columns).sort_values(["mix", "N", "seed"], ignore_index=True)
     return pd.concat(
-        [_with_interval(own) for _, own in table.groupby("mix")] or [_with_interval(table)]
+        [with_seed_interval(own, level) for _, own in table.groupby("mix")]
+        or [with_seed_interval(table, level)]
     )
 
 
-def _with_interval(table: pd.DataFrame) -> pd.DataFrame:
-    """One mix's rows with low, high and p_above_1 on those that are means of seeds."""
+def with_seed_interval(table: pd.DataFrame, level: float = LEVEL) -> pd.DataFrame:
+    """One mix's rows (size, seed, value, bound) with low, high and p_above_1 on means of seeds."""
     from scipy.stats import t as student
 
     table = table.assign(low=np.nan, high=np.nan, p_above_1=np.nan)
@@ -269,7 +319,7 @@ def _with_interval(table: pd.DataFrame) -> pd.DataFrame:
         if not seeds:
             continue
         middle, error = float(np.log(table["value"][row])), float(sd / np.sqrt(seeds))
-        reach = student.ppf(0.975, dof) * error
+        reach = student.ppf((1 + level) / 2, dof) * error
         table.loc[row, ["low", "high"]] = np.exp([middle - reach, middle + reach])
         table.loc[row, "p_above_1"] = student.cdf(middle / max(error, 1e-300), dof)
     return table

@@ -24,6 +24,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.stats.fit import Fit, refit
+from analysis.stats.interval import LEVEL, Interval, percentiles
 from analysis.stats.laws import PARAMETERS, Array, Chinchilla, Indices
 from analysis.stats.mixed import MixedModel, mixed_model
 from analysis.stats.model_choice import Choice
@@ -41,24 +42,30 @@ METHOD_WORDS = {
 }
 # Resamples fitted at a time: bounds the memory of the grid stage to tens of megabytes.
 BATCH = 250
-# Of every interval, unless another is asked for.
-LEVEL = 0.95
 
 
 @dataclass(frozen=True)
 class Draws:
-    """Laws of every mix over resamples: each coefficient an array of shape (resamples,)."""
+    """Laws of every mix over resamples: each coefficient an array of shape (resamples,).
+
+    `level` is that of the intervals that are taken of them.
+    """
 
     laws: dict[str, Chinchilla]
     method: Method
     paired: bool
     resamples: int
     seed: int
+    level: float = LEVEL
 
     @property
     def words(self) -> str:
         pairs = ", mixes of one size and seed drawn together" if self.paired else ""
         return f"{METHOD_WORDS[self.method]}{pairs}, {self.resamples} resamples, seed {self.seed}"
+
+    def interval(self, values: Array) -> Interval:
+        """Percentile interval of what was read off each resample, (resamples,) or more."""
+        return Interval(*percentiles(values, self.level), self.level, self.words)
 
 
 def bootstrap(
@@ -68,6 +75,7 @@ def bootstrap(
     seed: int = 0,
     paired: bool = False,
     model: MixedModel | None = None,
+    level: float = LEVEL,
 ) -> Draws:
     """Refit `fit` to `resamples` resamples of its points; the same seed gives the same draws.
 
@@ -77,7 +85,7 @@ def bootstrap(
     if method == "mixed":
         model = model or mixed_model(fit)
         drawn = _laws_of(fit, model.refitted(model.draw(rng, resamples)))
-        return Draws(drawn, method, False, resamples, seed)
+        return Draws(drawn, method, False, resamples, seed, level)
     clusters = cluster_ids(fit.points, paired)
     if method in ("case", "stratified"):
         clusters = np.arange(fit.n)
@@ -100,7 +108,8 @@ def bootstrap(
             )
         for m, name in enumerate(block.mixes):
             laws[name] = block.problem.law(theta, m)
-    return Draws({name: laws[name] for name in fit.mixes}, method, paired, resamples, seed)
+    laws = {name: laws[name] for name in fit.mixes}
+    return Draws(laws, method, paired, resamples, seed, level)
 
 
 def _laws_of(fit: Fit, found: list[Array]) -> dict[str, Chinchilla]:
@@ -119,6 +128,7 @@ def averaged_bootstrap(
     resamples: int = 1000,
     seed: int = 0,
     paired: bool = False,
+    level: float = LEVEL,
 ) -> Draws:
     """Resamples shared out among joint models by their Akaike weights.
 
@@ -142,7 +152,7 @@ def averaged_bootstrap(
         )
         for mix in parts[0].laws
     }
-    return Draws(laws, method, paired, resamples, seed)
+    return Draws(laws, method, paired, resamples, seed, level)
 
 
 def _parametric_noise(
@@ -188,30 +198,3 @@ def _counts(
         k = len(own)
         counts[:, own.index.to_numpy()] = rng.multinomial(k, np.full(k, 1 / k), size=resamples)
     return counts[:, clusters]
-
-
-def interval(draws: Array, level: float = LEVEL) -> tuple[float, float, float]:
-    """Percentile interval of draws of a ratio, and the share that is 0, infinite or undefined.
-
-    A draw of 0 or infinity (one mix reaches the target with no number of tokens) counts as such.
-    A draw where neither does is undefined, and is counted at both ends.
-    """
-    undefined = np.isnan(draws)
-    tail = (1 - level) / 2
-    low = _quantile(np.where(undefined, 0.0, draws), tail)
-    high = _quantile(np.where(undefined, np.inf, draws), 1 - tail)
-    unreachable = undefined | ~np.isfinite(draws) | (draws == 0)
-    return low, high, float(unreachable.mean())
-
-
-def _quantile(draws: Array, q: float) -> float:
-    # In logs a ratio and its inverse get the same interval; infinite draws stay at the ends.
-    with np.errstate(divide="ignore"):
-        ordered = np.sort(np.log(draws))
-    position = q * (len(ordered) - 1)
-    low, high = ordered[int(np.floor(position))], ordered[int(np.ceil(position))]
-    if low == high:
-        return float(np.exp(low))
-    if not np.isfinite(low) or not np.isfinite(high):
-        return float(np.exp(low if q < 0.5 else high))
-    return float(np.exp(low + (high - low) * (position % 1)))

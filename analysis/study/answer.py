@@ -8,9 +8,11 @@ import numpy as np
 
 from analysis.format import count, probability, with_interval
 from analysis.stats.fit import Fit
+from analysis.stats.interval import level_words
 from analysis.stats.noise import LackOfFit
 from analysis.stats.predict import Predictions
 from analysis.stats.savings import Saving
+from analysis.stats.uncertainty import Draws
 from analysis.study.checks import doubts
 from analysis.study.compare import Comparison
 from analysis.study.load import Sweep
@@ -30,18 +32,18 @@ UNKNOWN_OPTIMUM = 100.0
 
 def answers(result: Study) -> list[str]:
     """The answer for each mix, at the largest size measured, in a sentence or two."""
-    mixes = list(dict.fromkeys(result.points["mix"]))
-    if len(mixes) == 1:
-        return [f"**One mix only ({mixes[0]}): there is nothing to compare, so no savings.**"]
+    if len(result.mixes) == 1:
+        only = result.mixes[0]
+        return [f"**One mix only ({only}): there is nothing to compare, so no savings.**"]
     found, waiting = [], []
-    for mix in (m for m in mixes if m != result.baseline):
+    for mix in result.versus or [one for one in result.mixes if one != result.baseline]:
         own = [one for one in result.savings if one.mix == mix]
         measured = _answer_by_seeds(result, mix) if result.law_fails else ""
         if measured:
             found.append(measured)
         elif own and result.draws is not None:
             chosen, why = headline(own)
-            told = _answer(chosen, result.draws.resamples, result.law_fails) + why
+            told = _answer(chosen, result.draws, result.law_fails) + why
             if result.law_fails:
                 told += (
                     " That is by a fitted law that does not describe these points, and there is no "
@@ -52,14 +54,53 @@ def answers(result: Study) -> list[str]:
         else:
             waiting.append(mix)
     if waiting:
-        concerned = [name for name in (result.baseline, *waiting) if name in result.unfitted]
-        lacks = lacking_words({name: result.unfitted[name] for name in concerned})
+        baselines = [result.versus.get(mix, result.baseline) for mix in waiting]
+        concerned = dict.fromkeys([*baselines, *waiting])
+        lacks = lacking_words(
+            {name: result.unfitted[name] for name in concerned if name in result.unfitted}
+        )
         found.append(
             f"**No interval yet for {', '.join(waiting)}, as no law can be fitted: "
             f"{lacks or f'{result.baseline} has no points'}.**"
         )
         found += [told for mix in waiting if (told := _answer_without_fit(result, mix))]
-    return found
+    return [*found, *_interactions(result)]
+
+
+def _interactions(result: Study) -> Iterable[str]:
+    """What another treatment does to a saving, at the largest size measured, a sentence each."""
+    chance_of = result.resamples
+    for contrast in result.contrasts:
+        own = [one for by, one in result.interactions if by == contrast]
+        head = f"{contrast.treatment.name} {contrast.level} in place of {contrast.reference_level}"
+        if own and not result.law_fails:
+            one = own[-1]
+            ends, where = (one.interval.low, one.interval.high), "in range"
+            if not one.in_range:
+                where = f"extrapolated ×{one.beyond:.3g}"
+            told = with_interval(one.value, *ends)
+            at = f"At N = {count(one.N)} and D = {count(one.D)}"
+            chance = f"P(> 1) {probability(one.p_above_1, chance_of)}; {where}"
+        else:
+            free = result.interactions_free
+            rows = free[(free["mix"] == contrast.arm) & free["low"].notna()]
+            if rows.empty:
+                continue
+            row = rows.iloc[-1]
+            ends = (row["low"], row["high"])
+            told = with_interval(row["value"], *ends)
+            at = f"At N = {count(row['N'])}, from seeds and without a fit"
+            chance = f"P(> 1) {probability(row['p_above_1'], 1000)}; in range"
+        verdict = (
+            "the interval includes 1: no effect on the saving has been shown"
+            if ends[0] <= 1 <= ends[1]
+            else "the interval excludes 1: the saving depends on it"
+        )
+        mix = result.arms.arm(contrast.arm).mix
+        yield (
+            f"**{at}, {head} multiplies the saving of {mix} by {told} "
+            f"({level_words(result.level)} interval); {verdict}.** {chance}."
+        )
 
 
 def headline(savings: list[Saving]) -> tuple[Saving, str]:
@@ -100,7 +141,8 @@ def _answer_by_seeds(result: Study, mix: str) -> str:
     chance = probability(last["p_above_1"], 1000)
     return (
         f"**At N = {count(last['N'])} parameters and D = {count(last['D_baseline'])} "
-        f"tokens, token savings of {mix} over {result.baseline} are {told} (95 % interval, from "
+        f"tokens, token savings of {mix} over {result.versus[mix]} are {told} "
+        f"({level_words(result.level)} interval, from "
         f"seeds, without a fit); {_verdict(last['low'], last['high'])}.** "
         f"P(savings > 1) {chance}; in range. The fitted law is not used for this, as it does not "
         "describe these points."
@@ -122,13 +164,13 @@ def _answer_without_fit(result: Study, mix: str) -> str:
     last = own.iloc[-1]
     seeds = int(((result.free["mix"] == mix) & (result.free["size"] == last["size"])).sum()) - 1
     return (
-        f"Without a fit, at size {last['size']}: token savings of {mix} over {result.baseline} are "
-        f"{last['bound']} {last['value']:.2f}".replace("  ", " ")
+        f"Without a fit, at size {last['size']}: token savings of {mix} over {result.versus[mix]} "
+        f"are {last['bound']} {last['value']:.2f}".replace("  ", " ")
         + f" at a loss of {last['target_loss']:.3f}, from {seeds} seed(s); that is no interval."
     )
 
 
-def _answer(one: Saving, resamples: int, law_fails: bool) -> str:
+def _answer(one: Saving, draws: Draws, law_fails: bool) -> str:
     told = with_interval(one.value, one.low, one.high)
     place = f"At N = {count(one.N)} parameters and D = {count(one.D)} tokens"
     if one.value > 1:
@@ -137,10 +179,10 @@ def _answer(one: Saving, resamples: int, law_fails: bool) -> str:
         body = f"{one.mix} needs more tokens than {one.baseline} for the same loss: savings {told}"
     else:
         body = f"{one.mix} never reaches the loss of {one.baseline}: savings {told}"
-    body += " (95 % interval)"
+    body += f" ({level_words(draws.level)} interval)"
     if not law_fails:
         body += f"; {_verdict(one.low, one.high)}"
-    chance = probability(one.p_above_1, resamples)
+    chance = probability(one.p_above_1, draws.resamples)
     return f"**{place}, {body}.** P(savings > 1) {chance}; {one.range_words}."
 
 
@@ -159,6 +201,7 @@ def control_caveats(comparisons: list[Comparison]) -> Iterable[str]:
 
 def caveats(result: Study, sweep: Sweep, comparisons: list[Comparison]) -> Iterable[str]:
     yield from control_caveats(comparisons)
+    yield from result.arms.without_twin(result.mixes, result.baseline) if result.versus else ()
     open_runs = [run for run in sweep.runs if run.state != "done"]
     if open_runs:
         yield f"{len(open_runs)} of {len(sweep.runs)} runs have not finished (see Runs)."
@@ -247,10 +290,12 @@ def prediction_doubts(found: Predictions) -> Iterable[str]:
                 "fitted losses; beyond it, and of N*, they rest on these coefficients."
             )
     for row in found.rows:
-        if (best := row.optimum) and not best.N_high <= UNKNOWN_OPTIMUM * best.N_low:
+        if (best := row.optimum) and not (
+            best.N_interval.high <= UNKNOWN_OPTIMUM * best.N_interval.low
+        ):
             yield (
                 f"{row.mix} at C = {best.C:.4g}: the points do not say what N* is; its interval "
-                f"reaches from {best.N_low:.3g} to {best.N_high:.3g}."
+                f"reaches from {best.N_interval.low:.3g} to {best.N_interval.high:.3g}."
             )
         if max(row.N_beyond, row.D_beyond) > FAR:
             yield (

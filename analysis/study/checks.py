@@ -33,6 +33,12 @@ def doubts(points: pd.DataFrame) -> Iterator[str]:
                 "at one size count as checkpoints of one run, which share its luck. Where each was "
                 "a training of its own, give a column run with a name for each."
             )
+    for name in points.attrs.get("unnamed_treatments", ()):
+        yield (
+            f"Rows of one mix, N and D differ in the column {name}, and count as repetitions of "
+            f"one training: where {name} was varied on purpose, treatments={name} compares the "
+            "mixes at each of its values."
+        )
     for what in points.attrs.get("dropped", ()):
         yield f"Left out: {what}."
     yield from _seeds(points)

@@ -79,16 +79,20 @@ def compare(sweep: Sweep, baseline: str, mix: str) -> Comparison:
         rows.append(_pair(sweep.points, one, other))
         facts += [_facts(sweep.points, one), _facts(sweep.points, other)]
         differing.add(_spec_fields(one.spec), _spec_fields(other.spec))
-        found, not_recorded = differences(sweep.path, one, other)
-        findings += found
+        recorded, not_recorded = differences(sweep.path, one, other)
+        findings += recorded
         unknown |= not_recorded
-    named = [*confounds(facts, baseline, mix), *conditions(facts)]
+    # Facts go by the mix's own name; two arms of one mix have no confound by it.
+    mixes = [sweep.arms.arm(name).mix for name in (baseline, mix)]
+    found = confounds(facts, *mixes) if mixes[0] != mixes[1] else []
+    named = [*found, *conditions(facts)]
+    varied = (*TREATMENT, *_between(sweep, baseline, mix))
     claimed = tuple(name for confound in named for name in confound.fields)
     treatment: list[str] = []
     told = [str(confound) for confound in named]
     for name, values in differing.fields.items():
         words = f"{name}: {' / '.join(values)}"
-        if _under(name, TREATMENT):
+        if _under(name, varied):
             treatment.append(words)
         elif not _under(name, claimed):
             told.append(words)
@@ -102,6 +106,17 @@ def compare(sweep: Sweep, baseline: str, mix: str) -> Comparison:
         baseline, mix, pairs, tuple(treatment), tuple(told), tuple(sorted(unknown)),
         tuple(named), tuple(findings),
     )  # fmt: skip
+
+
+def _between(sweep: Sweep, baseline: str, mix: str) -> tuple[str, ...]:
+    """Settings of the treatments by which two arms differ, and what follows from them by rule."""
+    arms, levels = sweep.arms, [sweep.arms.arm(name).levels for name in (baseline, mix)]
+    found = [
+        one.settings
+        for one in arms.treatments
+        if levels[0].get(one.name) != levels[1].get(one.name)
+    ]
+    return (*(key for keys in found for key in keys), *(("recipe", "model") if found else ()))
 
 
 def control_table(one: Comparison) -> pd.DataFrame:

@@ -12,6 +12,7 @@ import pandas as pd
 from ablations.records import SettingError
 from analysis.foreign import literal
 from analysis.stats.holdout import holdout
+from analysis.stats.interval import LEVEL
 from analysis.study.compare import Comparison, compare
 from analysis.study.load import Run, Sweep
 from analysis.study.probes import read_probes
@@ -72,6 +73,7 @@ class Findings:
     def literal(self) -> Findings:
         """The same for reports and tables, where names from elsewhere hold no markup."""
         # Read by names as they are in folders.
+        self.study.make()
         _ = self.metrics, self.probes, self.holdout, self.speeds, self.sizes
         return literal(self)
 
@@ -90,25 +92,37 @@ class Findings:
         return f"measured on {place}, {'; '.join(sorted(shared)) or 'runs at a time not recorded'}"
 
 
-def find(sweep: Sweep, baseline: str, resamples: int, seed: int, command: str) -> Findings:
+def find(
+    sweep: Sweep,
+    baseline: str,
+    resamples: int,
+    seed: int,
+    command: str,
+    level: float = LEVEL,
+) -> Findings:
     """Study a sweep. Raises SettingError for a baseline that it does not have."""
-    mixes = sorted({run.mix for run in sweep.runs} | set(sweep.points["mix"]))
-    if baseline not in mixes:
+    names = sorted({run.mix for run in sweep.runs} | set(sweep.points["mix"]))
+    mixes = sweep.arms.mixes(names)
+    if baseline not in (*mixes, *names):
         if len(mixes) > 1:
+            arms = f", nor its arms: {', '.join(names)}" if mixes != names else ""
             raise SettingError(
                 f"baseline={baseline} is not among the mixes of sweep={sweep.name}: "
-                f"{', '.join(mixes)}."
+                f"{', '.join(mixes)}{arms}."
             )
         baseline = mixes[0]
-    result = study(sweep.points, baseline, resamples, seed)
-    others = [mix for mix in dict.fromkeys(sweep.points["mix"]) if mix != baseline]
+    result = study(sweep.points, baseline, resamples, seed, sweep.arms, level)
     # Points alone say nothing of what else differed.
-    comparisons = tuple(compare(sweep, baseline, mix) for mix in others if sweep.runs)
+    comparisons = tuple(
+        compare(sweep, own, mix) for mix, own in result.versus.items() if sweep.runs
+    )
     return Findings(sweep, result, comparisons, _facts(sweep, comparisons, command))
 
 
 def _facts(sweep: Sweep, comparisons: tuple[Comparison, ...], command: str) -> dict[str, Any]:
-    text = sweep.points.to_csv(index=False, float_format="%.12g", lineterminator="\n")
+    text = sweep.arms.named(sweep.points).to_csv(
+        index=False, float_format="%.12g", lineterminator="\n"
+    )
     return {
         "command": command,
         "sweep": sweep.name,
@@ -118,6 +132,7 @@ def _facts(sweep: Sweep, comparisons: tuple[Comparison, ...], command: str) -> d
         "revision": sorted({_revision(run) for run in sweep.runs}),
         "points_sha256": hashlib.sha256(text.encode(errors="backslashreplace")).hexdigest(),
         "points": len(sweep.points),
+        "treatments": [str(one) for one in sweep.arms.treatments],
         "runs": len(sweep.runs),
         "runs_done": sum(run.state == "done" for run in sweep.runs),
         "data": sorted({_data_words(run) for run in sweep.runs}),

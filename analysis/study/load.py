@@ -16,7 +16,7 @@ import pandas as pd
 
 from ablations.records import DamagedRecord, RunDirectory, SettingError, read_sweep
 from analysis.stats.laws import FLOPS
-from analysis.study import rows
+from analysis.study import arms, rows
 from analysis.study.csv_file import read_rows
 
 REQUIRED = ("mix", "N", "D", "loss")
@@ -25,6 +25,8 @@ NUMBERS = ("N", "N_total", "N_body", "D", "C", "epochs", "chinchilla", "loss", "
 POSITIVE = ("C", "seconds")
 FRAME = "the DataFrame"
 """What a table from Python is called in a sentence."""
+MOST_LEVELS = 12
+"""A column of more values than this is a measurement, and no treatment."""
 # Two N closer than this are one size: the controlled protocol matches N within 0.5 %.
 SAME_SIZE = 1.02
 
@@ -60,6 +62,8 @@ class Sweep:
     """What was left out of it and why, a clause each: points and runs."""
     incomplete: tuple[str, ...] = ()
     """What the records of runs that are read still lack, a clause each."""
+    arms: arms.Arms = field(default_factory=arms.Arms)
+    """What the runs varied beside the mix; then a point's and a run's `mix` is an arm's name."""
 
 
 def load_sweep(sweep_dir: Path) -> Sweep:
@@ -156,6 +160,7 @@ def load_csv(
     by_compute: bool = False,
     columns: Mapping[str, str] | None = None,
     where: Mapping[str, Any] | None = None,
+    treatments: Sequence[str] = (),
 ) -> pd.DataFrame:
     """Read points from a CSV with columns mix, N, D, loss (see `points_of`). Semicolons, then with
     either decimal mark, and tabs separate columns as commas do.
@@ -163,7 +168,8 @@ def load_csv(
     Raises SettingError naming the missing columns, or the rows that cannot be used: rows as counted
     under the header, and lines as an editor counts them.
     """
-    return points_of(read_rows(path, REQUIRED), f"points={path}", by_compute, columns, where)
+    table = read_rows(path, REQUIRED)
+    return points_of(table, f"points={path}", by_compute, columns, where, treatments)
 
 
 def load_frame(
@@ -171,6 +177,7 @@ def load_frame(
     by_compute: bool = False,
     columns: Mapping[str, str] | None = None,
     where: Mapping[str, Any] | None = None,
+    treatments: Sequence[str] = (),
 ) -> pd.DataFrame:
     """Points of a DataFrame, which stays as it is. Raises SettingError like `load_csv`; rows are
     counted from 1, whatever its index."""
@@ -184,7 +191,7 @@ def load_frame(
             whole = pd.api.types.is_integer_dtype(kind) and not column.isna().any()
             values = column.to_numpy(int) if whole else column.to_numpy(float, na_value=np.nan)
             table.isetitem(place, values)
-    return points_of(table, FRAME, by_compute, columns, where)
+    return points_of(table, FRAME, by_compute, columns, where, treatments)
 
 
 def points_of(
@@ -193,11 +200,14 @@ def points_of(
     by_compute: bool = False,
     columns: Mapping[str, str] | None = None,
     where: Mapping[str, Any] | None = None,
+    treatments: Sequence[str] = (),
 ) -> pd.DataFrame:
     """A table with columns mix, N, D, loss as points (run, seed, size, C, seconds, weight
     optional; weight multiplies a point's part in what a fit minimises).
 
-    `columns` maps our names to those of the table, `where` chooses rows (`analysis.study.rows`).
+    `columns` maps our names to those of the table, `where` chooses rows (`analysis.study.rows`),
+    and `treatments` are columns that were varied beside the mix, whose every level is an arm of its
+    own (`analysis.study.arms`).
     Without a `run` column, the rows of one mix, size and seed count as one run; without `seed` too
     that is noted in `attrs["runs_assumed"]`, and in `attrs["seeds_assumed"]` that nothing says
     which mixes saw the same batches. Rows with an empty or infinite loss are left out and named in
@@ -242,6 +252,9 @@ def points_of(
             if not pd.api.types.is_numeric_dtype(table[name]):
                 table[name] = table[name].map(_stripped, na_action="ignore")
             _refuse_rows(source, table, name, table[name].isna(), table[name])
+    if treatments:
+        table = arms.by_columns(table, treatments, source)
+    unnamed = _unnamed_treatments(table)
     for name in (name for name in NUMBERS if name in table):
         # Empty is not recorded; a word there would be taken for that.
         given = pd.to_numeric(table[name], errors="coerce")
@@ -272,8 +285,28 @@ def points_of(
         "seeds_assumed": "seed" not in given_columns,
         "compute_only": compute_only,
         "dropped": dropped,
+        "unnamed_treatments": unnamed,
     }
     return points
+
+
+def _unnamed_treatments(table: pd.DataFrame) -> tuple[str, ...]:
+    """Columns in which rows differ that would count as one run, or as seeds, at one N and D."""
+    given = [name for name in ("mix", "seed", "N", "D") if name in table]
+    known = {*REQUIRED, *NAMES, *NUMBERS, "weight", "step", "state", "data_hash", "skipped_steps"}
+    cells = table.groupby(given, sort=False)
+    several = cells["loss"].transform("size") > 1
+    if "run" in table and "seed" not in table:
+        return ()  # runs without seeds are the repetitions themselves
+    columns = [
+        str(name) for name in table if name not in known and not str(name).startswith("loss/")
+    ]
+    return tuple(
+        str(name) for name in columns
+        if name != arms.OF_MIX
+        and (several & (cells[name].transform("nunique") > 1)).any()
+        and table[name].nunique() <= MOST_LEVELS
+    )  # fmt: skip
 
 
 def _without_loss(table: pd.DataFrame, source: str) -> tuple[pd.DataFrame, tuple[str, ...]]:

@@ -4,15 +4,19 @@ Batches by the running hash of their tokens, tokens and learning rate step by st
 evaluated, skipped steps, and what the manifests say of code, versions, device and data.
 """
 
+from __future__ import annotations
+
 import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ablations.records import RunDirectory
-from analysis.study.load import Run
+
+if TYPE_CHECKING:
+    from analysis.study.load import Run
 
 BY_STEP = ("batches", "tokens", "D", "learning rate", "evaluation tokens", "skipped steps")
 PLACEMENT = ("device", "precision", "parallel", "backends", "compiled", "micro_batch_rows")

@@ -6,19 +6,22 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import pandas as pd
 
 from ablations.records import SettingError, one_of
 from analysis.stats.fit import DELTA, LOSSES, Fit, Loss
+from analysis.stats.interaction import Interaction
+from analysis.stats.interval import LEVEL
 from analysis.stats.noise import lack_of_fit
 from analysis.stats.other_savings import KINDS, Kind, Question, isoflop, projected, savings_of
-from analysis.stats.savings import Saving, check_baseline, places
+from analysis.stats.savings import Saving, places
 from analysis.stats.uncertainty import METHODS, Draws, Method
 from analysis.study.answer import noise_doubts
-from analysis.study.study import JOINTS, Joint, fitted
+from analysis.study.arms import Arms, Contrast
+from analysis.study.study import JOINTS, Joint, fitted, interaction_at
 
 Place = tuple[float | None, float | None]
 """N (parameters) and D (tokens); with a target loss one of them follows from it."""
@@ -26,32 +29,63 @@ Place = tuple[float | None, float | None]
 
 @dataclass(frozen=True)
 class SavingsAnswer:
-    """Savings of every other mix at every place; `notes` are sentences to keep in mind."""
+    """Savings of every other mix at every place; `notes` are sentences to keep in mind.
+
+    `versus` names the baseline of each mix, `interactions` what other treatments do to savings.
+    """
 
     savings: tuple[Saving, ...]
     fit: Fit
     draws: Draws
     notes: list[str]
+    versus: dict[str, str]
     law_fails: bool = False
     """Whether seeds show that the law does not describe the points."""
+    arms: Arms = field(default_factory=Arms)
+    interactions: tuple[tuple[Contrast, Interaction], ...] = ()
 
     @property
     def rows(self) -> list[dict[str, Any]]:
         """One row per saving: its fields, whether it is in range, and how its interval was made."""
         return [
-            vars(one)
-            | {"in_range": one.in_range, "range": one.range_words, "interval": self.draws.words}
+            one.row
+            | {"in_range": one.in_range, "range": one.range_words, "interval": one.interval.method}
+            | self._of_arm(one.mix)
             for one in self.savings
         ]
 
+    def _of_arm(self, name: str) -> dict[str, Any]:
+        if not self.arms.treatments:
+            return {}
+        arm = self.arms.arm(name)
+        levels = {one.name: arm.levels.get(one.name) for one in self.arms.treatments}
+        return {"of_mix": arm.mix} | levels
+
+    @property
+    def interaction_rows(self) -> list[dict[str, Any]]:
+        """One row per ratio of two savings."""
+        return [interaction_row(contrast, one) for contrast, one in self.interactions]
+
     @property
     def document(self) -> dict[str, Any]:
-        """What JSON holds: savings, laws, notes."""
+        """What JSON holds: savings, laws, notes, level, and interactions where there are arms."""
         laws = {
             mix: one.law.as_dict() | {"rms": one.rms, "largest_error": one.largest_error}
             for mix, one in self.fit.mixes.items()
         }
-        return {"savings": self.rows, "laws": laws, "notes": self.notes}
+        found = {"savings": self.rows, "laws": laws, "notes": self.notes, "level": self.draws.level}
+        if self.arms.treatments:
+            found["interactions"] = self.interaction_rows
+        return found
+
+
+def interaction_row(contrast: Contrast, one: Interaction) -> dict[str, Any]:
+    """What a treatment does to a saving as the columns of a table."""
+    return {
+        "treatment": contrast.treatment.name,
+        "level": contrast.level,
+        "reference_level": contrast.reference_level,
+    } | one.row
 
 
 def questions(
@@ -64,12 +98,12 @@ def questions(
     isoflop_budget: float | None = None,
     with_projected: bool = False,
 ) -> list[Question]:
-    """Where savings are asked: at the places given, or else at each of the baseline's sizes.
+    """Where savings over a baseline with points are asked: at the places given, or else at each of
+    its sizes.
 
     `compute_optimal` and `isoflop_budget` are training FLOPs, `with_projected` adds sizes of 3B to
-    70B. Raises SettingError for settings that exclude one another and for a baseline not there.
+    70B.
     """
-    check_baseline(list(dict.fromkeys(points["mix"])), baseline)
     if compute_optimal is not None:
         return [Question(kind, C=compute_optimal)]
     asked: list[Place] = list(at)
@@ -126,7 +160,6 @@ def check_savings(loss: str, model: str, method: str, kind: str) -> None:
 def savings_answer(
     points: pd.DataFrame,
     baseline: str,
-    asked: Sequence[Question],
     model: str = "free",
     loss: str = "squares",
     method: str = "mixed",
@@ -135,16 +168,36 @@ def savings_answer(
     seed: int = 0,
     delta: float = DELTA,
     fixed: Mapping[str, float] | None = None,
+    arms: Arms | None = None,
+    level: float = LEVEL,
+    **asked: Any,
 ) -> SavingsAnswer:
-    """Fit all mixes, resample, and read savings off at every question.
+    """Fit all mixes, resample, and read savings off wherever is asked (settings of `questions`).
 
-    Raises SettingError where a mix cannot be fitted, or there is nothing to compare.
+    `baseline` names a mix, whose arms are compared with those of the other mixes at each level of
+    the other treatments, or one arm. Raises SettingError where a mix cannot be fitted, or there is
+    nothing to compare.
     """
+    arms = arms or Arms()
+    mixes = list(dict.fromkeys(points["mix"]))
+    versus = arms.versus(mixes, baseline)
+    if not versus:
+        raise SettingError(f"mix={mixes[0]} is the only one; savings compare two mixes or more.")
     fit, draws = fitted(
         points, baseline, cast(Joint, model), cast(Loss, loss), cast(Method, method), paired,
-        resamples, seed, delta, fixed,
+        resamples, seed, delta, fixed, arms, level,
     )  # fmt: skip
-    savings = [one for each in asked for one in savings_of(fit, draws, baseline, each)]
+    savings: list[Saving] = []
+    for own in dict.fromkeys(versus.values()):
+        compared = [mix for mix, other in versus.items() if other == own]
+        for question in questions(points, own, **asked):
+            savings += savings_of(fit, draws, own, question, compared)
+    interactions = tuple(
+        (one, interaction_at(fit, draws, versus, one, question))
+        for one in arms.contrasts(versus)
+        for question in questions(points, versus[one.reference], **asked)
+    )
     lack = lack_of_fit(fit.least or fit)
     law_fails = lack is not None and lack.found
-    return SavingsAnswer(tuple(savings), fit, draws, list(noise_doubts(fit, lack)), law_fails)
+    notes = [*noise_doubts(fit, lack), *arms.without_twin(mixes, baseline)]
+    return SavingsAnswer(tuple(savings), fit, draws, notes, versus, law_fails, arms, interactions)

@@ -2,41 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from ablations.records import SettingError
-from analysis.study import rows
+from analysis.study import arms, rows
 from analysis.study.join import join
-from analysis.study.levels import at_level
 from analysis.study.load import Sweep, load_csv, load_frame, load_sweep
 
 
 def from_sweeps(folders: list[Path], where: Mapping[str, Any] | None = None) -> Sweep:
-    """One sweep or several as one, at one level of what they vary beside the mix.
+    """One sweep or several as one, by arms where they vary more than the mix.
 
-    `where` chooses by columns of the points (a value or a list of them) and by settings of the runs
-    (one value, as in protocol.lr_multiplier=1). Raises SettingError where nothing is left, and
-    where runs of one mix and size still differ in more than their seed.
+    `where` chooses by columns of the points and by settings of the runs, as in
+    protocol.lr_multiplier=1: a value or a list of them. Raises SettingError where nothing is left.
     """
     sweep = join([load_sweep(folder) for folder in folders])
     by_column = {key: value for key, value in (where or {}).items() if key in sweep.points}
-    by_setting: dict[str, str] = {}
-    for key, value in (where or {}).items():
-        if key in by_column:
-            continue
-        values = rows.values_of(value)
-        if len(values) > 1:
-            raise SettingError(
-                f"where={key} has {len(values)} values, and runs are compared at one level of a "
-                f"setting; give one, where={key}={values[0]}."
-            )
-        by_setting[key] = str(values[0])
-    return at_level(_with_rows(sweep, by_column), by_setting)
+    by_setting = {
+        key: [str(one) for one in rows.values_of(value)]
+        for key, value in (where or {}).items()
+        if key not in by_column
+    }
+    return arms.with_arms(arms.at_levels(_with_rows(sweep, by_column), by_setting))
 
 
 def _with_rows(sweep: Sweep, where: Mapping[str, Any]) -> Sweep:
@@ -60,9 +51,11 @@ def from_csv(
     by_compute: bool = False,
     columns: Mapping[str, str] | None = None,
     where: Mapping[str, Any] | None = None,
+    treatments: Sequence[str] = (),
 ) -> Sweep:
     """Points of a CSV, which tell nothing of their runs. Raises SettingError like `load_csv`."""
-    return Sweep(path.stem, path, load_csv(path, by_compute, columns, where), ())
+    points = load_csv(path, by_compute, columns, where, treatments)
+    return _by_arms(path.stem, path, points, treatments)
 
 
 def from_frame(
@@ -70,9 +63,18 @@ def from_frame(
     by_compute: bool = False,
     columns: Mapping[str, str] | None = None,
     where: Mapping[str, Any] | None = None,
+    treatments: Sequence[str] = (),
 ) -> Sweep:
     """Points of a DataFrame. Raises SettingError like `load_frame`."""
-    return Sweep("points", Path(), load_frame(frame, by_compute, columns, where), ())
+    points = load_frame(frame, by_compute, columns, where, treatments)
+    return _by_arms("points", Path(), points, treatments)
+
+
+def _by_arms(name: str, path: Path, points: pd.DataFrame, treatments: Sequence[str]) -> Sweep:
+    found = arms.of_points(points, treatments)
+    if found.treatments:
+        points = arms.in_order(points, found)
+    return Sweep(name, path, points, (), arms=found)
 
 
 def notes_of(sweep: Sweep) -> list[str]:

@@ -1,18 +1,23 @@
 """From points to fits, draws and savings in one place: what `report` and `savings` both need."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 import pandas as pd
 
 from ablations.records import SettingError
 from analysis.stats.fit import DELTA, MODELS, Fit, Loss, Model, fit, lacking
+from analysis.stats.interaction import Interaction, interaction, interaction_free
+from analysis.stats.interval import LEVEL
 from analysis.stats.mixed import MixedModel, mixed_model
 from analysis.stats.model_choice import Choice, choose
 from analysis.stats.noise import LackOfFit, Noise, lack_of_fit, seed_noise
-from analysis.stats.savings import Saving, check_baseline, fit_free, places, token_savings
+from analysis.stats.other_savings import Question, savings_of
+from analysis.stats.savings import Saving, fit_free, places, token_savings
 from analysis.stats.uncertainty import Draws, Method, averaged_bootstrap, bootstrap
+from analysis.study.arms import Arms, Contrast
 
 # Sharing exponents or E narrows an interval and costs coverage, as a ladder rarely shows that they
 # differ (docs/intervals.md): the default leaves each mix its own law, and averages nothing.
@@ -22,28 +27,152 @@ JOINTS: tuple[str, ...] = (*MODELS, "averaged")
 
 @dataclass(frozen=True)
 class Study:
-    """Fits of every mix that can be fitted. `unfitted` says of the others what they lack.
+    """Laws of every mix (or arm) that can be fitted and what is read off them, made when asked for.
 
-    `fit` is each mix's own law, by the model that `draws` are of; `choice` holds the joint models
-    by plain least squares beside it, `mixed` the noise of points, runs, batches and the misfit.
+    `points` are the baseline's first. Nothing is raised for what is missing: a sweep that still
+    runs has something to say.
     """
 
     points: pd.DataFrame
     baseline: str
-    fit: Fit | None
-    choice: Choice | None
-    draws: Draws | None
-    unfitted: dict[str, str]
-    savings: tuple[Saving, ...]
-    free: pd.DataFrame
-    noise: tuple[Noise, ...]
-    lack: LackOfFit | None
-    mixed: MixedModel | None = None
+    arms: Arms = field(default_factory=Arms)
+    resamples: int = 1000
+    seed: int = 0
+    level: float = LEVEL
+
+    @cached_property
+    def mixes(self) -> list[str]:
+        """Names of what has points, the baseline's first."""
+        return list(dict.fromkeys(self.points["mix"]))
+
+    @cached_property
+    def versus(self) -> dict[str, str]:
+        """The baseline of each mix, or arm, that is compared."""
+        if self.baseline not in (*self.mixes, *self.arms.mixes(self.mixes)):
+            return {}  # it has no points yet
+        return self.arms.versus(self.mixes, self.baseline)
+
+    @cached_property
+    def unfitted(self) -> dict[str, str]:
+        """Mixes that cannot be fitted, and what they lack."""
+        points = self.points.groupby("mix")
+        return {str(mix): clause for mix, own in points if (clause := lacking(own))}
+
+    @cached_property
+    def free(self) -> pd.DataFrame:
+        """Savings without a fit (`analysis.stats.savings.fit_free`)."""
+        return fit_free(self.points, self.versus, self.level)
+
+    @cached_property
+    def choice(self) -> Choice | None:
+        """The joint models by plain least squares."""
+        ready = self.points[~self.points["mix"].isin(list(self.unfitted))]
+        return None if ready.empty else choose(ready)
+
+    @property
+    def _least(self) -> Fit | None:
+        return self.choice.fits["free"] if self.choice else None
+
+    @cached_property
+    def mixed(self) -> MixedModel | None:
+        """The noise of points, runs, batches and the misfit."""
+        return mixed_model(self._least) if self._least else None
+
+    @property
+    def fit(self) -> Fit | None:
+        """Each mix's own law, by the model that `draws` are of."""
+        return self.mixed.best if self.mixed else None
+
+    @cached_property
+    def draws(self) -> Draws | None:
+        """Laws refitted to resampled ladders."""
+        if self._least is None:
+            return None
+        return bootstrap(
+            self._least, "mixed", self.resamples, self.seed, model=self.mixed, level=self.level
+        )
+
+    @cached_property
+    def savings(self) -> tuple[Saving, ...]:
+        """Token savings at each of the baseline's sizes, by the laws."""
+        found: list[Saving] = []
+        for baseline, mixes in self.compared.items():
+            for _, N, D in places(self._fitted_points, baseline):
+                assert self.fit is not None
+                assert self.draws is not None
+                found += token_savings(self.fit, self.draws, baseline, N, D, mixes=mixes)
+        return tuple(found)
+
+    @cached_property
+    def compared(self) -> dict[str, list[str]]:
+        """Baselines with a law, and the mixes with a law that are compared with each."""
+        found: dict[str, list[str]] = {}
+        for mix, baseline in self.versus.items():
+            if not {mix, baseline} & self.unfitted.keys():
+                found.setdefault(baseline, []).append(mix)
+        return found
+
+    @property
+    def _fitted_points(self) -> pd.DataFrame:
+        return self.points[~self.points["mix"].isin(list(self.unfitted))]
+
+    @cached_property
+    def contrasts(self) -> list[Contrast]:
+        """Pairs of arms that tell what another treatment does to a saving."""
+        return self.arms.contrasts(self.versus)
+
+    @cached_property
+    def interactions(self) -> tuple[tuple[Contrast, Interaction], ...]:
+        """What other treatments do to savings, at each of the baseline's sizes, by the laws."""
+        if self.fit is None or self.draws is None:
+            return ()
+        asked = [
+            (one, Question("tokens", N, D))
+            for one in self.contrasts
+            if not {one.arm, one.reference, self.versus[one.arm], self.versus[one.reference]}
+            & self.unfitted.keys()
+            for _, N, D in places(self._fitted_points, self.versus[one.reference])
+        ]
+        return tuple(
+            (one, interaction_at(self.fit, self.draws, self.versus, one, question))
+            for one, question in asked
+        )
+
+    @cached_property
+    def interactions_free(self) -> pd.DataFrame:
+        """The same from seeds, without a law (`analysis.stats.interaction.interaction_free`)."""
+        pairs = {one.arm: one.reference for one in self.contrasts}
+        return interaction_free(self.free, pairs, self.level)
+
+    @cached_property
+    def noise(self) -> tuple[Noise, ...]:
+        """Scatter of seeds beside lack of fit, by mix."""
+        return tuple(seed_noise(self._least)) if self._least else ()
+
+    @cached_property
+    def lack(self) -> LackOfFit | None:
+        """Whether seeds show that the law does not describe the points."""
+        return lack_of_fit(self._least) if self._least else None
 
     @property
     def law_fails(self) -> bool:
         """Whether seeds show that the law does not describe the points."""
         return self.lack is not None and self.lack.found
+
+    def make(self) -> None:
+        """Make all of it that can be made."""
+        _ = self.savings, self.free, self.interactions, self.interactions_free
+        _ = self.noise, self.lack
+
+
+def interaction_at(
+    fit: Fit, draws: Draws, versus: Mapping[str, str], one: Contrast, question: Question
+) -> Interaction:
+    """What a treatment does to a saving at one place."""
+    both = [
+        savings_of(fit, draws, versus[arm], question, [arm])[0] for arm in (one.arm, one.reference)
+    ]
+    return interaction(both[0], both[1], draws)
 
 
 def study(
@@ -51,43 +180,12 @@ def study(
     baseline: str,
     resamples: int = 1000,
     seed: int = 0,
-    method: Method = "mixed",
-    paired: bool = False,
+    arms: Arms | None = None,
+    level: float = LEVEL,
 ) -> Study:
-    """Fit what can be fitted, and take savings at each of the baseline's sizes.
-
-    Nothing is raised for what is missing: a sweep that still runs has something to say.
-    """
-    unfitted = {str(mix): clause for mix, own in points.groupby("mix") if (clause := lacking(own))}
-    points = _baseline_first(points, baseline)
-    ready = points[~points["mix"].isin(list(unfitted))]
-    free = fit_free(points, baseline)
-    if ready.empty:
-        return Study(points, baseline, None, None, None, unfitted, (), free, (), None)
-    choice = choose(ready)
-    least = choice.fits["free"]
-    mixed = mixed_model(least)
-    draws = bootstrap(least, method, resamples, seed, paired, mixed)
-    best = mixed.best if method == "mixed" else least
-    savings: list[Saving] = []
-    if baseline in best.mixes:
-        for _, N, D in places(ready, baseline):
-            if len(best.mixes) > 1:
-                savings += token_savings(best, draws, baseline, N, D)
-    noise = tuple(seed_noise(least))
-    return Study(
-        points=points,
-        baseline=baseline,
-        fit=best,
-        choice=choice,
-        draws=draws,
-        unfitted=unfitted,
-        savings=tuple(savings),
-        free=free,
-        noise=noise,
-        lack=lack_of_fit(least),
-        mixed=mixed,
-    )
+    """What can be said of points; see `Study`. Nothing is computed yet."""
+    arms = arms or Arms()
+    return Study(_baseline_first(points, baseline, arms), baseline, arms, resamples, seed, level)
 
 
 def fitted(
@@ -101,17 +199,18 @@ def fitted(
     seed: int = 0,
     delta: float = DELTA,
     fixed: Mapping[str, float] | None = None,
+    arms: Arms | None = None,
+    level: float = LEVEL,
 ) -> tuple[Fit, Draws]:
     """Fit all mixes and resample. `averaged` shares resamples out by Akaike weight.
 
-    Raises SettingError where a mix cannot be fitted, or there is nothing to compare.
+    Raises SettingError where a mix cannot be fitted.
     """
-    check_baseline(list(dict.fromkeys(points["mix"])), baseline)
-    points = _baseline_first(points, baseline)
+    points = _baseline_first(points, baseline, arms or Arms())
     if model != "averaged":
         one = fit(points, model, loss, delta, held=fixed)
         noise = mixed_model(one) if method == "mixed" else None
-        draws = bootstrap(one, method, resamples, seed, paired, noise)
+        draws = bootstrap(one, method, resamples, seed, paired, noise, level)
         return (noise.best if noise else one), draws
     if fixed:
         raise SettingError(
@@ -123,12 +222,12 @@ def fitted(
             f"give --model {', '.join(MODELS)}."
         )
     choice = choose(points)
-    draws = averaged_bootstrap(choice, method, resamples, seed, paired)
+    draws = averaged_bootstrap(choice, method, resamples, seed, paired, level)
     best = choice.best
     return (mixed_model(best).best if method == "mixed" else best), draws
 
 
-def _baseline_first(points: pd.DataFrame, baseline: str) -> pd.DataFrame:
+def _baseline_first(points: pd.DataFrame, baseline: str, arms: Arms) -> pd.DataFrame:
     """Tables and legends list the baseline first, then the others as they came."""
-    first = points["mix"] != baseline
-    return points.assign(_last=first).sort_values("_last", kind="stable").drop(columns="_last")
+    last = points["mix"].map(lambda name: baseline not in (name, arms.arm(name).mix))
+    return points.assign(_last=last).sort_values("_last", kind="stable").drop(columns="_last")

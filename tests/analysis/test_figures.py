@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from matplotlib.markers import CARETLEFTBASE, CARETRIGHTBASE
 from scipy.optimize import brentq, minimize_scalar
-from synthetic_sweeps import TRUTH, SweepWriter, write_ladder
+from synthetic_sweeps import SweepWriter, write_ladder
 
 from ablations.records import project_root
 from analysis.report import figures, results
@@ -84,13 +84,17 @@ def test_colours_of_the_principal_mixes_differ_to_colour_blind_readers(kind: str
     assert min(distances) > 10
 
 
-def test_curves_of_loss_are_the_law_s_and_points_of_open_runs_are_crossed(found: Findings) -> None:
-    figure, table = figures.loss_against_flops(found.points, found.study.fit)
-    fitted = table[(table["kind"] == "fitted") & (table["mix"] == "gdn")]
-    assert fitted["loss"].to_numpy() == pytest.approx(
-        TRUTH["gdn"].loss(fitted["N"], fitted["D"]), rel=5e-3
+def test_curves_of_loss_join_means_and_points_of_open_runs_are_crossed(found: Findings) -> None:
+    figure, table = figures.loss_against_flops(found.points)
+    assert len(table) == len(found.points)
+    size = found.points["size"].iloc[0]
+    own = found.points[(found.points["mix"] == "gdn") & (found.points["size"] == size)]
+    means = [own.loc[own["D"] == D, "loss"].mean() for D in sorted(set(own["D"]))]
+    lines = [line for line in figure.axes[0].lines if line.get_linestyle() != "None"]
+    assert any(
+        np.size(line.get_ydata()) == len(means) and np.allclose(line.get_ydata(), means)
+        for line in lines
     )
-    assert fitted["C"].to_numpy() == pytest.approx(6 * fitted["N"] * fitted["D"], rel=1e-6)
     crossed = [line for line in figure.axes[0].lines if line.get_marker() == "x"]
     assert sum(len(line.get_xdata()) for line in crossed) == 2
     told = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]

@@ -141,10 +141,10 @@ def test_points_come_from_a_csv_or_from_the_folder_of_a_sweep(
     sweep: SweepWriter, tmp_path: Path
 ) -> None:
     write_ladder(sweep, sizes=("50k",))
-    points = read_points(sweep.path)
+    points = read_points(sweep.path).points
     assert len(points) == 12
     points.to_csv(tmp_path / "points.csv", index=False)
-    again = read_points(tmp_path / "points.csv")
+    again = read_points(tmp_path / "points.csv").points
     assert np.allclose(again["loss"], points["loss"])
 
 

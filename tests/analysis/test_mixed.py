@@ -10,6 +10,7 @@ from statsmodels.regression.mixed_linear_model import MixedLM
 from test_uncertainty import BASE, MIX, ladder
 
 from analysis.stats.fit import fit
+from analysis.stats.interval import percentiles, share_unreachable
 from analysis.stats.laws import Chinchilla
 from analysis.stats.mixed import (
     RUN_TO_POINT,
@@ -21,7 +22,7 @@ from analysis.stats.mixed import (
 )
 from analysis.stats.noise import cluster_ids
 from analysis.stats.savings import matched_factor
-from analysis.stats.uncertainty import bootstrap, interval
+from analysis.stats.uncertainty import bootstrap
 from analysis.study.load import load_csv
 
 CASES = Path(__file__).parents[1] / "data" / "cases"
@@ -145,7 +146,7 @@ def test_noise_that_mixes_share_cancels_in_their_ratio() -> None:
     for shared in (0.0, 0.9):
         points = ladder(np.random.default_rng(3), shared=shared, seeds=8)
         draws = bootstrap(fit(points, "free", "squares"), resamples=400)
-        low, high, _ = interval(matched_factor(draws.laws["base"], draws.laws["mix"], 6e8, 4e10))
+        low, high = percentiles(matched_factor(draws.laws["base"], draws.laws["mix"], 6e8, 4e10))
         widths[shared] = np.log(high / low)
     # sqrt(1 - 0.9) of the run effect, and all of the points' own noise.
     assert widths[0.9] < 0.55 * widths[0.0]
@@ -197,12 +198,11 @@ def test_a_law_that_is_only_close_stays_on_its_points(
         assert laws["transformer"].loss(*place) == pytest.approx(loss, rel=within)
         value = matched_factor(laws["transformer"], laws["hybrid"], *place)
         assert value == pytest.approx(1.3, rel=0.01)
-        low, high, unreachable = interval(
-            matched_factor(draws.laws["transformer"], draws.laws["hybrid"], *place)
-        )
+        factors = matched_factor(draws.laws["transformer"], draws.laws["hybrid"], *place)
+        low, high = percentiles(factors)
         assert low < 1.3 < high
         assert np.sqrt(high / low) < 2.5
-        assert unreachable < 0.02
+        assert share_unreachable(factors) < 0.02
 
 
 def test_published_optimizers_save_what_interpolation_measures() -> None:
@@ -218,7 +218,7 @@ def test_published_optimizers_save_what_interpolation_measures() -> None:
     ):  # fmt: skip
         place = float(N), 160.0 * N
         assert law.loss(*place) == pytest.approx(measured, rel=0.01)
-        low, high, _ = interval(matched_factor(draws.laws["adamw"], draws.laws["muon"], *place))
+        low, high = percentiles(matched_factor(draws.laws["adamw"], draws.laws["muon"], *place))
         assert low < saving < high
         assert high / low < 2
 
@@ -243,7 +243,7 @@ def test_the_gamma_form_is_off_by_no_more_than_least_squares() -> None:
     assert model.best.rms < 1.2 * model.fit.rms
     draws = bootstrap(model.fit, resamples=400, model=model)
     for N, D in ((5e7, 4e9), (1.2e9, 1.92e11)):
-        low, high, _ = interval(matched_factor(draws.laws["base"], draws.laws["mix"], N, D))
+        low, high = percentiles(matched_factor(draws.laws["base"], draws.laws["mix"], N, D))
         assert low < matched_factor(laws["base"], laws["mix"], N, D) < high
         assert np.sqrt(high / low) < 2
 
@@ -287,7 +287,7 @@ def test_a_run_is_of_one_mix_and_size_whatever_has_its_name(tmp_path: Path) -> N
         path = tmp_path / "points.csv"
         points.assign(run=names).to_csv(path, index=False)
         laws = bootstrap(fit(load_csv(path), "free", "squares"), resamples=50).laws
-        ends.append(interval(matched_factor(laws["base"], laws["mix"], 6e8, 4e10)))
+        ends.append(percentiles(matched_factor(laws["base"], laws["mix"], 6e8, 4e10)))
         assert cluster_ids(points.assign(run=names)).max() == points["run"].nunique() - 1
     assert ends[0] == pytest.approx(ends[1], rel=1e-9)
     assert ends[0] == pytest.approx(ends[2], rel=1e-9)

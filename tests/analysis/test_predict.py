@@ -45,7 +45,12 @@ def test_points_without_noise_give_the_law_s_own_loss_in_and_out_of_range() -> N
     for one, law in by_mix(found.rows):
         true = law.E + law.A / one.N**law.alpha + law.B / one.D**law.beta
         assert one.loss == pytest.approx(true, rel=1e-6)
-        for end in (one.low, one.high, one.run_low, one.run_high):
+        for end in (
+            one.interval.low,
+            one.interval.high,
+            one.run_interval.low,
+            one.run_interval.high,
+        ):
             assert end == pytest.approx(true, rel=1e-5)
         assert one.optimum is None
 
@@ -57,8 +62,8 @@ def test_points_without_noise_give_the_optimum_of_the_closed_form_and_of_a_searc
         best = one.optimum
         assert best is not None
         assert pytest.approx(closed_form(law, C / 6), rel=1e-4) == best.N
-        assert best.N_low <= best.N * (1 + 1e-9)
-        assert best.N_high == pytest.approx(best.N_low, rel=1e-3)
+        assert best.N_interval.low <= best.N * (1 + 1e-9)
+        assert best.N_interval.high == pytest.approx(best.N_interval.low, rel=1e-3)
         assert pytest.approx(C) == 6 * best.N * best.D
         searched = minimize_scalar(
             lambda x, law=law: float(law.loss(np.exp(x), C / 6 / np.exp(x))),
@@ -90,7 +95,13 @@ def test_the_interval_of_one_more_run_contains_that_of_the_law() -> None:
     for seeds in (1, 3):
         points = four_sizes(np.random.default_rng(seeds), seeds=seeds)
         for one in predict(points, places, resamples=200).rows:
-            assert one.run_low < one.low < one.loss < one.high < one.run_high
+            assert (
+                one.run_interval.low
+                < one.interval.low
+                < one.loss
+                < one.interval.high
+                < one.run_interval.high
+            )
 
 
 def test_one_more_run_has_the_noise_of_the_runs_in_the_ladder() -> None:
@@ -110,9 +121,11 @@ def test_one_more_run_has_the_noise_of_the_runs_in_the_ladder() -> None:
 def test_many_seeds_leave_one_more_run_its_luck_and_its_point() -> None:
     points = four_sizes(np.random.default_rng(8), seeds=12)
     (one, _) = predict(points, [Place(N=1.3e8, D=40 * 1.3e8)], resamples=400).rows
-    width = math.log(one.run_high / one.run_low) / 2
+    width = math.log(one.run_interval.high / one.run_interval.low) / 2
     assert width == pytest.approx(1.96 * math.hypot(0.003, 0.001), rel=0.15)
-    assert math.log(one.high / one.low) < 0.5 * math.log(one.run_high / one.run_low)
+    assert math.log(one.interval.high / one.interval.low) < 0.5 * math.log(
+        one.run_interval.high / one.run_interval.low
+    )
 
 
 def test_a_lower_level_is_narrower_as_the_normal_distribution_has_it() -> None:
@@ -120,7 +133,7 @@ def test_a_lower_level_is_narrower_as_the_normal_distribution_has_it() -> None:
     widths = []
     for level in (0.5, 0.95):
         found = predict(points, [Place(N=1.3e8, D=5e9)], resamples=400, level=level)
-        widths.append(math.log(found.rows[0].run_high / found.rows[0].run_low))
+        widths.append(math.log(found.rows[0].run_interval.high / found.rows[0].run_interval.low))
     assert widths[0] / widths[1] == pytest.approx(0.6745 / 1.96, rel=0.06)
 
 
@@ -159,7 +172,7 @@ def test_what_lies_outside_is_said_by_its_factors() -> None:
 def test_one_mix_alone_is_predicted() -> None:
     points = grid_points({"gdn": TRUTH["gdn"]}, noise=1e-3)
     (one,) = predict(points, [Place(N=1e5, D=4e6)], resamples=40).rows
-    assert one.low <= one.loss <= one.high
+    assert one.interval.low <= one.loss <= one.interval.high
 
 
 @pytest.mark.parametrize("bend", [1.0, 0.95])
@@ -204,10 +217,16 @@ def test_intervals_of_the_law_of_one_more_run_and_of_the_optimum_cover() -> None
         for number, one in enumerate(row for row in found.rows if row.mix == "base"):
             true = float(BASE.loss(one.N, one.D))
             new = true * np.exp(0.003 * rng.normal() + 0.001 * rng.normal())
-            held.setdefault(f"law {number}", []).append(one.low <= true <= one.high)
-            held.setdefault(f"run {number}", []).append(one.run_low <= new <= one.run_high)
+            held.setdefault(f"law {number}", []).append(
+                one.interval.low <= true <= one.interval.high
+            )
+            held.setdefault(f"run {number}", []).append(
+                one.run_interval.low <= new <= one.run_interval.high
+            )
             if one.optimum:
-                held.setdefault("N*", []).append(one.optimum.N_low <= best <= one.optimum.N_high)
+                held.setdefault("N*", []).append(
+                    one.optimum.N_interval.low <= best <= one.optimum.N_interval.high
+                )
     least = binom.ppf(0.0005, ladders, 0.95)
     assert {name: sum(each) for name, each in held.items() if sum(each) < least} == {}
     assert len(held) == 7

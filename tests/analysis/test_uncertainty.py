@@ -10,6 +10,7 @@ from synthetic_sweeps import DATA, TRUTH
 
 from analysis.stats.design import OLMO_TRANSFORMER, Assumed, Ladder, Size, simulate
 from analysis.stats.fit import fit
+from analysis.stats.interval import percentiles, share_unreachable
 from analysis.stats.laws import PARAMETERS, Chinchilla
 from analysis.stats.model_choice import choose
 from analysis.stats.noise import (
@@ -21,7 +22,7 @@ from analysis.stats.noise import (
     seed_noise,
 )
 from analysis.stats.savings import matched_factor
-from analysis.stats.uncertainty import METHODS, _counts, averaged_bootstrap, bootstrap, interval
+from analysis.stats.uncertainty import METHODS, _counts, averaged_bootstrap, bootstrap
 from analysis.study.load import load_csv
 
 SIZES = (60e6, 190e6, 600e6)
@@ -150,13 +151,14 @@ def test_inflated_residuals_have_the_variance_of_the_noise() -> None:
 def test_unreachable_draws_count_as_the_ends_and_are_reported(
     draws: list[float], low: float, high: float, unreachable: float
 ) -> None:
-    assert interval(np.array(draws)) == pytest.approx((low, high, unreachable))
+    assert percentiles(np.array(draws)) == pytest.approx((low, high))
+    assert share_unreachable(np.array(draws)) == pytest.approx(unreachable)
 
 
 def test_interval_of_a_ratio_is_that_of_its_inverse() -> None:
     draws = np.exp(np.random.default_rng(0).normal(size=999))
-    low, high, _ = interval(draws)
-    assert interval(1 / draws)[:2] == pytest.approx((1 / high, 1 / low))
+    low, high = percentiles(draws)
+    assert percentiles(1 / draws) == pytest.approx((1 / high, 1 / low))
 
 
 def test_seed_scatter_is_told_from_lack_of_fit() -> None:
@@ -211,7 +213,7 @@ def held(i: int, shared: float, method: str) -> list[bool]:
     laws = bootstrap(fitted, method, 200, i).laws  # type: ignore[arg-type]
     found = []
     for place in PLACES:
-        low, high, _ = interval(matched_factor(laws["base"], laws["mix"], *place))
+        low, high = percentiles(matched_factor(laws["base"], laws["mix"], *place))
         found.append(low <= float(matched_factor(OLMO_TRANSFORMER, HYBRID, *place)) <= high)
     return found
 

@@ -15,6 +15,7 @@ from analysis.report.figures.losses import (
 from analysis.report.figures.plan import design_frontier
 from analysis.report.figures.probes import loss_by_position, probe_accuracy
 from analysis.report.figures.savings import (
+    ratios_of_savings,
     savings_against_loss,
     savings_against_size,
     savings_by_place,
@@ -35,6 +36,7 @@ __all__ = [
     "loss_by_position",
     "predictions_by_place",
     "probe_accuracy",
+    "ratios_of_savings",
     "savings_against_loss",
     "savings_against_size",
     "savings_by_place",

@@ -12,6 +12,7 @@ from analysis.report import figures
 from analysis.report.figures.axes import Drawn
 from analysis.report.figures.losses import domains
 from analysis.report.figures.style import DOUBLE_COLUMN_INCHES, save
+from analysis.stats.interval import level_words
 from analysis.study import probes, published
 from analysis.study.answer import lacking_words
 from analysis.study.findings import Findings, note
@@ -29,6 +30,8 @@ class Picture:
     draw: Draw
     lacks: Callable[[Findings], str]
     words: Callable[[Findings], str] = lambda _: ""
+    of_laws: bool = False
+    """Whether it shows what laws say; the others fit none."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,8 @@ def draw(
             continue
         told = note(found.facts, picture.words(found))
         figure, table = picture.draw(found, told if with_note else "", width)
-        facts = found.facts | {"figure": picture.name, "caption": told} | _of_fit(found)
+        facts = found.facts | {"figure": picture.name, "caption": told, "time": found.measured_on}
+        facts |= _of_fit(found) if picture.of_laws else {}
         save(figure, out / picture.name, table, facts)
         gallery.shown[picture.name] = Shown(picture.name, picture.title, out / picture.name, told)
     return gallery
@@ -90,8 +94,7 @@ def _of_fit(found: Findings) -> dict[str, str]:
         return {}
     return {
         "model": result.fit.words,
-        "interval": result.draws.words,
-        "time": found.measured_on,
+        "interval": f"{level_words(result.level)}, {result.draws.words}",
     }
 
 
@@ -108,7 +111,7 @@ def _no_comparison(found: Findings) -> str:
     if clause := _no_fit(found):
         return clause
     assert result.fit is not None
-    if result.baseline in result.fit.mixes and len(result.fit.mixes) > 1:
+    if result.compared:
         return ""
     return f"a second mix cannot be fitted: {lacking_words(result.unfitted)}; {MEND}"
 
@@ -125,14 +128,14 @@ def _fit_words(found: Findings) -> str:
 
 def _interval_words(found: Findings) -> str:
     draws = found.study.draws
-    words = f"Interval: {draws.words}." if draws is not None else ""
+    words = f"Interval: {level_words(draws.level)}, {draws.words}." if draws is not None else ""
     return f"{_fit_words(found)} {words}"
 
 
 def _savings_words(found: Findings) -> str:
     return (
         f"{_interval_words(found)} Points without a fit: at the lowest loss that both mixes "
-        "reached, bars: 95 % by seeds."
+        f"reached, bars: {level_words(found.study.level)} by seeds."
     )
 
 
@@ -141,7 +144,7 @@ def _savings(found: Findings, told: str, width: float) -> Drawn:
     assert result.fit is not None
     assert result.draws is not None
     return figures.savings_against_size(
-        result.fit, result.draws, result.free, result.baseline, told, result.law_fails, width,
+        result.fit, result.draws, result.free, _compared(found), told, result.law_fails, width,
         published.savings(found.sweep),
     )  # fmt: skip
 
@@ -150,10 +153,34 @@ def _savings_loss(found: Findings, told: str, width: float) -> Drawn:
     result = found.study
     assert result.fit is not None
     assert result.draws is not None
-    N = result.fit.mixes[result.baseline].N_range[1]
+    versus = _compared(found)
+    N = min(result.fit.mixes[baseline].N_range[1] for baseline in versus.values())
     return figures.savings_against_loss(
-        result.fit, result.draws, result.baseline, N, told, result.law_fails, width
+        result.fit, result.draws, versus, N, told, result.law_fails, width
     )
+
+
+def _compared(found: Findings) -> dict[str, str]:
+    """The baseline of each mix that has a law, as its baseline has."""
+    return {mix: own for own, mixes in found.study.compared.items() for mix in mixes}
+
+
+def _interaction(found: Findings, told: str, width: float) -> Drawn:
+    rows = [
+        (f"{found.sweep.arms.arm(by.arm).mix}, {by.treatment.name} {by.level} / "
+         f"{by.reference_level}", one)
+        for by, one in found.study.interactions
+    ]  # fmt: skip
+    return figures.ratios_of_savings(rows, told, width)
+
+
+def _no_interaction(found: Findings) -> str:
+    if not found.study.contrasts:
+        return (
+            "runs vary the mix alone, or every arm is compared with one; two levels of another "
+            "treatment would show what it does to a saving"
+        )
+    return "" if found.study.interactions else _no_comparison(found) or "an arm has no law yet"
 
 
 def _coefficients(found: Findings, told: str, width: float) -> Drawn:
@@ -178,7 +205,7 @@ def _fits(found: Findings, told: str, width: float) -> Drawn:
 
 def _iso_loss(found: Findings, told: str, width: float) -> Drawn:
     assert found.study.fit is not None
-    return figures.iso_loss(found.study.fit, found.study.baseline, told, width)
+    return figures.iso_loss(found.study.fit, _compared(found), told, width)
 
 
 def _no_flops(found: Findings) -> str:
@@ -254,25 +281,29 @@ def _loss_by_position(found: Findings, told: str, width: float) -> Drawn:
 
 
 PICTURES = (
-    Picture("savings", "Token savings against size", _savings, _no_comparison, _savings_words),
+    Picture("savings", "Token savings against size", _savings, _no_comparison, _savings_words,
+            of_laws=True),
     Picture("savings_loss", "Token savings against target loss, at the largest size",
-            _savings_loss, _no_comparison, _interval_words),
+            _savings_loss, _no_comparison, _interval_words, of_laws=True),
+    Picture("interaction", "What other treatments do to savings", _interaction, _no_interaction,
+            _interval_words, of_laws=True),
     Picture("loss", "Loss against tokens",
-            lambda f, told, w: figures.loss_against_tokens(f.points, f.study.fit, told, w),
-            lambda _: "", _fit_words),
+            lambda f, told, w: figures.loss_against_tokens(f.points, told, w), lambda _: ""),
     Picture("loss_flops", "Loss against training FLOPs",
-            lambda f, told, w: figures.loss_against_flops(f.points, f.study.fit, told, w),
-            _no_flops, _fit_words),
+            lambda f, told, w: figures.loss_against_flops(f.points, told, w), _no_flops),
     Picture("bpb", "Bits per byte by domain",
             lambda f, told, w: figures.bpb_by_domain(f.points, told, w), _no_domains),
     Picture("probes", "Probe accuracy against length", _probe_accuracy,
             lambda f: _no_probes(f, positions=False), _probes_words),
     Picture("positions", "Loss by position in a long window", _loss_by_position,
             lambda f: _no_probes(f, positions=True), _positions_words),
-    Picture("fits", "Fits and their residuals", _fits, _no_fit, _fit_words),
-    Picture("coefficients", "Coefficients of the laws", _coefficients, _no_fit, _interval_words),
-    Picture("iso_loss", "Contours of equal loss", _iso_loss, _no_comparison, _fit_words),
-    Picture("frontier", "Compute-optimal frontier", _frontier, _no_fit, _interval_words),
+    Picture("fits", "Fits and their residuals", _fits, _no_fit, _fit_words, of_laws=True),
+    Picture("coefficients", "Coefficients of the laws", _coefficients, _no_fit, _interval_words,
+            of_laws=True),
+    Picture("iso_loss", "Contours of equal loss", _iso_loss, _no_comparison, _fit_words,
+            of_laws=True),
+    Picture("frontier", "Compute-optimal frontier", _frontier, _no_fit, _interval_words,
+            of_laws=True),
     Picture("stability", "Gradient norms, spikes and skipped steps",
             lambda f, told, w: figures.training_stability(f.metrics, f.sizes, told, w),
             _no_metrics),

@@ -21,7 +21,7 @@ from analysis.report.figures.style import DOUBLE_COLUMN_INCHES, caption, drawing
 from analysis.report.tables import at_edge
 from analysis.stats.fit import Fit
 from analysis.stats.laws import PARAMETERS
-from analysis.stats.uncertainty import Draws, interval
+from analysis.stats.uncertainty import Draws
 
 # Their bases stand on the end, their tips beyond it.
 ARROWS = (CARETLEFTBASE, CARETRIGHTBASE)
@@ -92,7 +92,7 @@ def coefficients(
     width: float = DOUBLE_COLUMN_INCHES,
     published: pd.DataFrame | None = None,
 ) -> Drawn:
-    """Each coefficient of each mix with its 95 % interval; published ones hollow beside them.
+    """Each coefficient of each mix with its interval; published ones hollow beside them.
 
     A hollow arrowhead marks an end that is the edge of what is searched (E at 0, exponents).
     `published` has columns mix, coefficient, value, low, high.
@@ -101,7 +101,8 @@ def coefficients(
     rows = []
     for mix, one in fit.mixes.items():
         for name in PARAMETERS:
-            low, high, _ = interval(np.asarray(getattr(draws.laws[mix], name), float))
+            drawn = draws.interval(np.asarray(getattr(draws.laws[mix], name), float))
+            low, high = drawn.low, drawn.high
             rows.append((mix, name, float(getattr(one.law, name)), low, high, "fitted"))
     table = pd.DataFrame(rows, columns=["mix", "coefficient", "value", "low", "high", "kind"])
     if published is not None:

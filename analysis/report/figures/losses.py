@@ -30,7 +30,6 @@ from analysis.report.figures.style import (
     looks,
     panel_title,
 )
-from analysis.stats.fit import Fit
 from analysis.stats.laws import Ray
 from analysis.stats.predict import Prediction
 from analysis.stats.rays import flops
@@ -42,20 +41,17 @@ AXES = {"D": "D, training tokens", "C": "C, training FLOPs"}
 
 
 def loss_against_tokens(
-    points: pd.DataFrame, fit: Fit | None, note: str = "", width: float = DOUBLE_COLUMN_INCHES
+    points: pd.DataFrame, note: str = "", width: float = DOUBLE_COLUMN_INCHES
 ) -> Drawn:
-    """Held-out loss against tokens, a curve a size; seeds shown one by one, means filled.
-
-    Curves are the fitted law's where there is one, else they join the means.
-    """
-    return _loss_against("D", points, fit, note, width)
+    """Held-out loss against tokens as measured: seeds one by one, a line through their means."""
+    return _loss_against("D", points, note, width)
 
 
 def loss_against_flops(
-    points: pd.DataFrame, fit: Fit | None, note: str = "", width: float = DOUBLE_COLUMN_INCHES
+    points: pd.DataFrame, note: str = "", width: float = DOUBLE_COLUMN_INCHES
 ) -> Drawn:
     """The same against training FLOPs, where points carry them (column C)."""
-    return _loss_against("C", points[points["C"] > 0], fit, note, width)
+    return _loss_against("C", points[points["C"] > 0], note, width)
 
 
 def loss_along_ray(
@@ -95,8 +91,8 @@ def predictions_by_place(
         axes = figure.subplots()
         for row, one in enumerate(predictions):
             look = style[one.mix]
-            axes.hlines(row, one.run_low, one.run_high, color=look.colour, lw=0.8)
-            axes.hlines(row, one.low, one.high, color=look.colour, lw=2.2)
+            for ends, width_points in ((one.run_interval, 0.8), (one.interval, 2.2)):
+                axes.hlines(row, ends.low, ends.high, color=look.colour, lw=width_points)
             axes.plot(
                 one.loss, row, ls="", marker=look.marker, ms=5, mec=look.colour,
                 mfc=look.colour if one.in_range else "white",
@@ -109,36 +105,31 @@ def predictions_by_place(
         axes.set_ylim(len(predictions) - 0.5, -0.5)
         axes.set_xlabel("predicted loss (nats per token)")
         caption(figure, note)
-    columns = ("mix", "N", "D", "loss", "low", "high", "run_low", "run_high")
-    rows = [{name: getattr(one, name) for name in columns} for one in predictions]
+    rows = [
+        {
+            "mix": one.mix, "N": one.N, "D": one.D, "loss": one.loss,
+            "low": one.interval.low, "high": one.interval.high,
+            "run_low": one.run_interval.low, "run_high": one.run_interval.high,
+        }
+        for one in predictions
+    ]  # fmt: skip
     return figure, pd.DataFrame(rows)
 
 
-def _loss_against(x: str, points: pd.DataFrame, fit: Fit | None, note: str, width: float) -> Drawn:
+def _loss_against(x: str, points: pd.DataFrame, note: str, width: float) -> Drawn:
     style = looks(in_order(points["mix"]))
     columns = ["mix", "size", "N", "seed", "D", "C", "loss", "state"]
-    shown = [points[columns].assign(kind="measured")]
     with drawing(width, 3.2) as figure:
         axes = figure.subplots()
-        for (mix, size), own in points.groupby(["mix", "size"], sort=False):
+        for (mix, _), own in points.groupby(["mix", "size"], sort=False):
             look = style[str(mix)]
             mean = own.groupby("D", as_index=False)[["C", "loss"]].mean()
             axes.plot(own[x], own["loss"], zorder=3, **hollow(look))
             axes.plot(
-                mean[x],
-                mean["loss"],
-                ls="",
-                marker=look.marker,
-                ms=2.2,
-                color=look.colour,
-                zorder=4,
-            )
+                mean[x], mean["loss"], ls=look.line, lw=1.1, marker=look.marker, ms=2.2,
+                color=look.colour, zorder=4,
+            )  # fmt: skip
             cross_out(axes, own, x, "loss")
-            curve = mean
-            if fit is not None and mix in fit.mixes:
-                curve = _fitted_curve(fit, str(mix), own)
-                shown.append(curve.assign(mix=str(mix), size=str(size), kind="fitted"))
-            axes.plot(curve[x], curve["loss"], color=look.colour, ls=look.line, lw=1.1)
         _name_sizes(axes, points, x)
         log_axis(axes, AXES[x], flops=x == "C")
         axes.set_ylabel("held-out loss (nats per token)")
@@ -147,15 +138,7 @@ def _loss_against(x: str, points: pd.DataFrame, fit: Fit | None, note: str, widt
             handles.append(unfinished_handle())
         legend(axes, handles)
         caption(figure, note)
-    return figure, pd.concat(shown, ignore_index=True)
-
-
-def _fitted_curve(fit: Fit, mix: str, own: pd.DataFrame) -> pd.DataFrame:
-    N = own["N"].mean()
-    D = np.geomspace(own["D"].min() / 1.15, own["D"].max() * 1.15, CURVE_POINTS)
-    flops_per_token = (own["C"] / own["D"]).mean()
-    loss = fit.mixes[mix].law.loss(N, D)
-    return pd.DataFrame({"N": N, "D": D, "C": flops_per_token * D, "loss": loss})
+    return figure, points[columns].reset_index(drop=True)
 
 
 def _name_sizes(axes: Axes, points: pd.DataFrame, x: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -26,9 +27,18 @@ from analysis.report.figures.axes import (
 )
 from analysis.report.figures.style import DOUBLE_COLUMN_INCHES, Look, caption, drawing, looks
 from analysis.stats.fit import Fit
+from analysis.stats.interaction import Interaction
+from analysis.stats.interval import level_words, percentiles, share_unreachable
 from analysis.stats.laws import Array
-from analysis.stats.savings import Saving, matched_factor, savings_factor, token_range
-from analysis.stats.uncertainty import Draws, interval
+from analysis.stats.savings import (
+    Saving,
+    matched_factor,
+    savings_factor,
+    token_range,
+    versus_of,
+)
+from analysis.stats.uncertainty import Draws
+from analysis.study.arms import MARK
 
 # Made here, as no text is mathematics while a figure is drawn.
 UPWARD, DOWNWARD = MarkerStyle(r"$\uparrow$"), MarkerStyle(r"$\downarrow$")
@@ -43,14 +53,15 @@ def savings_against_size(
     fit: Fit,
     draws: Draws,
     free: pd.DataFrame,
-    baseline: str,
+    baseline: str | Mapping[str, str],
     note: str = "",
     law_fails: bool = False,
     width: float = DOUBLE_COLUMN_INCHES,
     published: pd.DataFrame | None = None,
 ) -> Drawn:
-    """Token savings against N at the largest tokens per parameter measured, with 95 % bands.
+    """Token savings against N at the largest tokens per parameter measured, with their intervals.
 
+    `baseline` is one for all mixes, or each one's own.
     Where the law fails its test nothing is extrapolated, and chances are those of the seeds.
     `published` (columns mix, N, value, low, high) is drawn hollow.
     """
@@ -61,15 +72,16 @@ def savings_against_size(
     margin = (1.0, 1.0) if law_fails else (1.3, DRAWN_BEYOND)
     N = np.geomspace(low_n / margin[0], high_n * margin[1], CURVE_POINTS)
     N = np.unique(np.concatenate([N, [low_n, high_n]]))
-    D = token_range(fit.points, baseline, N)[1]
-    others = [mix for mix in fit.mixes if mix != baseline]
+    versus = versus_of(fit.mixes, baseline)
+    others = list(versus)
     shown = []
     with drawing(width, 3.1 if width > 4 else 3.4) as figure:
         axes = figure.subplots()
         axes.axvspan(low_n, high_n, color="#f2f2f2", zorder=0, lw=0)
         axes.axhline(1, color="#555555", lw=0.9, zorder=1)
         for place, mix in enumerate(others):
-            curve = _savings_curve(fit, draws, baseline, mix, N, D)
+            D = token_range(fit.points, versus[mix], N)[1]
+            curve = _savings_curve(fit, draws, versus[mix], mix, N, D)
             inside = (curve["N"] >= low_n) & (curve["N"] <= high_n)
             _draw_band(axes, curve, "N", inside, style[mix])
             shown.append(curve.assign(mix=mix, kind="fitted"))
@@ -88,12 +100,12 @@ def savings_against_size(
         shown += _draw_published(axes, published, style)
         log_axis(axes, "N, parameters")
         ratio_axis(axes)
-        axes.set_ylabel(f"token savings over {baseline}")
+        axes.set_ylabel(_over(versus))
         _say(axes, np.sqrt(low_n * high_n), 0.985, "measured range")
         if law_fails:
             words = "The law fits these points badly: no extrapolation drawn"
             _say(axes, np.sqrt(low_n * high_n), 0.92, words)
-        handles = _savings_handles(style, others, free, law_fails)
+        handles = _savings_handles(style, others, free, law_fails, draws.level)
         if published is not None:
             handles.append(published_handle("published"))
         side_legend(axes, handles)
@@ -104,30 +116,30 @@ def savings_against_size(
 def savings_against_loss(
     fit: Fit,
     draws: Draws,
-    baseline: str,
+    baseline: str | Mapping[str, str],
     N: float,
     note: str = "",
     law_fails: bool = False,
     width: float = DOUBLE_COLUMN_INCHES,
 ) -> Drawn:
-    """Token savings at N parameters against the target loss, with 95 % bands.
+    """Token savings at N parameters against the target loss, with their intervals.
 
     Solid where both mixes' budgets for that loss were measured, dashed outside; where the law fails
     its test, losses beyond the baseline's budgets are not drawn.
     """
     style = looks(fit.mixes)
-    others = [mix for mix in fit.mixes if mix != baseline]
-    law = fit.mixes[baseline].law
-    low_d, high_d = (float(end) for end in token_range(fit.points, baseline, N))
+    versus = versus_of(fit.mixes, baseline)
+    others = list(versus)
     margin = (1.0, 1.0) if law_fails else (1.5, DRAWN_BEYOND)
-    budgets = np.geomspace(low_d / margin[0], high_d * margin[1], CURVE_POINTS)
-    targets = law.loss(N, budgets)
     shown = []
     with drawing(width, 3.1 if width > 4 else 3.4) as figure:
         axes = figure.subplots()
         axes.axhline(1, color="#555555", lw=0.9, zorder=1)
-        for mix in others:
-            curve = _curve_of_targets(fit, draws, baseline, mix, N, targets)
+        for mix, own in versus.items():
+            low_d, high_d = (float(end) for end in token_range(fit.points, own, N))
+            budgets = np.geomspace(low_d / margin[0], high_d * margin[1], CURVE_POINTS)
+            targets = fit.mixes[own].law.loss(N, budgets)
+            curve = _curve_of_targets(fit, draws, own, mix, N, targets)
             low_m, high_m = (float(end) for end in token_range(fit.points, mix, N))
             inside = curve["D_baseline"].between(low_d / 1.01, high_d * 1.01)
             inside &= curve["D_mix"].between(low_m / 1.01, high_m * 1.01)
@@ -141,8 +153,9 @@ def savings_against_loss(
         axes.invert_xaxis()
         axes.set_xlabel(f"target loss at N = {count_words(N)} (nats per token)")
         ratio_axis(axes)
-        axes.set_ylabel(f"token savings over {baseline}")
-        side_legend(axes, _savings_handles(style, others, pd.DataFrame({"bound": []}), False))
+        axes.set_ylabel(_over(versus))
+        none = pd.DataFrame({"bound": []})
+        side_legend(axes, _savings_handles(style, others, none, False, draws.level))
         caption(figure, note)
     return figure, table
 
@@ -175,7 +188,43 @@ def savings_by_place(
         axes.set_xlabel(f"savings of {savings[0].kind} over {visible(savings[0].baseline)}")
         caption(figure, note)
     columns = ("mix", "kind", "where", "N", "D", "target_loss", "value", "low", "high")
-    return figure, pd.DataFrame([{name: getattr(one, name) for name in columns} for one in savings])
+    return figure, pd.DataFrame([{name: one.row[name] for name in columns} for one in savings])
+
+
+def ratios_of_savings(
+    interactions: list[tuple[str, Interaction]],
+    note: str = "",
+    width: float = DOUBLE_COLUMN_INCHES,
+) -> Drawn:
+    """What other treatments do to savings, a row for each (words, ratio); extrapolated ones are
+    hollow."""
+    style = looks(dict.fromkeys(one.mix for _, one in interactions))
+    with drawing(width, 0.9 + 0.25 * len(interactions)) as figure:
+        axes = figure.subplots()
+        axes.axvline(1, color="#555555", lw=0.9, zorder=1)
+        for row, (_, one) in enumerate(interactions):
+            look = style[one.mix]
+            ends = np.clip([one.interval.low, one.interval.high], *VIEW)
+            axes.hlines(row, *ends, color=look.colour, lw=1.4)
+            axes.plot(
+                np.clip(one.value, *VIEW), row, ls="", marker=look.marker, ms=5, mec=look.colour,
+                mfc=look.colour if one.in_range else "white",
+            )  # fmt: skip
+        names = [f"{visible(words)}, N = {count_words(one.N)}" for words, one in interactions]
+        axes.set_yticks(range(len(interactions)), names)
+        axes.set_ylim(len(interactions) - 0.5, -0.5)
+        axes.set_xscale("log")
+        ratio_axis(axes, vertical=False)
+        axes.set_xlabel("ratio of two token savings: 1× is no effect of the treatment")
+        caption(figure, note)
+    rows = [{"comparison": words} | one.row for words, one in interactions]
+    return figure, pd.DataFrame(rows)
+
+
+def _over(versus: Mapping[str, str]) -> str:
+    baselines = list(dict.fromkeys(versus.values()))
+    one = baselines[0] if len(baselines) == 1 else f"{baselines[0].partition(MARK)[0]}, by level"
+    return f"token savings over {one}"
 
 
 def _curve_of_targets(
@@ -187,7 +236,8 @@ def _curve_of_targets(
         value = float(savings_factor(*laws, N, target))
         factors = savings_factor(draws.laws[baseline], draws.laws[mix], N, target)
         tokens = [float(law.tokens(N, target)) for law in laws]
-        rows.append((N, float(target), *tokens, value, *interval(factors)))
+        ends = percentiles(factors, draws.level)
+        rows.append((N, float(target), *tokens, value, *ends, share_unreachable(factors)))
     columns = ["N", "target_loss", "D_baseline", "D_mix", "value", "low", "high", "unreachable"]
     return pd.DataFrame(rows, columns=columns)
 
@@ -242,9 +292,9 @@ def _savings_curve(
     for n, d in zip(N, D, strict=True):
         value = float(matched_factor(fit.mixes[baseline].law, fit.mixes[mix].law, n, d))
         factors = matched_factor(draws.laws[baseline], draws.laws[mix], n, d)
-        low, high, unreachable = interval(factors)
         above = float((factors > 1).mean())
-        rows.append((n, d, value, low, high, above, unreachable))
+        ends = percentiles(factors, draws.level)
+        rows.append((n, d, value, *ends, above, share_unreachable(factors)))
     columns = ["N", "D", "value", "low", "high", "p_above_1", "unreachable"]
     return pd.DataFrame(rows, columns=columns)
 
@@ -321,14 +371,20 @@ def _limit(
 
 
 def _savings_handles(
-    style: dict[str, Look], others: list[str], free: pd.DataFrame, law_fails: bool
+    style: dict[str, Look],
+    others: list[str],
+    free: pd.DataFrame,
+    law_fails: bool,
+    level: float,
 ) -> list[Line2D]:
     found = [
         Line2D([], [], color=style[mix].colour, lw=1.7, marker=style[mix].marker, ms=4.5,
                mec="white", mew=0.6, label=mix)
         for mix in others
     ]  # fmt: skip
-    found.append(Line2D([], [], color=GREY, lw=6, alpha=0.3, label="95 % interval"))
+    found.append(
+        Line2D([], [], color=GREY, lw=6, alpha=0.3, label=f"{level_words(level)} interval")
+    )
     if not law_fails:
         found.append(Line2D([], [], color=GREY, lw=1.2, ls=DASHED, label="extrapolated"))
     if len(free):

@@ -12,18 +12,20 @@ import json
 import textwrap
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from ablations.records import visible, write_atomic
 from analysis.foreign import csv_cells
+from analysis.study.arms import MARK
 
 DOUBLE_COLUMN_INCHES = 6.75
 SINGLE_COLUMN_INCHES = 3.3
@@ -108,12 +110,33 @@ SPARE = (
 )
 
 
+# Of an arm's levels after the first: how far its mix's colour goes towards white, and dashes.
+LEVELS = ((0.45, (1, 1)), (0.25, (6, 1, 1, 1)), (0.6, (3, 3)), (0.35, (8, 3)))
+
+
 def looks(mixes: Iterable[str]) -> dict[str, Look]:
-    """The look of each mix; a mix without one of its own takes a spare by alphabet."""
-    mixes = list(mixes)
-    others = sorted(mix for mix in mixes if mix not in LOOKS)
+    """The look of each mix; a mix without one of its own takes a spare by alphabet.
+
+    Arms of one mix share its marker, and the further levels have paler colours and own dashes.
+    """
+    names = list(mixes)
+    arms = {name: name.partition(MARK)[0] for name in names}
+    others = sorted({mix for mix in arms.values() if mix not in LOOKS})
     own = {mix: SPARE[place % len(SPARE)] for place, mix in enumerate(others)}
-    return {mix: LOOKS.get(mix) or own[mix] for mix in mixes}
+    seen: dict[str, int] = {}
+    found = {}
+    for name, mix in arms.items():
+        place = seen[mix] = seen.get(mix, -1) + 1
+        found[name] = _of_level(LOOKS.get(mix) or own[mix], place)
+    return found
+
+
+def _of_level(look: Look, place: int) -> Look:
+    if not place:
+        return look
+    white, dashes = LEVELS[(place - 1) % len(LEVELS)]
+    red, green, blue = (part * (1 - white) + white for part in to_rgb(look.colour))
+    return replace(look, colour=to_hex((red, green, blue)), dashes=dashes)
 
 
 @contextmanager

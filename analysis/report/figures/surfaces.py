@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -19,31 +21,39 @@ from analysis.report.figures.axes import (
 )
 from analysis.report.figures.style import DOUBLE_COLUMN_INCHES, caption, drawing, looks
 from analysis.stats.fit import Fit
+from analysis.stats.interval import percentiles
 from analysis.stats.laws import Array, Chinchilla
 from analysis.stats.other_savings import flops_factor
+from analysis.stats.savings import versus_of
 from analysis.stats.solver import Mask
-from analysis.stats.uncertainty import Draws, interval
+from analysis.stats.uncertainty import Draws
 
 # Contours and frontiers are drawn this far beyond the measured range, in N and D or in C.
 BEYOND = 2.0
 BEYOND_C = 10.0
 
 
-def iso_loss(fit: Fit, baseline: str, note: str = "", width: float = DOUBLE_COLUMN_INCHES) -> Drawn:
+def iso_loss(
+    fit: Fit,
+    baseline: str | Mapping[str, str],
+    note: str = "",
+    width: float = DOUBLE_COLUMN_INCHES,
+) -> Drawn:
     """Contours of equal fitted loss in (N, D), a panel a mix beside the baseline, at equal levels.
 
     Where a mix's contour lies below the baseline's it needs fewer tokens. Points are those
     measured, the box is their range; contours are thin where N or D lies outside what their own mix
     measured (`in_range` of the table).
     """
-    others = [mix for mix in fit.mixes if mix != baseline]
+    versus = versus_of(fit.mixes, baseline)
+    others = list(versus)
     columns = min(len(others), 2 if width > 4 else 1)
     rows = -(-len(others) // columns)
     shown = []
     with drawing(width, 0.5 + 3.0 * rows) as figure:
         grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
         for axes, mix in zip(grid, others, strict=False):
-            shown.append(_contours(axes, fit, baseline, mix))
+            shown.append(_contours(axes, fit, versus[mix], mix))
         for axes in grid[len(others) :]:
             axes.remove()
         words = "numbers: loss (nats per token); box: measured, thin beyond"
@@ -105,8 +115,9 @@ def _levels(law: Chinchilla, low: tuple[float, float], high: tuple[float, float]
 def frontier(fit: Fit, draws: Draws, note: str = "", width: float = DOUBLE_COLUMN_INCHES) -> Drawn:
     """Compute-optimal N, D and loss against training FLOPs, each mix with its own FLOPs per token.
 
-    FLOPs are C = k N D with each mix's measured k, or 6 where none was recorded. Bands: 95 %. Thick
-    where the optimum's N, D and C all lie within what was measured (`in_range` of the table).
+    FLOPs are C = k N D with each mix's measured k, or 6 where none was recorded. Bands are
+    intervals. Thick where the optimum's N, D and C all lie within what was measured (`in_range` of
+    the table).
     """
     style = looks(fit.mixes)
     per = {mix: flops_factor(fit.points, mix) for mix in fit.mixes}
@@ -158,6 +169,6 @@ def _optimum(fit: Fit, draws: Draws, mix: str, C: Array, per: float) -> pd.DataF
     one, several = law.optimum(6 * C / per), drawn.optimum(6 * C[:, None] / per)
     values = (*one, law.loss(*one)), (*several, drawn.loss(*several))
     for name, best, draw in zip(("N", "D", "loss"), *values, strict=True):
-        ends = np.array([interval(row)[:2] for row in draw])
+        ends = np.array([percentiles(row, draws.level) for row in draw])
         columns |= {name: best, f"{name}_low": ends[:, 0], f"{name}_high": ends[:, 1]}
     return pd.DataFrame(columns)
