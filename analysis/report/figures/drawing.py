@@ -167,8 +167,7 @@ def _compared(found: Findings) -> dict[str, str]:
 
 def _interaction(found: Findings, told: str, width: float) -> Drawn:
     rows = [
-        (f"{found.sweep.arms.arm(by.arm).mix}, {by.treatment.name} {by.level} / "
-         f"{by.reference_level}", one)
+        (f"{found.sweep.arms.arm(by.arm).mix}, {by.level} over {by.reference_level}", one)
         for by, one in found.study.interactions
     ]  # fmt: skip
     return figures.ratios_of_savings(rows, told, width)
