@@ -13,21 +13,23 @@ import pandas as pd
 
 from ablations.records import visible
 from analysis import foreign
-from analysis.format import count, probability, with_interval
 from analysis.stats.fit import Fit
 from analysis.stats.laws import PARAMETERS, Chinchilla
 from analysis.stats.noise import Noise
 from analysis.stats.problem import EXPONENT_BOUNDS
 from analysis.stats.savings import Saving
 from analysis.stats.uncertainty import Draws, interval
+from models.format import count, probability, with_interval, write_table
 
 
 def markdown(table: pd.DataFrame) -> str:
     """A GitHub table; the first column and text to the left, the others to the right."""
-    head = [foreign.markdown(str(name), cell=True) for name in table.columns]
-    rule = [":--"] + [":--" if long else "--:" for long in wraps(table)[1:]]
-    rows = [[foreign.markdown(str(cell), cell=True) for cell in row] for row in table.to_numpy()]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in [head, rule, *rows]) + "\n"
+    head, *rows = (
+        [foreign.markdown(str(cell), cell=True) for cell in row]
+        for row in (table.columns, *table.to_numpy())
+    )
+    left = {0, *(i for i, long in enumerate(wraps(table)) if long)}
+    return write_table(head, rows, "markdown", left)
 
 
 # A cell longer than this is text, which may wrap.

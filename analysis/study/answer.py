@@ -6,7 +6,6 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from analysis.format import count, probability, with_interval
 from analysis.stats.fit import Fit
 from analysis.stats.noise import LackOfFit
 from analysis.stats.predict import Predictions
@@ -15,6 +14,7 @@ from analysis.study.checks import doubts
 from analysis.study.compare import Comparison
 from analysis.study.load import Sweep
 from analysis.study.study import Study
+from models.format import count, percent, probability, with_interval
 
 # A difference in FLOPs per token that changes what token savings mean for cost.
 NOTABLE_FLOPS_PERCENT = 3.0
@@ -198,8 +198,8 @@ def noise_doubts(fit: Fit, lack: LackOfFit | None) -> Iterable[str]:
             own = (fit.points["mix"] == mix).to_numpy()
             N, D, loss = fit.points[["N", "D", "loss"]].iloc[int(np.argmax(own * off))]
             yield (
-                f"The law of {mix} lies off its own points by {100 * one.rms:.2g} % (rms), noise "
-                f"included, and most, by {100 * one.largest_error:.2g} %, off that at N = "
+                f"The law of {mix} lies off its own points by {percent(one.rms)} (rms), noise "
+                f"included, and most, by {percent(one.largest_error)}, off that at N = "
                 f"{N:.4g}, D = {D:.4g} with loss {loss:.4g}."
             )
     if lack is not None and lack.found:
@@ -220,7 +220,7 @@ def _lack_words(lack: LackOfFit) -> str:
     return (
         f"The law does not describe these points (lack of fit, F = {lack.F:.3g}, "
         f"p = {lack.p:.2g}): residuals of seed means would need a seed-to-seed scatter "
-        f"of {100 * lack.leftover:.2f} %, and it is {100 * lack.scatter:.2f} %."
+        f"of {percent(lack.leftover, '.2f')}, and it is {percent(lack.scatter, '.2f')}."
     )
 
 

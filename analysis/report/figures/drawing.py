@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ablations.records import one_of
-from analysis.format import count
 from analysis.report import figures
 from analysis.report.figures.axes import Drawn
 from analysis.report.figures.losses import domains
@@ -15,6 +14,7 @@ from analysis.report.figures.style import DOUBLE_COLUMN_INCHES, save
 from analysis.study import probes, published
 from analysis.study.answer import lacking_words
 from analysis.study.findings import Findings, note
+from models.format import count
 
 MEND = "three sizes and three budgets a mix would do"
 Draw = Callable[[Findings, str, float], Drawn]

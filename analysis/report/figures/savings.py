@@ -11,13 +11,11 @@ from matplotlib.lines import Line2D
 from matplotlib.markers import MarkerStyle
 
 from ablations.records import visible
-from analysis.format import probability
 from analysis.report.figures.axes import (
     CURVE_POINTS,
     DASHED,
     GREY,
     Drawn,
-    count_words,
     edges,
     log_axis,
     published_handle,
@@ -29,6 +27,7 @@ from analysis.stats.fit import Fit
 from analysis.stats.laws import Array
 from analysis.stats.savings import Saving, matched_factor, savings_factor, token_range
 from analysis.stats.uncertainty import Draws, interval
+from models.format import count, probability
 
 # Made here, as no text is mathematics while a figure is drawn.
 UPWARD, DOWNWARD = MarkerStyle(r"$\uparrow$"), MarkerStyle(r"$\downarrow$")
@@ -139,7 +138,7 @@ def savings_against_loss(
         seen = good.to_numpy()[np.isfinite(good.to_numpy()) & (good.to_numpy() > 0)]
         axes.set_ylim(max(min(seen.min() / 1.1, 0.8), 0.05), min(max(seen.max() * 1.1, 1.25), 20))
         axes.invert_xaxis()
-        axes.set_xlabel(f"target loss at N = {count_words(N)} (nats per token)")
+        axes.set_xlabel(f"target loss at N = {count(N, 3)} (nats per token)")
         ratio_axis(axes)
         axes.set_ylabel(f"token savings over {baseline}")
         side_legend(axes, _savings_handles(style, others, pd.DataFrame({"bound": []}), False))
@@ -165,8 +164,7 @@ def savings_by_place(
                 mfc=look.colour if one.in_range else "white",
             )  # fmt: skip
         names = [
-            f"{visible(one.mix)}, N = {count_words(one.N)}, D = {count_words(one.D)}"
-            for one in savings
+            f"{visible(one.mix)}, N = {count(one.N, 3)}, D = {count(one.D, 3)}" for one in savings
         ]
         axes.set_yticks(range(len(savings)), names)
         axes.set_ylim(len(savings) - 0.5, -0.5)
