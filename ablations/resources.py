@@ -12,6 +12,7 @@ from pathlib import Path
 from ablations.records import directory_of
 from ablations.spec import RunSpec
 from models.errors import SettingError
+from models.format import byte_count
 
 MICRO_BATCH_TOKENS = {"cpu": 8192, "cuda": 32768}
 KEEP_LATEST = 2
@@ -94,17 +95,11 @@ def check_room(specs: Sequence[RunSpec], folder: Path) -> None:
     free = shutil.disk_usage(there).free
     if needed > free:
         raise SettingError(
-            f"runs={folder} has {_size(free)} free, and the checkpoints of these runs take "
-            f"{_size(needed)}; make room, name a folder on another disk, or run fewer at a time."
+            f"runs={folder} has {byte_count(free)} free, and the checkpoints of these runs take "
+            f"{byte_count(needed)}; make room, name a folder on another disk, or run fewer at a "
+            "time."
         )
 
 
 def _held(run: Path) -> int:
     return sum(f.stat().st_size for f in run.glob("checkpoints/step-*/*") if f.is_file())
-
-
-def _size(number: float) -> str:
-    for power, unit in ((12, "TB"), (9, "GB"), (6, "MB")):
-        if number >= 10**power:
-            return f"{number / 10**power:.3g} {unit}"
-    return f"{number / 1000:.3g} kB"

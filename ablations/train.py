@@ -46,6 +46,7 @@ from ablations.spec import RunSpec
 from models.checkpoint_files import read_index, step_folder
 from models.documents import Documents
 from models.errors import SettingError
+from models.format import percent
 from models.language_model import LanguageModel
 from models.ops import backend
 from models.settings import to_dict
@@ -180,7 +181,7 @@ class Trainer:
         share = budget.share_of_run(
             spec.evaluation, spec.model, recipe.context, recipe.tokens, len(recipe.milestones)
         )
-        self.say(f"probes at every point: {100 * share:.2g} % of training's FLOPs")
+        self.say(f"probes at every point: {percent(share)} of training's FLOPs")
         return Probes(
             spec.evaluation, self.corpus, recipe.context, device=self.device,
             autocast=self.hardware.autocast, separator=self.separator, world=self.world,

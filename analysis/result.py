@@ -8,6 +8,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from ablations.records import SettingError, visible
+from models.format import write_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -60,9 +61,10 @@ class Result(abc.ABC):
         return "; ".join(f"{name}: {_words(value)}" for name, value in self.how.items())
 
     def __repr__(self) -> str:
-        cells = self.cells().map(lambda cell: visible(str(cell)))
+        cells = self.cells()
+        table = write_table([*map(str, cells)], cells.astype(str).to_numpy()).rstrip("\n")
         caveats = [f"- {visible(one)}" for one in self.caveats]
-        return "\n".join([self.title, cells.to_string(index=False), *caveats, self._made()])
+        return "\n".join([self.title, table, *caveats, self._made()])
 
     def _repr_html_(self) -> str:
         cells = self.cells()
@@ -158,9 +160,9 @@ class Savings(Result):
         """A row per mix and place: N and D of the baseline, the saving with its interval."""
         import pandas as pd
 
-        from analysis.format import count, probability, with_interval
+        from models.format import count, percent, probability, with_interval
 
-        interval = f"{KIND_WORDS[self._kind]} savings [{100 * self.how['level']:g} %]"
+        interval = f"{KIND_WORDS[self._kind]} savings [{percent(self.how['level'], 'g')}]"
         return pd.DataFrame(
             [
                 {
@@ -221,9 +223,9 @@ class Predictions(Result):
         """A row per place and mix: the loss with the interval of the law, and of one more run."""
         import pandas as pd
 
-        from analysis.format import count
+        from models.format import count, percent
 
-        level = f"{100 * self.how['level']:g} %"
+        level = f"{percent(self.how['level'], 'g')}"
         return pd.DataFrame(
             [
                 {
@@ -247,7 +249,7 @@ class Predictions(Result):
 
 
 def _with_ends(value: float, ends: Interval) -> str:
-    from analysis.format import with_interval
+    from models.format import with_interval
 
     return with_interval(value, ends.low, ends.high)
 

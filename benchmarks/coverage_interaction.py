@@ -5,11 +5,11 @@
 
 Ladders of two mixes at two levels of a treatment (four arms): the mix saves a factor of 1.5 over
 Chinchilla's law at the first level; at the second the treatment costs both mixes a third more
-tokens, and multiplies the saving by 1.25 on top, which is the interaction. Six sizes of 50M to 1.2B at 20
-to 160 tokens per parameter; runs of 0.3 %, points of 0.1 %, and runs of all four arms on the same
-batches correlated by `shared`. Each ladder is one interval per place: a share of 200 is known to
-±.031 (two standard errors). `law` are ratios of savings by the fitted laws, `seeds` those without a
-law, by Student's t; behind each share the median half-width as a factor.
+tokens, and multiplies the saving by 1.25 on top, which is the interaction. Six sizes of 50M to 1.2B
+at 20 to 160 tokens per parameter; runs of 0.3 %, points of 0.1 %, and runs of all four arms on the
+same batches correlated by `shared`. A ladder gives one interval per place: a share of 200 is known
+to ±.031 (two standard errors). `by laws` are ratios of savings by the fitted laws, `by seeds` those
+without a law, by Student's t; behind each share the median half-width as a factor.
 """
 
 import sys

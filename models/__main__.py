@@ -6,9 +6,7 @@ Hydra nor torch is loaded, so that the answer comes at once.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +17,8 @@ import yaml
 from models.config import Blueprint
 from models.cost import activation_bytes, count, decode_bytes, parameters
 from models.errors import SettingError, one_of
+from models.format import byte_count, percent, write_table
+from models.format import count as short_count
 from models.matching import check_rules, check_windows, match
 from models.mix import TRANSFORMER, Geometry, Mix, build_config, check_rules_of, rule_names
 from models.mixers import MIXERS
@@ -118,7 +118,7 @@ def main(arguments: list[str]) -> int:
     for problem in dict.fromkeys(problems):
         print(f"error: {problem}", file=sys.stderr)
     if any(row["N"] for row in rows):
-        print({"csv": _csv, "markdown": _markdown, "table": _table}[style](rows), end="")
+        print(_written(rows, style), end="")
     return 2 if problems else 0
 
 
@@ -324,38 +324,19 @@ def _fill(cls: type[T], values: Mapping[str, Any]) -> T:
     return from_dict(cls, part, group)
 
 
-def _csv(rows: list[Row]) -> str:
-    out = io.StringIO()
-    writer = csv.DictWriter(out, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({key: _exact(value) for key, value in row.items()} for row in rows)
-    return out.getvalue()
+def _written(rows: list[Row], style: str) -> str:
+    if style == "csv":
+        exact = ([_exact(row[name]) for name in COLUMNS] for row in rows)
+        return write_table(COLUMNS, exact, style)
+    names = [name.replace("_per_token", "/token").replace("_vs_", "/") for name in COLUMNS]
+    words = [COLUMNS.index(name) for name in ("mix", "size", "moved")]
+    return write_table(names, map(_readable, rows), style, words)
 
 
 def _exact(value: Any) -> str:
     if isinstance(value, float):
         return str(int(value)) if value.is_integer() and value else f"{value:.10g}"
     return str(value)
-
-
-def _markdown(rows: list[Row]) -> str:
-    lines = [COLUMNS, ["---", "---", *["---:"] * (len(COLUMNS) - 3), "---"]]
-    lines += [_readable(row) for row in rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def _table(rows: list[Row]) -> str:
-    header = [name.replace("_per_token", "/token").replace("_vs_", "/") for name in COLUMNS]
-    lines = [header, *(_readable(row) for row in rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(COLUMNS) - 1)]
-    out = []
-    for line in lines:
-        cells = [
-            cell.ljust(width) if i < 2 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=False))
-        ]
-        out.append("  ".join([*cells, line[-1]]) + "\n")
-    return "".join(out)
 
 
 def _readable(row: Row) -> list[str]:
@@ -366,22 +347,14 @@ def _readable(row: Row) -> list[str]:
         if isinstance(value, str):
             cells.append(value)
         elif name == "residual":
-            cells.append(f"{value:+.2%}")
+            cells.append(percent(value, "+.2f"))
         elif name == "N_vs_transformer":
             cells.append(f"{value:.3f}")
         elif "bytes" in name:
-            cells.append(_scaled(value, 1024, ("B", "KiB", "MiB", "GiB", "TiB")))
+            cells.append(byte_count(value))
         else:
-            cells.append(_scaled(value, 1000, ("", "k", "M", "G", "T")))
+            cells.append(short_count(value))
     return cells
-
-
-def _scaled(value: float, base: int, units: tuple[str, ...]) -> str:
-    power = 0
-    while value >= base and power < len(units) - 1:
-        value, power = value / base, power + 1
-    digits = 0 if power == 0 else 1 if value >= 100 else 2
-    return f"{value:.{digits}f} {units[power]}".rstrip()
 
 
 if __name__ == "__main__":

@@ -16,12 +16,11 @@ import sys
 from collections.abc import Mapping
 
 import torch
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from models import contract
 from models.errors import SettingError
+from models.format import write_table
 from models.ops import backend, preflight
 from models.ops.operator import FORMS, Operator, operators_of
 from models.terminal import readable
@@ -38,19 +37,17 @@ def examine(operators: Mapping[str, Operator], device: torch.device) -> list[pre
     ]
 
 
-def table(
-    operators: Mapping[str, Operator], verdicts: list[preflight.Verdict], markdown: bool
-) -> Table:
+def table(operators: Mapping[str, Operator], verdicts: list[preflight.Verdict], form: str) -> str:
     tensors = tuple(dict.fromkeys(t for operator in operators.values() for t in operator.tensors))
-    made = Table(box=box.MARKDOWN if markdown else box.SIMPLE)
-    for column in ("operator", "backend", "inputs"):
-        made.add_column(column)
-    for column in (*tensors, "right"):
-        made.add_column(column, justify="right")
-    for v in verdicts:
-        errors = (f"{v.errors[t]:.1e}" if t in v.errors else "" for t in tensors)
-        made.add_row(v.operator, v.backend, v.dtype, *errors, "no" if v.problem else "yes")
-    return made
+    rows = [
+        (
+            *(v.operator, v.backend, v.dtype),
+            *(f"{v.errors[t]:.1e}" if t in v.errors else "" for t in tensors),
+            "no" if v.problem else "yes",
+        )
+        for v in verdicts
+    ]
+    return write_table(("operator", "backend", "inputs", *tensors, "right"), rows, form, (0, 1, 2))
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -84,7 +81,7 @@ def main(arguments: list[str] | None = None) -> int:
     console.print(", ".join(f"{k} {v}" for k, v in preflight.versions(device).items()), "\n")
     console.print("Norm of the error over the norm of the definition's tensor in float64:")
     verdicts = examine(operators, device)
-    console.print(table(operators, verdicts, options.format == "markdown"))
+    print(table(operators, verdicts, options.format))
     for v in verdicts:
         if v.problem:
             console.print(f"{v.operator} in {v.dtype}: {v.problem}.")

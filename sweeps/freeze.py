@@ -20,8 +20,9 @@ from typing import Any
 from ablations import provenance
 from ablations.records import project_root
 from models.errors import SettingError
+from models.format import byte_count
 
-LARGEST_PACKAGE = 100_000_000
+LARGEST_PACKAGE = 100 * 2**20
 DEEPEST = 32
 FROZEN = ("models", "ablations", "sweeps", "conf")
 SOURCE = (
@@ -134,9 +135,9 @@ def _files_of(package: str) -> dict[str, Path]:
         )
     if (size := sum(path.stat().st_size for path in files.values())) > LARGEST_PACKAGE:
         raise SettingError(
-            f"package {package}, which a mix takes a mixer from, is {size / 1e6:,.0f} MB, and a "
+            f"package {package}, which a mix takes a mixer from, is {byte_count(size)}, and a "
             "sweep keeps a copy; move what is no code out of it, to at most "
-            f"{LARGEST_PACKAGE / 1e6:.0f} MB."
+            f"{byte_count(LARGEST_PACKAGE)}."
         )
     return files
 

@@ -9,7 +9,7 @@ and waiting in a queue are not in them.
 import functools
 import os
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from ablations.devices import GPUS, gpu_kind
 from ablations.records import RunDirectory, directory_of
 from ablations.resources import check_ranks, kept_bytes
 from ablations.spec import RunSpec, too_many_epochs
+from models.format import byte_count, count, duration, flop_count, percent
 from sweeps.arrays import Array, arrays, makespan, time_of
 from sweeps.cluster import Slurm
 from sweeps.view import fitted
@@ -111,8 +112,7 @@ def gpus_of_this_machine() -> tuple[str | None, int]:
     found = names.strip().splitlines()
     if not found:
         return None, 0
-    count = len(visible.split(",")) if visible else len(found)
-    return gpu_kind(found[0]) or found[0], count
+    return gpu_kind(found[0]) or found[0], len(visible.split(",") if visible else found)
 
 
 def _devices(specs: Sequence[RunSpec], gpus: int, parallel: int) -> int:
@@ -141,16 +141,16 @@ def make_plan(
     cluster: where the runs go; None for this machine. Raises SettingError where a batch has fewer
     rows than devices.
     """
-    gpu_here, count = (None, 0)
+    gpu_here, gpus_here = (None, 0)
     if cluster is None and specs[0].resources.device != "cpu":
-        gpu_here, count = gpus_of_this_machine()
+        gpu_here, gpus_here = gpus_of_this_machine()
     if cluster is None:
         tiny = all(spec.counts.N < TINY for spec in specs)
         parallel = max_parallel or (cores() if tiny and gpu_here is None else 1)
     else:
         parallel = max_parallel or len(specs)
     parallel = max(1, min(parallel, len(specs)))
-    devices = 1 if cluster else _devices(specs, count, parallel)
+    devices = 1 if cluster else _devices(specs, gpus_here, parallel)
     threads = max(1, cores() // (parallel * devices))
     quoted = (cluster and cluster.gpu_kind) or (gpu_here if gpu_here in GPUS else QUOTED)
     gpu_flops = GPUS[quoted].peak_flops * GPUS[quoted].mfu
@@ -272,9 +272,9 @@ def _cells(group: Sequence[Estimate]) -> list[str]:
         one.spec.mix.name,
         one.spec.size.name,
         _done(group),
-        _short(one.N),
-        f"{one.N / one.spec.recipe.N - 1:+.2%}",
-        _short(one.spec.recipe.tokens),
+        count(one.N),
+        percent(one.N / one.spec.recipe.N - 1, "+.2f"),
+        count(one.spec.recipe.tokens),
         "–" if epochs is None else f"{epochs:.2f}",
         "–" if one.gpus is None else str(one.gpus),
         *_totals(group),
@@ -288,11 +288,15 @@ def _done(group: Sequence[Estimate]) -> str:
 def _totals(group: Sequence[Estimate]) -> list[str]:
     measured = all(e.measured for e in group)
     return [
-        f"{sum(e.flops for e in group):.2e}",
-        _bytes(sum(e.checkpoint_bytes for e in group)),
+        flop_count(sum(e.flops for e in group)),
+        byte_count(sum(e.checkpoint_bytes for e in group)),
         ("" if measured else "~") + duration(sum(e.seconds for e in group)),
-        "~" + _hours(sum(e.gpu_hours for e in group)),
+        "~" + _gpu_hours(group),
     ]
+
+
+def _gpu_hours(group: Sequence[Estimate]) -> str:
+    return count(round(sum(e.gpu_hours for e in group), 2), 3)
 
 
 def _show_matched(plan: Plan, console: Console) -> None:
@@ -314,10 +318,10 @@ def _show_totals(plan: Plan, console: Console) -> None:
     words = f", {begun} begun and going on" if begun else ""
     console.print(
         f"{_many(len(plan.estimates), 'run')}, {len(plan.estimates) - len(todo)} done{words}; to "
-        f"go: {_short(sum(e.spec.recipe.tokens for e in todo))} tokens, "
-        f"{sum(e.flops for e in todo):.2e} FLOPs, {_bytes(sum(e.checkpoint_bytes for e in todo))} "
-        f"of checkpoints, about {duration(plan.hours * 3600)} {place}, "
-        f"{_hours(sum(e.gpu_hours for e in todo))} h on one {plan.gpu}."
+        f"go: {count(sum(e.spec.recipe.tokens for e in todo))} tokens, "
+        f"{flop_count(sum(e.flops for e in todo))} FLOPs, "
+        f"{byte_count(sum(e.checkpoint_bytes for e in todo))} of checkpoints, about "
+        f"{duration(plan.hours * 3600)} {place}, {_gpu_hours(todo)} h on one {plan.gpu}."
     )
     note = (
         "Of one run: N, ΔN (against the size's transformer), tokens, epochs, GPUs. Of all: FLOPs, "
@@ -335,11 +339,11 @@ def _show_totals(plan: Plan, console: Console) -> None:
 def _by_formula(plan: Plan) -> str:
     """The rates that stand in for what was not measured."""
     kind = GPUS[plan.gpu]
-    gpu = f"{kind.mfu:.0%} of {kind.peak_flops / 1e12:g} TFLOP/s on one {plan.gpu}"
+    gpu = f"{percent(kind.mfu)} of {kind.peak_flops / 1e12:g} TFLOP/s on one {plan.gpu}"
     if plan.cluster and all(e.gpus for e in plan.estimates):
         return gpu
     *larger, (_, least) = CORE_FLOPS
-    others = ", ".join(f"{rate / 1e9:g} from N = {_short(N)}" for N, rate in reversed(larger))
+    others = ", ".join(f"{rate / 1e9:g} from N = {count(N)}" for N, rate in reversed(larger))
     where = "there" if plan.cluster else "here"
     return f"{least / 1e9:g} GFLOP/s a core {where} ({others}), {gpu}"
 
@@ -379,31 +383,3 @@ def _show_confounds(found: Sequence[Confound], baseline: str, console: Console) 
 
 def _many(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
-def _short(number: float) -> str:
-    """Four significant digits with k, M, B or T."""
-    return _scaled(number, ((12, "T"), (9, "B"), (6, "M"), (3, "k")), 4)
-
-
-def _bytes(number: float) -> str:
-    return _scaled(number, ((12, " TB"), (9, " GB"), (6, " MB"), (3, " kB")), 3)
-
-
-def _scaled(number: float, units: Iterable[tuple[int, str]], digits: int) -> str:
-    for power, unit in units:
-        if number >= 10**power:
-            return f"{number / 10**power:.{digits}g}{unit}"
-    return f"{number:g}"
-
-
-def _hours(hours: float) -> str:
-    return f"{hours:.3f}" if hours < 0.1 else f"{hours:,.1f}"
-
-
-def duration(seconds: float) -> str:
-    """In the unit that leaves a small number."""
-    for size, unit in ((365 * 86400, "years"), (86400, "days"), (3600, "h"), (60, "min")):
-        if seconds >= size * (2 if unit in ("years", "days") else 1):
-            return f"{seconds / size:,.{0 if seconds >= 100 * size else 1}f} {unit}"
-    return f"{seconds:.0f} s"

@@ -231,8 +231,9 @@ def _check_machine(
     """Refuse, before anything is written, what this machine cannot do or would take too long for;
     for a cluster, what the disk cannot hold."""
     from ablations.resources import check_here, check_room
+    from models.format import duration
     from sweeps.cluster import Local
-    from sweeps.plan import duration, gpus_of_this_machine
+    from sweeps.plan import gpus_of_this_machine
 
     specs = [estimate.spec for estimate in plan.todo]
     if not isinstance(cluster, Local):

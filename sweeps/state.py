@@ -26,6 +26,7 @@ from typing import IO, Any
 
 from ablations import formats
 from ablations.records import DamagedRecord, RunDirectory
+from models.format import duration
 from sweeps import slurm
 
 UNENDED = ("queued", "running", "preempted")
@@ -232,7 +233,7 @@ def _note(state: str, status: dict[str, Any], job: slurm.Job | None) -> str:
         return str(job)
     silent = time.time() - status.get("heartbeat", time.time())
     if state == "running" and silent > SILENT_SECONDS:
-        return f"no heartbeat for {silent / 60:,.0f} min"
+        return f"no heartbeat for {duration(silent)}"
     return ""
 
 

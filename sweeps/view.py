@@ -16,11 +16,12 @@ from rich.table import Table
 from rich.text import Text
 
 from ablations.records import RunDirectory, visible
+from models.format import duration, percent
 from sweeps.state import Look, slurm_log
 
 PLAIN_EVERY_SECONDS = 15.0
 COLUMNS = ("step", "tokens/s", "loss", "bpb", "LR", "point in", "done in")
-LEAST = ("LR", "bpb", "point in", "attempts", "hours", "tokens/s", "loss", "done in", "steps",
+LEAST = ("LR", "bpb", "point in", "attempts", "time", "tokens/s", "loss", "done in", "steps",
          "step")  # fmt: skip
 """Columns that a narrow terminal goes without, first to last."""
 
@@ -47,7 +48,7 @@ def progress(status: dict[str, Any]) -> dict[str, str]:
     if not steps or not seconds:
         return {"step": "starting"} if status.get("state") == "running" else {}
     rate = status.get("tokens_per_second", tokens / seconds)
-    shown = f"{rate:,.0f}" + (f" ({status['mfu']:.0%} MFU)" if "mfu" in status else "")
+    shown = f"{rate:,.0f}" + (f" ({percent(status['mfu'], '.0f')} MFU)" if "mfu" in status else "")
     return {
         "step": f"{step:,}/{steps:,}",
         "tokens": f"{tokens:,}",
@@ -58,15 +59,6 @@ def progress(status: dict[str, Any]) -> dict[str, str]:
         "point in": duration(status.get("eta_point")),
         "done in": duration(status.get("eta")),
     }
-
-
-def duration(seconds: float | None) -> str:
-    """`seconds` in the unit that reads best."""
-    if seconds is None:
-        return ""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def counted(states: Sequence[str]) -> str:
@@ -127,7 +119,7 @@ def plain(looks: Sequence[Look]) -> str:
 def summary(looks: Sequence[Look], out: Console) -> None:
     """Each run's end, and a line with its log for each that is not done."""
     table = Table(title="Runs", title_justify="left")
-    for name in ("run", "state", "steps", "loss", "bpb", "tokens/s", "hours", "attempts"):
+    for name in ("run", "state", "steps", "loss", "bpb", "tokens/s", "time", "attempts"):
         table.add_column(name, justify="left" if name in ("run", "state") else "right")
     for look in looks:
         point = last_point(look.run)
@@ -139,7 +131,7 @@ def summary(looks: Sequence[Look], out: Console) -> None:
             f"{point['loss']:.4f}" if "loss" in point else "",
             f"{point['bpb']:.4f}" if "bpb" in point else "",
             told.get("tokens/s", ""),
-            f"{look.status.get('seconds', 0) / 3600:.2f}",
+            duration(look.status.get("seconds")),
             str(look.attempts or ""),
         )
     out.print(fitted(table, out, LEAST))
@@ -162,7 +154,7 @@ def line(look: Look) -> str:
         point = last_point(look.run)
         result = f", loss {point['loss']:.4f}" if "loss" in point else ""
         result += f"; {look.note}" if look.note else ""
-        return f"done    {look.run.name}  {look.status.get('seconds', 0):.0f} s{result}"
+        return f"done    {look.run.name}  {duration(look.status.get('seconds', 0))}{result}"
     reason = look.note or look.status.get("error", "")
     reason = "" if reason == look.state else reason
     words = {"preempted": "stopped", "failed": "failed "}

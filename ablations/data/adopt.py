@@ -24,6 +24,7 @@ from ablations.data.shards import written_beside
 from ablations.data.tokenizer import TokenizerFile, record_tokenizer
 from ablations.data.widths import misread
 from models.errors import SettingError, one_of
+from models.format import percent
 
 FORMATS = ("auto", "raw", "npy", "megatron", "llm.c")
 CHECKSUMS = ("full", "sample")
@@ -135,10 +136,10 @@ def adopt(
         say(f"reading {stream}: {len(ranges)} files, {sum(r[2] - r[1] for r in ranges):,} tokens")
         entries[stream] = entry = _entry(stream, ranges, tokenizer, how, documents)
         if 2 * entry.get("documents", 0) > entry["tokens"]:
+            share = percent(entry["documents"] / entry["tokens"], ".0f")
             say(
-                f"{stream}: {100 * entry['documents'] / entry['tokens']:.0f} % of the tokens are "
-                f"the separator {tokenizer.separator}, as in padding; see that separator= and "
-                "dtype= are right"
+                f"{stream}: {share} of the tokens are the separator {tokenizer.separator}, as in "
+                "padding; see that separator= and dtype= are right"
             )
     sums = {
         (shard["tokens"], shard["sha256"]): f"validation.{domain}"

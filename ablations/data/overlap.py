@@ -15,6 +15,7 @@ import numpy as np
 from ablations.data.prepared import Corpus
 from ablations.data.streams import Mixture, Shards
 from models.errors import SettingError
+from models.format import percent
 
 NGRAM_BYTES = 50
 SHARED = 0.5
@@ -134,7 +135,7 @@ def described(overlap: Mapping[str, Any]) -> list[str]:
     n, compared, every = (
         overlap[key] for key in ("ngram_tokens", "training_tokens", "of_training_tokens")
     )
-    share = "" if compared == every else f" ({100 * compared / every:.2g} % of them)"
+    share = "" if compared == every else f" ({percent(compared / every)} of them)"
     lines = [
         f"near-duplicates: {part['near_duplicates']:,} of {part['documents']:,} documents of "
         f"validation {name} share half or more of their {n}-grams with the training text"

@@ -6,6 +6,7 @@ from typing import Self
 
 from ablations.data.blocks import Block
 from ablations.data.shards import ShardWriter
+from models.format import count
 
 
 class Bar:
@@ -61,5 +62,5 @@ class Bar:
         self._progress.update(
             self._task,
             completed=self._before[stage, block.file] + block.consumed,
-            rate=f"{rate / 1e6:.2f} M tokens/s",
+            rate=f"{count(rate, 3)} tokens/s",
         )

@@ -14,6 +14,7 @@ from ablations.records import DamagedRecord, RunDirectory, read_sweep
 from ablations.resolve import DEVICES, PRECISIONS
 from ablations.spec import RunSpec, load
 from models.errors import SettingError, one_of
+from models.format import percent
 from models.settings import from_dict
 from models.terminal import readable
 from models.text import visible
@@ -202,7 +203,7 @@ class _Job:
         share = budget.share_of_run(
             self.evaluation, spec.model, context, spec.recipe.tokens, len(todo)
         )
-        say(f"probes at {len(todo)} checkpoints: {100 * share:.2g} % of training's FLOPs")
+        say(f"probes at {len(todo)} checkpoints: {percent(share)} of training's FLOPs")
         with arithmetic(spec.resources.threads):
             operators = choose_operators(spec, hardware)
             with backend.using(operators) if operators else contextlib.nullcontext():

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from models.config import ModelConfig
 from models.cost import count
 from models.errors import SettingError, one_of
+from models.format import percent
 
 PROBES = ("recall", "copy", "repeat", "passkey", "positions")
 LEAST_LENGTH = 64
@@ -77,7 +78,7 @@ def check(
     share = share_of_run(evaluation, model, context, tokens, points)
     if share > evaluation.max_share:
         raise SettingError(
-            f"evaluation.probes={_listed(evaluation.probes)} would cost {100 * share:.2g} % of the "
+            f"evaluation.probes={_listed(evaluation.probes)} would cost {percent(share)} of the "
             f"run's training FLOPs, more than evaluation.max_share={evaluation.max_share:g}; ask "
             "for fewer probes, evaluation.examples or evaluation.lengths, raise that share, or "
             "probe the finished run with python -m ablations.evaluate."

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ablations.records import SettingError, one_of
+from models.format import write_table
 
 if TYPE_CHECKING:
-    import pandas as pd
 
     from analysis.study.load import Sweep
 
@@ -172,7 +172,9 @@ def shown(
         from analysis.report.tables import latex
 
         return latex(literal(table.map(_cell))).rstrip()
-    return "\n".join([_aligned(table), *(notes or [])])
+    words = [i for i, name in enumerate(table) if any(isinstance(v, str) for v in table[name])]
+    aligned = write_table([*map(str, table)], table.map(_cell).to_numpy(), left=words)
+    return "\n".join([aligned.rstrip("\n"), *(notes or [])])
 
 
 def _joined(value: Any) -> Any:
@@ -180,11 +182,9 @@ def _joined(value: Any) -> Any:
 
 
 def _cell(value: Any) -> str:
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
-def _aligned(table: pd.DataFrame) -> str:
-    return table.to_string(index=False, float_format=lambda value: f"{value:.6g}")
+    if isinstance(value, float):
+        return "–" if math.isnan(value) else f"{value:.6g}".replace("inf", "∞")
+    return str(value)
 
 
 def _plain(value: Any) -> Any:

@@ -14,6 +14,7 @@ from ablations.records import SettingError, project_root
 from analysis.commands.common import FORMATS, known, number, shown, whole
 from analysis.commands.savings import place
 from analysis.commands.sources import settings as key_values
+from models.format import count, percent
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -85,14 +86,15 @@ def run(options: argparse.Namespace) -> str:
             f"Cheapest ladder with an interval of ×/÷ {1 + target:g} or less for {asked}: sizes "
             f"{chosen['sizes']} at {chosen['chinchilla']} × Chinchilla, {chosen['seeds']} seed(s) "
             f"at the largest and {chosen['seeds_small']} at the others: {chosen['runs']} runs, "
-            f"{chosen['gpu_hours']:.3g} GPU-hours, ×/÷ {chosen['width']:.3g}, "
+            f"{count(chosen['gpu_hours'], 3)} GPU-hours, ×/÷ {chosen['width']:.3g}, "
             f"power {chosen['power']:.2f}."
         )
     notes = [
         f"Assumed: the mix needs {assumed.saving:g} times fewer tokens; noise of the loss "
-        f"{100 * assumed.run_sd:g} % a run, {100 * assumed.point_sd:g} % a point, correlation "
-        f"{assumed.shared:g} between mixes on the same batches; no error of the law itself.",
-        f"GPU-hours at {100 * mfu:g} % of {peak:g} TFLOP/s.",
+        f"{percent(assumed.run_sd, 'g')} a run, {percent(assumed.point_sd, 'g')} a point, "
+        f"correlation {assumed.shared:g} between mixes on the same batches; no error of the law "
+        "itself.",
+        f"GPU-hours at {percent(mfu, 'g')} of {peak:g} TFLOP/s.",
     ]
     ladders = whole("check", given["check"], 0)
     if ladders and chosen is not None:
@@ -114,9 +116,9 @@ def draw(
     path = Path(stem).with_suffix("")
     make_writable(path.parent)
     note = (
-        f"Assumed: a saving of {assumed.saving:g}, noise of {100 * assumed.run_sd:g} % a run and "
-        f"{100 * assumed.point_sd:g} % a point, correlation {assumed.shared:g} of shared batches; "
-        "no error of the law itself."
+        f"Assumed: a saving of {assumed.saving:g}, noise of {percent(assumed.run_sd, 'g')} a run "
+        f"and {percent(assumed.point_sd, 'g')} a point, correlation {assumed.shared:g} of shared "
+        "batches; no error of the law itself."
     )
     figure, data = design_frontier(table, 1 + target, note)
     command = " ".join(["python -m analysis design", *asked])
@@ -210,5 +212,5 @@ def checked(chosen: dict[str, Any], sizes: "list[Size]", assumed: "Assumed", lad
     found = check(Ladder(own, multiples, seeds), assumed, chosen["N"], chosen["D"], ladders)
     return (
         f"Checked on {ladders} simulated ladders: ×/÷ {found.width:.3g}, power {found.power:.2f}, "
-        f"{100 * found.coverage:.0f} % of intervals hold the truth."
+        f"{percent(found.coverage, '.0f')} of intervals hold the truth."
     )

@@ -3,7 +3,7 @@
 import argparse
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ablations.records import SettingError
 from analysis.commands.common import (
@@ -19,6 +19,7 @@ from analysis.commands.common import (
     whole,
     with_notes,
 )
+from models.format import percent
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -73,9 +74,9 @@ def run(options: argparse.Namespace) -> str:
         columns = (*COLUMNS[:-1], *(OPTIMUM_COLUMNS if has_budgets else ()), COLUMNS[-1])
         words = (
             f"Model: {found.fit.words}. low, high: the law; run_low, run_high: one more run, its "
-            f"luck included. Intervals: {100 * level:g} %, {found.draws.words}."
+            f"luck included. Intervals: {percent(level, 'g')}, {found.draws.words}."
         )
-        brief = [{name: _cell(row[name]) for name in columns} for row in rows]
+        brief = [{name: row[name] for name in columns} for row in rows]
         return shown("table", {}, brief, [words, *notes])
     return shown(options.format, answer.document, rows)
 
@@ -119,7 +120,3 @@ def _points(options: argparse.Namespace) -> "pd.DataFrame":
         ).points
     more = {"where": options.where, "columns": options.columns}
     return with_notes(source(chosen | {key: value for key, value in more.items() if value})).points
-
-
-def _cell(value: Any) -> Any:
-    return "–" if isinstance(value, float) and math.isnan(value) else value

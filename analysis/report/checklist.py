@@ -11,6 +11,7 @@ from analysis.study.answer import NOTABLE_FLOPS_PERCENT
 from analysis.study.compare import EQUAL_N_PERCENT
 from analysis.study.findings import Findings
 from analysis.study.training import stability
+from models.format import percent
 
 YES, NO, UNKNOWN = "yes", "**no**", "not recorded"
 # Share of starting points that must end in the optimum for it to be called found.
@@ -83,7 +84,7 @@ def _statistics(found: Findings) -> Iterator[tuple[str, str, str]]:
     if result.fit is not None:
         fits = result.fit.mixes.values()
         agree = min(one.starts_agreeing for one in fits)
-        told = f"at least {100 * agree:.0f} % of starts agree, for every mix"
+        told = f"at least {percent(agree, '.0f')} of starts agree, for every mix"
         yield "Is the optimum of the fit certain?", _verdict(agree >= AGREEING), told
         condition = max(one.condition for one in fits)
         told = "; ".join(f"{one.mix}: {', '.join(one.caveats)}" for one in fits if one.caveats)

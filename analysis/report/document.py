@@ -1,14 +1,19 @@
 """A report as blocks, written as Markdown here and as a page in `analysis.report.page`.
 
 Text in blocks is Markdown of one line, **bold** and `code`; what comes from elsewhere is marked as
-text in it (`analysis.foreign`). Only files of the report are links.
+text in it (`analysis.foreign`). Only files of the report are links. How each block is written in
+either format stands in templates/.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+import jinja2
 import pandas as pd
 
 from analysis import foreign
@@ -22,6 +27,11 @@ KINDS = ("pdf", "png", "svg", "csv", "json")
 class Heading:
     text: str
     level: int = 2
+
+    @property
+    def anchor(self) -> str:
+        """What a link within the page leads to."""
+        return re.sub(r"[^a-z0-9]+", "-", self.text.lower()).strip("-")
 
 
 @dataclass(frozen=True)
@@ -48,46 +58,48 @@ class Table:
 class Figure:
     shown: Shown
 
+    @property
+    def path(self) -> str:
+        """Where the figure's files lie, relative to the report, less their kinds."""
+        return f"{self.shown.stem.parent.name}/{self.shown.name}"
+
+    @property
+    def files(self) -> list[str]:
+        return [f"{self.path}.{kind}" for kind in KINDS]
+
 
 @dataclass(frozen=True)
 class Code:
-    lines: tuple[str, ...] = field(default=())
+    lines: tuple[str, ...] = ()
 
 
 Block = Heading | Text | Bullets | Table | Figure | Code
 
 
-def links(files: Iterable[str]) -> str:
-    """Files by their kinds, each a link of Markdown."""
-    return ", ".join(f"[{file.rsplit('.', 1)[-1]}]({file})" for file in files)
-
-
-def figure_files(shown: Shown) -> list[str]:
-    """Where a figure's files lie, relative to the report."""
-    return [f"{shown.stem.parent.name}/{shown.name}.{kind}" for kind in KINDS]
-
-
 def markdown(blocks: Iterable[Block]) -> str:
     """The report as GitHub's Markdown."""
-    return "\n".join(_markdown(block) for block in blocks).rstrip() + "\n"
+    return written(
+        "report.md.jinja",
+        blocks,
+        fence=foreign.fence,
+        markdown=foreign.markdown,
+        plain=foreign.unmarked,
+        table=tables.markdown,
+    )
 
 
-def _markdown(block: Block) -> str:
-    match block:
-        case Heading(text, level):
-            return f"{'#' * level} {foreign.markdown(text)}\n"
-        case Text(text):
-            return f"{foreign.markdown(text)}\n"
-        case Bullets(items):
-            return "\n".join(f"- {foreign.markdown(item)}" for item in items) + "\n"
-        case Table(cells, files):
-            under = f"\n{links(files)}\n" if files else ""
-            return tables.markdown(cells) + under
-        case Figure(shown):
-            png = f"{shown.stem.parent.name}/{shown.name}.png"
-            told = f"*{shown.title}.* {links(figure_files(shown))}"
-            return f"![{shown.title}]({png})\n\n{told}\n"
-        case Code(lines):
-            text = "\n".join(map(foreign.unmarked, lines))
-            around = foreign.fence(text, least=3)
-            return f"{around}\n{text}\n{around}\n"
+def written(template: str, blocks: Iterable[Block], **filters: Callable[..., Any]) -> str:
+    """The blocks as a file of templates/ writes them, with these filters.
+
+    All that a page (.html.jinja) shows is escaped, but for what a filter returns as Markup.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=jinja2.select_autoescape(["html.jinja"]),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= filters
+    return environment.get_template(template).render(blocks=list(blocks))

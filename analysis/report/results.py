@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from analysis.format import count, with_interval
 from analysis.report.figures.losses import bpb_table
 from analysis.stats.interval import LEVEL
 from analysis.study import published
 from analysis.study.findings import Findings
 from analysis.study.load import common_budget
+from models.format import count, with_interval
 
 
 def at_last_budget(points: pd.DataFrame, measure: str, level: float = LEVEL) -> pd.DataFrame:

@@ -14,13 +14,13 @@ from analysis.report.document import Block, Bullets, Code, Figure, Heading, Tabl
 from analysis.report.figures.drawing import Gallery
 from analysis.report.figures.losses import domains
 from analysis.stats.fit import MODEL_WORDS
-from analysis.stats.interval import level_words
 from analysis.stats.mixed import MixedModel
 from analysis.stats.savings import matched_factor, seconds_per_token, time_ratio
 from analysis.study import probes
 from analysis.study.answer import answers, caveats, lacking_words
 from analysis.study.compare import Comparison, control_table
 from analysis.study.findings import Findings
+from models.format import percent
 
 
 def report(found: Findings, gallery: Gallery) -> Iterator[Block]:
@@ -76,9 +76,9 @@ def _savings(found: Findings, gallery: Gallery) -> Iterator[Block]:
         yield Text("By the fitted laws, which do not describe these points:")
     if (table := savings_table(found)) is not None and result.fit and result.draws:
         yield Table(table, _files("savings"))
-        words = f"{level_words(result.level)}, {result.draws.words}"
+        words = f"{percent(result.level, 'g')}, {result.draws.words}"
         yield Text(f"Model: {result.fit.words}. Interval: {words}.")
-        if f"time savings [{level_words(result.level)}]" in table:
+        if f"time savings [{percent(result.level, 'g')}]" in table:
             yield Text(
                 "Time savings are token savings times the ratio of seconds per token, "
                 f"{found.measured_on}; their interval holds no scatter of the timing itself."
@@ -258,7 +258,7 @@ def _losses(found: Findings, gallery: Gallery) -> Iterator[Block]:
     yield Heading("Results")
     yield Text(
         "At each size's largest budget that all its mixes reached; means of seeds, and "
-        f"{level_words(found.study.level)} by Student's t from their scatter, pooled, where seeds "
+        f"{percent(found.study.level, 'g')} by Student's t from their scatter, pooled, where seeds "
         "were repeated. Bold: the lowest."
     )
     if found.points["bpb"].notna().any():

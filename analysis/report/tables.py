@@ -14,24 +14,25 @@ import pandas as pd
 
 from ablations.records import visible
 from analysis import foreign
-from analysis.format import count, probability, with_interval
 from analysis.stats.fit import Fit
 from analysis.stats.interaction import Interaction
-from analysis.stats.interval import level_words
 from analysis.stats.laws import PARAMETERS, Chinchilla
 from analysis.stats.noise import Noise
 from analysis.stats.problem import EXPONENT_BOUNDS
 from analysis.stats.savings import Saving
 from analysis.stats.uncertainty import Draws
 from analysis.study.arms import Contrast
+from models.format import count, percent, probability, with_interval, write_table
 
 
 def markdown(table: pd.DataFrame) -> str:
     """A GitHub table; the first column and text to the left, the others to the right."""
-    head = [foreign.markdown(str(name), cell=True) for name in table.columns]
-    rule = [":--"] + [":--" if long else "--:" for long in wraps(table)[1:]]
-    rows = [[foreign.markdown(str(cell), cell=True) for cell in row] for row in table.to_numpy()]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in [head, rule, *rows]) + "\n"
+    head, *rows = (
+        [foreign.markdown(str(cell), cell=True) for cell in row]
+        for row in (table.columns, *table.to_numpy())
+    )
+    left = {0, *(i for i, long in enumerate(wraps(table)) if long)}
+    return write_table(head, rows, "markdown", left)
 
 
 # A cell longer than this is text, which may wrap.
@@ -90,7 +91,7 @@ def savings_table(
     """Token savings by mix and place; `names` gives the size at N, time ratios where measured."""
     rows = []
     baselines = {one.baseline for one in savings}
-    level = level_words(draws.level)
+    level = percent(draws.level, "g")
     for one in savings:
         ratio = time_ratios.get((one.mix, one.N), float("nan"))
         several = {"baseline": one.baseline} if len(baselines) > 1 else {}
@@ -129,7 +130,7 @@ def interactions_table(found: Sequence[tuple[Contrast, Interaction]], level: flo
                 "D": count(one.D),
                 "saving": f"{one.saving:.3g}",
                 "saving of the other": f"{one.reference_saving:.3g}",
-                f"ratio [{level_words(level)}]": with_interval(
+                f"ratio [{percent(level, 'g')}]": with_interval(
                     one.value, one.interval.low, one.interval.high
                 ),
                 "range": "in range" if one.in_range else f"extrapolated ×{one.beyond:.3g}",
@@ -153,7 +154,7 @@ def fit_free_table(free: pd.DataFrame, level: float) -> pd.DataFrame:
                 "size": size,
                 "N": count(one["N"]),
                 "target loss": f"{one['target_loss']:.4f}",
-                f"savings, mean of seeds [{level_words(level)}]": (
+                f"savings, mean of seeds [{percent(level, 'g')}]": (
                     f"{one['bound']} {one['value']:.2f}".strip()
                     if math.isnan(one["low"])
                     else with_interval(one["value"], one["low"], one["high"])

@@ -25,11 +25,6 @@ class Interval:
     method: str
 
 
-def level_words(level: float) -> str:
-    """`95 %`."""
-    return f"{100 * level:g} %"
-
-
 def percentiles(draws: Array, level: float = LEVEL) -> tuple[float, float]:
     """Percentile interval of draws of a ratio.
 

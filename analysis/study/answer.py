@@ -6,9 +6,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from analysis.format import count, probability, with_interval
 from analysis.stats.fit import Fit
-from analysis.stats.interval import level_words
 from analysis.stats.noise import LackOfFit
 from analysis.stats.predict import Predictions
 from analysis.stats.savings import Saving
@@ -17,6 +15,7 @@ from analysis.study.checks import doubts
 from analysis.study.compare import Comparison
 from analysis.study.load import Sweep
 from analysis.study.study import Study
+from models.format import count, percent, probability, with_interval
 
 # A difference in FLOPs per token that changes what token savings mean for cost.
 NOTABLE_FLOPS_PERCENT = 3.0
@@ -99,7 +98,7 @@ def _interactions(result: Study) -> Iterable[str]:
         mix = result.arms.arm(contrast.arm).mix
         yield (
             f"**{at}, {head} multiplies the saving of {mix} by {told} "
-            f"({level_words(result.level)} interval); {verdict}.** {chance}."
+            f"({percent(result.level, 'g')} interval); {verdict}.** {chance}."
         )
 
 
@@ -142,7 +141,7 @@ def _answer_by_seeds(result: Study, mix: str) -> str:
     return (
         f"**At N = {count(last['N'])} parameters and D = {count(last['D_baseline'])} "
         f"tokens, token savings of {mix} over {result.versus[mix]} are {told} "
-        f"({level_words(result.level)} interval, from "
+        f"({percent(result.level, 'g')} interval, from "
         f"seeds, without a fit); {_verdict(last['low'], last['high'])}.** "
         f"P(savings > 1) {chance}; in range. The fitted law is not used for this, as it does not "
         "describe these points."
@@ -179,7 +178,7 @@ def _answer(one: Saving, draws: Draws, law_fails: bool) -> str:
         body = f"{one.mix} needs more tokens than {one.baseline} for the same loss: savings {told}"
     else:
         body = f"{one.mix} never reaches the loss of {one.baseline}: savings {told}"
-    body += f" ({level_words(draws.level)} interval)"
+    body += f" ({percent(draws.level, 'g')} interval)"
     if not law_fails:
         body += f"; {_verdict(one.low, one.high)}"
     chance = probability(one.p_above_1, draws.resamples)
@@ -241,8 +240,8 @@ def noise_doubts(fit: Fit, lack: LackOfFit | None) -> Iterable[str]:
             own = (fit.points["mix"] == mix).to_numpy()
             N, D, loss = fit.points[["N", "D", "loss"]].iloc[int(np.argmax(own * off))]
             yield (
-                f"The law of {mix} lies off its own points by {100 * one.rms:.2g} % (rms), noise "
-                f"included, and most, by {100 * one.largest_error:.2g} %, off that at N = "
+                f"The law of {mix} lies off its own points by {percent(one.rms)} (rms), noise "
+                f"included, and most, by {percent(one.largest_error)}, off that at N = "
                 f"{N:.4g}, D = {D:.4g} with loss {loss:.4g}."
             )
     if lack is not None and lack.found:
@@ -263,7 +262,7 @@ def _lack_words(lack: LackOfFit) -> str:
     return (
         f"The law does not describe these points (lack of fit, F = {lack.F:.3g}, "
         f"p = {lack.p:.2g}): residuals of seed means would need a seed-to-seed scatter "
-        f"of {100 * lack.leftover:.2f} %, and it is {100 * lack.scatter:.2f} %."
+        f"of {percent(lack.leftover, '.2f')}, and it is {percent(lack.scatter, '.2f')}."
     )
 
 

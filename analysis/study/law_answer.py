@@ -19,6 +19,7 @@ from analysis.stats.laws import Ray
 from analysis.stats.rays import MINIMA, SAME, IsoFlop, Minimum, fit_isoflop, fit_rays
 from analysis.stats.uncertainty import LEVEL, METHOD_WORDS
 from analysis.study.checks import doubts
+from models.format import percent
 
 Form = Literal["chinchilla", "gamma", "ray", "isoflop"]
 FORMS: tuple[Form, ...] = get_args(Form)
@@ -177,7 +178,7 @@ def _isoflop(
         assumed = points.attrs.get("runs_assumed")
         taken = "; points of one mix and size are taken as one run" if assumed else ""
         notes.append(
-            f"Intervals of {100 * level:g} %: {METHOD_WORDS['run']}, {resamples} resamples, "
+            f"Intervals of {percent(level, 'g')}: {METHOD_WORDS['run']}, {resamples} resamples, "
             f"seed {seed}{taken}."
         )
     notes += doubts(points)

@@ -12,7 +12,6 @@ import pytest
 from scipy.stats import t as student
 from synthetic_sweeps import SIZES, SweepWriter, write_ladder
 
-from analysis.format import with_interval
 from analysis.report import results
 from analysis.report.checklist import checklist
 from analysis.report.tables import fits_table, latex, markdown
@@ -26,24 +25,6 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Findings:
     writer = SweepWriter(tmp_path_factory.mktemp("runs") / "trial")
     write_ladder(writer)
     return find(load_sweep(writer.path), "transformer", 40, 0, "python -m analysis tables")
-
-
-@pytest.mark.parametrize(
-    ("value", "low", "high", "told"),
-    [
-        (1.3213, 0.6712, 4.0178, "1.3 [0.7, 4.0]"),
-        (1.3213, 1.3021, 1.3411, "1.321 [1.302, 1.341]"),
-        (0.66931, 0.66812, 0.67052, "0.6693 [0.6681, 0.6705]"),
-        (2.0, 1.2, float("inf"), "2.0 [1.2, ∞]"),
-        (1.391593, 1.391592, 1.5, "1.3916 [1.3916, 1.5000]"),
-        (0.000123, 0.000121, 0.000125, "0.00012 [0.00012, 0.00013]"),
-        (83.4551, 29.6, 495.0, "83 [30, 495]"),
-    ],
-)
-def test_digits_follow_the_narrower_side_of_the_interval(
-    value: float, low: float, high: float, told: str
-) -> None:
-    assert with_interval(value, low, high) == told
 
 
 def test_an_interval_that_ends_where_the_search_does_says_so(found: Findings) -> None:

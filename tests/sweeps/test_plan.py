@@ -208,7 +208,7 @@ def test_totals_by_mix_are_sums_of_its_sizes():
     plan = planned("mix=gdn", "size=60m,100m", "seed=0,1")
     (row,) = (line for line in text.splitlines() if re.match(r"\s*gdn +all", line))
     assert "0 of 4" in row
-    assert f"{sum(e.flops for e in plan.estimates):.2e}" in row
+    assert f"{sum(e.flops for e in plan.estimates):.3g}".replace("+", "") in row
     assert f"~{sum(e.gpu_hours for e in plan.estimates):.1f}" in row
 
 
@@ -282,20 +282,6 @@ def test_a_sweep_takes_no_less_than_its_longest_run():
 def test_a_gpu_is_known_by_its_drivers_name(name, kind):
     assert gpu_kind(name) == kind
     assert peak_flops(name) == (GPUS[kind].peak_flops if kind else None)
-
-
-@pytest.mark.parametrize(
-    ("number", "words"),
-    [(0, "0"), (999, "999"), (57_422_208, "57.42M"), (204.7e9, "204.7B"), (1.28e12, "1.28T")],
-)
-def test_numbers_are_short(number, words):
-    assert planning._short(number) == words
-
-
-def test_durations_read_in_their_unit():
-    durations = {30: "30 s", 90: "1.5 min", 5400: "1.5 h", 36 * 3600: "36.0 h", 9e7: "2.9 years"}
-    assert {s: planning.duration(s) for s in durations} == durations
-    assert planning._bytes(6.9e9) == "6.9 GB"
 
 
 def test_a_plan_says_which_runs_would_be_refused_for_their_epochs():

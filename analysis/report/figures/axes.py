@@ -15,6 +15,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullForma
 from numpy.typing import NDArray
 
 from analysis.report.figures.style import SINGLE_COLUMN_INCHES, Look
+from models.format import count, flop_count
 
 Drawn = tuple[Figure, pd.DataFrame]
 """A figure and the table of all that it shows."""
@@ -45,22 +46,10 @@ def log_axis(axes: Axes, label: str, vertical: bool = False, flops: bool = False
     # Three labels a decade need about 1.7 inches of it, more where they are as long as FLOPs.
     fine = math.log10(high / low) <= long / (2.6 if flops else 1.7)
     axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if fine else (1.0,)))
-    words = flop_words if flops else count_words
-    axis.set_major_formatter(FuncFormatter(lambda tick, _: words(tick)))
+    axis.set_major_formatter(
+        FuncFormatter(lambda tick, _: flop_count(tick, 1) if flops else count(tick, 3))
+    )
     axis.set_minor_formatter(NullFormatter())
-
-
-def count_words(count: float) -> str:
-    """A count in short: 57M, 1.3B, 400k."""
-    for unit, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if count >= unit * 0.9995:
-            return f"{count / unit:.3g}{letter}"
-    return f"{count:.3g}"
-
-
-def flop_words(flops: float) -> str:
-    """FLOPs in short: 2e18."""
-    return f"{flops:.0e}".replace("e+", "e")
 
 
 def ratio_axis(axes: Axes, vertical: bool = True) -> None:

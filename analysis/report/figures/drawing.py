@@ -7,15 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ablations.records import one_of
-from analysis.format import count
 from analysis.report import figures
 from analysis.report.figures.axes import Drawn
 from analysis.report.figures.losses import domains
 from analysis.report.figures.style import DOUBLE_COLUMN_INCHES, save
-from analysis.stats.interval import level_words
 from analysis.study import probes, published
 from analysis.study.answer import lacking_words
 from analysis.study.findings import Findings, note
+from models.format import count, percent
 
 MEND = "three sizes and three budgets a mix would do"
 Draw = Callable[[Findings, str, float], Drawn]
@@ -94,7 +93,7 @@ def _of_fit(found: Findings) -> dict[str, str]:
         return {}
     return {
         "model": result.fit.words,
-        "interval": f"{level_words(result.level)}, {result.draws.words}",
+        "interval": f"{percent(result.level, 'g')}, {result.draws.words}",
     }
 
 
@@ -128,14 +127,14 @@ def _fit_words(found: Findings) -> str:
 
 def _interval_words(found: Findings) -> str:
     draws = found.study.draws
-    words = f"Interval: {level_words(draws.level)}, {draws.words}." if draws is not None else ""
+    words = f"Interval: {percent(draws.level, 'g')}, {draws.words}." if draws is not None else ""
     return f"{_fit_words(found)} {words}"
 
 
 def _savings_words(found: Findings) -> str:
     return (
         f"{_interval_words(found)} Points without a fit: at the lowest loss that both mixes "
-        f"reached, bars: {level_words(found.study.level)} by seeds."
+        f"reached, bars: {percent(found.study.level, 'g')} by seeds."
     )
 
 

@@ -11,7 +11,6 @@ from matplotlib.markers import CARETLEFTBASE, CARETRIGHTBASE
 from ablations.records import visible
 from analysis.report.figures.axes import (
     Drawn,
-    count_words,
     hollow,
     log_axis,
     mix_handles,
@@ -22,6 +21,7 @@ from analysis.report.tables import at_edge
 from analysis.stats.fit import Fit
 from analysis.stats.laws import PARAMETERS
 from analysis.stats.uncertainty import Draws
+from models.format import count
 
 # Their bases stand on the end, their tips beyond it.
 ARROWS = (CARETLEFTBASE, CARETRIGHTBASE)
@@ -81,7 +81,7 @@ def fitted_range(fit: Fit) -> str:
     spans = []
     for name in ("N", "D"):
         low, high = fit.points[name].min(), fit.points[name].max()
-        spans.append(f"{name} {count_words(low)} to {count_words(high)}")
+        spans.append(f"{name} {count(low, 3)} to {count(high, 3)}")
     return f"fitted to {fit.n} points:\n" + "\n".join(spans)
 
 
@@ -109,9 +109,9 @@ def coefficients(
         table = pd.concat([table, published.assign(kind="published")], ignore_index=True)
         table = table[table["mix"].isin(list(style))]
     columns = 5 if width > 4 else 2
-    count = -(-len(PARAMETERS) // columns)
-    with drawing(width, (0.75 + 0.24 * len(style)) * count + 0.3) as figure:
-        grid = figure.subplots(count, columns, squeeze=False, sharey=True).ravel()
+    n_rows = -(-len(PARAMETERS) // columns)
+    with drawing(width, (0.75 + 0.24 * len(style)) * n_rows + 0.3) as figure:
+        grid = figure.subplots(n_rows, columns, squeeze=False, sharey=True).ravel()
         for axes, name in zip(grid, PARAMETERS, strict=False):
             own = table[table["coefficient"] == name]
             for shown in own.to_dict("records"):

@@ -13,7 +13,6 @@ from analysis.report.figures.axes import (
     CURVE_POINTS,
     GREY,
     Drawn,
-    count_words,
     cross_out,
     hollow,
     in_order,
@@ -34,6 +33,7 @@ from analysis.stats.laws import Ray
 from analysis.stats.predict import Prediction
 from analysis.stats.rays import flops
 from analysis.study.load import common_budget
+from models.format import count
 
 # Names of more sizes than this cover one another, and the curves.
 MOST_NAMED = 12
@@ -98,7 +98,7 @@ def predictions_by_place(
                 mfc=look.colour if one.in_range else "white",
             )  # fmt: skip
         names = [
-            f"{visible(one.mix)}, N = {count_words(one.N)}, D = {count_words(one.D)}"
+            f"{visible(one.mix)}, N = {count(one.N, 3)}, D = {count(one.D, 3)}"
             for one in predictions
         ]
         axes.set_yticks(range(len(predictions)), names)

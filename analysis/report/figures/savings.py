@@ -12,13 +12,11 @@ from matplotlib.lines import Line2D
 from matplotlib.markers import MarkerStyle
 
 from ablations.records import visible
-from analysis.format import probability
 from analysis.report.figures.axes import (
     CURVE_POINTS,
     DASHED,
     GREY,
     Drawn,
-    count_words,
     edges,
     log_axis,
     published_handle,
@@ -28,7 +26,7 @@ from analysis.report.figures.axes import (
 from analysis.report.figures.style import DOUBLE_COLUMN_INCHES, Look, caption, drawing, looks
 from analysis.stats.fit import Fit
 from analysis.stats.interaction import Interaction
-from analysis.stats.interval import level_words, percentiles, share_unreachable
+from analysis.stats.interval import percentiles, share_unreachable
 from analysis.stats.laws import Array
 from analysis.stats.savings import (
     Saving,
@@ -39,6 +37,7 @@ from analysis.stats.savings import (
 )
 from analysis.stats.uncertainty import Draws
 from analysis.study.arms import MARK
+from models.format import count, percent, probability
 
 # Made here, as no text is mathematics while a figure is drawn.
 UPWARD, DOWNWARD = MarkerStyle(r"$\uparrow$"), MarkerStyle(r"$\downarrow$")
@@ -151,7 +150,7 @@ def savings_against_loss(
         seen = good.to_numpy()[np.isfinite(good.to_numpy()) & (good.to_numpy() > 0)]
         axes.set_ylim(max(min(seen.min() / 1.1, 0.8), 0.05), min(max(seen.max() * 1.1, 1.25), 20))
         axes.invert_xaxis()
-        axes.set_xlabel(f"target loss at N = {count_words(N)} (nats per token)")
+        axes.set_xlabel(f"target loss at N = {count(N, 3)} (nats per token)")
         ratio_axis(axes)
         axes.set_ylabel(_over(versus))
         none = pd.DataFrame({"bound": []})
@@ -178,8 +177,7 @@ def savings_by_place(
                 mfc=look.colour if one.in_range else "white",
             )  # fmt: skip
         names = [
-            f"{visible(one.mix)}, N = {count_words(one.N)}, D = {count_words(one.D)}"
-            for one in savings
+            f"{visible(one.mix)}, N = {count(one.N, 3)}, D = {count(one.D, 3)}" for one in savings
         ]
         axes.set_yticks(range(len(savings)), names)
         axes.set_ylim(len(savings) - 0.5, -0.5)
@@ -210,7 +208,7 @@ def ratios_of_savings(
                 np.clip(one.value, *VIEW), row, ls="", marker=look.marker, ms=5, mec=look.colour,
                 mfc=look.colour if one.in_range else "white",
             )  # fmt: skip
-        names = [f"{visible(words)}, N = {count_words(one.N)}" for words, one in interactions]
+        names = [f"{visible(words)}, N = {count(one.N, 3)}" for words, one in interactions]
         axes.set_yticks(range(len(interactions)), names)
         axes.set_ylim(len(interactions) - 0.5, -0.5)
         axes.set_xscale("log")
@@ -383,7 +381,7 @@ def _savings_handles(
         for mix in others
     ]  # fmt: skip
     found.append(
-        Line2D([], [], color=GREY, lw=6, alpha=0.3, label=f"{level_words(level)} interval")
+        Line2D([], [], color=GREY, lw=6, alpha=0.3, label=f"{percent(level, 'g')} interval")
     )
     if not law_fails:
         found.append(Line2D([], [], color=GREY, lw=1.2, ls=DASHED, label="extrapolated"))
