@@ -22,7 +22,10 @@ FORMS = {
     "chinchilla": "L = E + A/N^alpha + B/D^beta",
     "gamma": "L = E + (A/N^alpha + B/D^beta)^gamma",
     "ray": "L = E + K/C^kappa",
+    "N": "L = E + A/N^alpha",
+    "D": "L = E + B/D^beta",
     "isoflop": "L = c0 + c1 log N + c2 (log N)^2 at one C; N* = G_N C^a, D* = G_D C^b",
+    "envelope": "least L of all training curves at each C; N* = G_N C^a, D* = G_D C^b",
 }
 """Laws as formulas: L in nats per token, N in parameters, D in tokens, C in FLOPs."""
 
@@ -99,7 +102,8 @@ class Laws(Result):
         self.how |= {"seeds": _seeds(sweep.points)} | answer.made
 
     def cells(self) -> pd.DataFrame:
-        """A row per mix (isoflop: per budget, model=all: per model), four digits a number."""
+        """A row per mix (isoflop: per budget, envelope: per best run, model=all: per model), four
+        digits a number."""
         left_out = ["objective", "gradient_norm", "starts", "starts_agreeing", "condition"]
         shown = self.table.drop(columns=[*left_out, "at_bound", "caveats"], errors="ignore")
         return shown.map(_cell)

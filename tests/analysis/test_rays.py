@@ -33,7 +33,7 @@ def test_along_a_ray_equal_exponents_give_a_power_of_compute() -> None:
     assert pytest.approx(1.7, rel=1e-6) == found.law.E
     assert found.law.kappa == pytest.approx(0.15, rel=1e-6)
     assert pytest.approx(K, rel=1e-5) == found.law.K
-    assert found.ratio == pytest.approx(20)
+    assert found.constant == pytest.approx(20)
     assert found.terms.starts_agreeing == 1
 
 
