@@ -7,7 +7,7 @@ import html
 import math
 from typing import TYPE_CHECKING, Any
 
-from ablations.records import SettingError, visible
+from ablations.records import visible
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -109,14 +109,25 @@ class Laws(Result):
         return shown.map(_cell)
 
     def plot(self) -> Figure:
-        """Observed against fitted loss with residuals; of law=ray, loss against FLOPs."""
+        """Observed against fitted loss with residuals; of a law along one axis, loss against it; of
+        isoflop and envelope, the curves with their optima and N* against FLOPs."""
         from analysis.report import figures
+        from analysis.stats.losses import DELTA
 
-        if self._answer.fit is not None:
-            return figures.fit_with_residuals(self._answer.fit)[0]
-        if self._answer.rays is not None and self._answer.points is not None:
-            return figures.loss_along_ray(self._answer.points, self._answer.rays)[0]
-        raise SettingError(f"law={self.how['law']} has no figure; its numbers are in .table.")
+        answer = self._answer
+        if answer.fit is not None:
+            return figures.fit_with_residuals(answer.fit)[0]
+        assert answer.points is not None
+        if answer.rays is not None:
+            return figures.loss_along(answer.axis, answer.points, answer.rays)[0]
+        if answer.envelopes is not None:
+            return figures.envelope(answer.envelopes, answer.draws, answer.level)[0]
+        assert answer.parabolas is not None
+        document = self.document
+        return figures.isoflop(
+            answer.points, answer.parabolas, answer.draws, answer.level,
+            document["loss"] or "squares", document["delta"] or DELTA, document["minimum"],
+        )[0]  # fmt: skip
 
 
 class Savings(Result):

@@ -277,12 +277,9 @@ def akima_minimum(log_N: Array, log_loss: Array, weights: Array) -> tuple[float,
     It passes through the weighted mean of each size. NaN, NaN where the lowest point is the
     smallest or largest size, or where there are fewer than three sizes.
     """
-    sizes, index = np.unique(log_N, return_inverse=True)
-    if len(sizes) < 3:
+    if len(sizes := np.unique(log_N)) < 3:
         return np.nan, np.nan
-    curve = Akima1DInterpolator(
-        sizes, np.bincount(index, weights * log_loss) / np.bincount(index, weights)
-    )
+    curve = _akima(log_N, log_loss, weights)
     turns = np.asarray(curve.derivative().roots(extrapolate=False), float)
     # A flat piece gives NaN beside its left end.
     places = np.concatenate([sizes, turns[np.isfinite(turns)]])
@@ -291,6 +288,26 @@ def akima_minimum(log_N: Array, log_loss: Array, weights: Array) -> tuple[float,
     if places[lowest] in (sizes[0], sizes[-1]):
         return np.nan, np.nan
     return float(places[lowest]), float(values[lowest])
+
+
+def _akima(log_N: Array, log_loss: Array, weights: Array) -> Akima1DInterpolator:
+    sizes, index = np.unique(log_N, return_inverse=True)
+    return Akima1DInterpolator(
+        sizes, np.bincount(index, weights * log_loss) / np.bincount(index, weights)
+    )
+
+
+def curve_at(
+    N: Array, own: pd.DataFrame, loss: Loss, delta: float, minimum: Minimum = "parabola"
+) -> Array:
+    """Loss at sizes N of the parabola, or the interpolation, through the points of one budget."""
+    log_N = np.log(own["N"].to_numpy(float))
+    if minimum == "akima":
+        through = _akima(log_N, np.log(own["loss"].to_numpy(float)), weights_of(own))
+        return np.asarray(np.exp(through(np.log(N))), float)
+    centre = log_N.mean()
+    coefficients = quadratic(np.vander(log_N - centre, 3), own, criterion(loss, delta))
+    return np.asarray(np.vander(np.log(N) - centre, 3) @ coefficients, float)
 
 
 def quadratic(powers: Array, own: pd.DataFrame, chosen: Criterion) -> Array:

@@ -43,9 +43,10 @@ class LawAnswer:
 
     `document` is what JSON holds of them, `rows` the same as a table, a mix or a budget a row, and
     `notes` are sentences to keep in mind. `fit` is there for laws in N and D, `rays` for those
-    along the `axis` C, N or D, `optima` with their `draws` for law=isoflop and law=envelope, and
-    `points` beside either, which they were fitted to; `made` says with which
-    resamples and seed p values of models, or intervals of optima, came out.
+    along the `axis` C, N or D, `parabolas` for law=isoflop and `envelopes` for law=envelope, both
+    with their `draws` and the `level` of intervals; all but `fit` with the `points` that they were
+    fitted to. `made` says with which resamples and seed p values of models, or intervals of law=
+    isoflop and law=envelope, came out.
     """
 
     document: dict[str, Any]
@@ -54,8 +55,10 @@ class LawAnswer:
     fit: Fit | None = None
     rays: dict[str, Ray] | None = None
     axis: Axis = "C"
-    optima: dict[str, IsoFlop] | dict[str, Envelope] | None = None
+    parabolas: dict[str, IsoFlop] | None = None
+    envelopes: dict[str, Envelope] | None = None
     draws: dict[str, IsoFlopDraws] = field(default_factory=dict)
+    level: float = LEVEL
     points: pd.DataFrame | None = None
     made: dict[str, Any] = field(default_factory=dict)
 
@@ -193,7 +196,9 @@ def _isoflop(
     made = {"minimum": minimum} | made
     head = head | made
     document = head | {"mixes": mixes, "notes": notes}
-    return LawAnswer(document, rows, notes, optima=fits, draws=draws, points=points, made=made)
+    return LawAnswer(
+        document, rows, notes, parabolas=fits, draws=draws, level=level, points=points, made=made
+    )
 
 
 def _envelope(
@@ -215,7 +220,9 @@ def _envelope(
     ]
     head = head | {"loss": None, "delta": None} | made
     document = head | {"mixes": mixes, "notes": notes}
-    return LawAnswer(document, rows, notes, optima=fits, draws=draws, points=points, made=made)
+    return LawAnswer(
+        document, rows, notes, envelopes=fits, draws=draws, level=level, points=points, made=made
+    )
 
 
 def _exponent_notes(

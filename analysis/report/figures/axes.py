@@ -58,9 +58,15 @@ def count_words(count: float) -> str:
     return f"{count:.3g}"
 
 
-def flop_words(flops: float) -> str:
-    """FLOPs in short: 2e18."""
-    return f"{flops:.0e}".replace("e+", "e")
+SUPERSCRIPTS = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
+
+
+def flop_words(flops: float, digits: int = 1) -> str:
+    """FLOPs as a power of ten: 10¹⁸, 2×10¹⁸; with three digits 1.25×10¹⁸."""
+    mantissa, power = f"{flops:.{digits - 1}e}".split("e")
+    mantissa = mantissa.rstrip("0").rstrip(".") if "." in mantissa else mantissa
+    ten = f"10{str(int(power)).translate(SUPERSCRIPTS)}"
+    return ten if mantissa == "1" else f"{mantissa}×{ten}"
 
 
 def ratio_axis(axes: Axes, vertical: bool = True) -> None:
