@@ -128,7 +128,9 @@ def heldout(holdout: pd.DataFrame, note: str = "", width: float = DOUBLE_COLUMN_
             for part, colour in parts.items()
             if (holdout["left_out"] == part).any()
         ]  # fmt: skip
-        figure.legend(handles=handles, loc="outside upper left", ncols=4 if wide else 2)
+        long = max(len(str(handle.get_label())) for handle in handles) > 18
+        columns = (3 if long else 4) if wide else (1 if long else 2)
+        figure.legend(handles=handles, loc="outside upper left", ncols=columns)
         caption(figure, note)
     return figure, holdout
 

@@ -81,7 +81,7 @@ def isoflop(
                 curve = curve_at(N, budget, loss, delta, minimum)
                 axes.plot(N, curve, color=colour, lw=1.1 if one.inside else 0.6)
                 columns = {"mix": mix, "C": one.C}
-                shown.append(budget[["N", "loss"]].assign(**columns, kind="measured"))
+                shown.append(budget[["N", "loss"]].assign(mix=mix, C=one.C, kind="measured"))
                 shown.append(pd.DataFrame(columns | {"N": N, "loss": curve, "kind": "fitted"}))
                 if one.inside:
                     axes.hlines(one.loss, *ends, color="#222222", lw=1.6, zorder=5)
@@ -196,13 +196,19 @@ def _power_laws(
     panel_title(axes, f"N* ∝ Cᵃ [{100 * level:g} %]")
     drawn = pd.concat(shown)[["low", "high", "N"]].to_numpy()
     bottom, top = np.log(np.nanmin(drawn)), np.log(np.nanmax(drawn))
-    # Exponents stand above the lines, not on them.
-    room = min(EXPONENT * len(fits) + 0.05, 0.6)
+    width = float(axes.figure.get_figure(root=True).get_size_inches()[0])
+    beside = (len(fits) + 1) % _columns(len(fits), width) > 0
+    # Exponents stand above the lines, not on them, or in the empty place beside the panel.
+    room = 0.05 if beside else min(EXPONENT * len(fits) + 0.05, 0.6)
     bottom -= 0.05 * (top - bottom)
     axes.set_ylim(np.exp(bottom), np.exp(bottom + (top - bottom) / (1 - room)))
     log_axis(axes, "C, training FLOPs", flops=True)
     log_axis(axes, "best N, parameters", vertical=True)
-    axes.legend(handles=handles, loc="upper left", fontsize=6, labelspacing=0.35, borderpad=0)
+    legend = axes.legend(
+        handles=handles, loc="upper left", fontsize=6, labelspacing=0.35, borderpad=0,
+        bbox_to_anchor=(1.08, 1) if beside else None,
+    )  # fmt: skip
+    legend.set_in_layout(not beside)
     return shown
 
 
