@@ -174,16 +174,17 @@ class Ladder:
         Args:
             law: chinchilla, E + A/N^alpha + B/D^beta (nats per token; N in parameters, D in
                 tokens); gamma, (…)^gamma of the two terms; ray, E + K/C^kappa along one D/N (C in
-                FLOPs); isoflop, the best N and D at each C.
+                FLOPs); N, E + A/N^alpha at one D; D, E + B/D^beta at one N; isoflop, the best N
+                and D at each C by parabolas; envelope, the same by the least of training curves.
             model: which coefficients the mixes share; free for none, all to rank every choice.
             loss: what is minimised, of log residuals: huber, absolute, squares or student.
             delta: Huber's threshold, of log loss.
             fix: coefficients to hold, as in {"alpha": 0.22}.
             ratio: tokens per parameter of law=ray, where the points have more than one.
             resamples: ladders simulated for the p values of model=all, or draws of whole runs for
-                the intervals of law=isoflop.
+                the intervals of law=isoflop and law=envelope.
             seed: of those.
-            level: share of law=isoflop's intervals that should hold the truth.
+            level: share of those intervals that should hold the truth.
             minimum: how law=isoflop finds the best size at one C: parabola or akima.
 
         Raises:

@@ -7,7 +7,7 @@ import html
 import math
 from typing import TYPE_CHECKING, Any
 
-from ablations.records import SettingError, visible
+from ablations.records import visible
 from models.format import write_table
 
 if TYPE_CHECKING:
@@ -24,7 +24,10 @@ FORMS = {
     "chinchilla": "L = E + A/N^alpha + B/D^beta",
     "gamma": "L = E + (A/N^alpha + B/D^beta)^gamma",
     "ray": "L = E + K/C^kappa",
+    "N": "L = E + A/N^alpha",
+    "D": "L = E + B/D^beta",
     "isoflop": "L = c0 + c1 log N + c2 (log N)^2 at one C; N* = G_N C^a, D* = G_D C^b",
+    "envelope": "least L of all training curves at each C; N* = G_N C^a, D* = G_D C^b",
 }
 """Laws as formulas: L in nats per token, N in parameters, D in tokens, C in FLOPs."""
 
@@ -102,20 +105,32 @@ class Laws(Result):
         self.how |= {"seeds": _seeds(sweep.points)} | answer.made
 
     def cells(self) -> pd.DataFrame:
-        """A row per mix (isoflop: per budget, model=all: per model), four digits a number."""
+        """A row per mix (isoflop: per budget, envelope: per best run, model=all: per model), four
+        digits a number."""
         left_out = ["objective", "gradient_norm", "starts", "starts_agreeing", "condition"]
         shown = self.table.drop(columns=[*left_out, "at_bound", "caveats"], errors="ignore")
         return shown.map(_cell)
 
     def plot(self) -> Figure:
-        """Observed against fitted loss with residuals; of law=ray, loss against FLOPs."""
+        """Observed against fitted loss with residuals; of a law along one axis, loss against it; of
+        isoflop and envelope, the curves with their optima and N* against FLOPs."""
         from analysis.report import figures
+        from analysis.stats.losses import DELTA
 
-        if self._answer.fit is not None:
-            return figures.fit_with_residuals(self._answer.fit)[0]
-        if self._answer.rays is not None and self._answer.points is not None:
-            return figures.loss_along_ray(self._answer.points, self._answer.rays)[0]
-        raise SettingError(f"law={self.how['law']} has no figure; its numbers are in .table.")
+        answer = self._answer
+        if answer.fit is not None:
+            return figures.fit_with_residuals(answer.fit)[0]
+        assert answer.points is not None
+        if answer.rays is not None:
+            return figures.loss_along(answer.axis, answer.points, answer.rays)[0]
+        if answer.envelopes is not None:
+            return figures.envelope(answer.envelopes, answer.draws, answer.level)[0]
+        assert answer.parabolas is not None
+        document = self.document
+        return figures.isoflop(
+            answer.points, answer.parabolas, answer.draws, answer.level,
+            document["loss"] or "squares", document["delta"] or DELTA, document["minimum"],
+        )[0]  # fmt: skip
 
 
 class Savings(Result):

@@ -40,6 +40,19 @@ def flop_count(value: float, digits: int = 3) -> str:
     return f"{value / 10**power:.{digits}g}e{power}"
 
 
+_SUPERSCRIPTS = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
+
+
+def scientific(value: float, digits: int = 1) -> str:
+    """A number as papers and figures have it: 10¹⁸, 2×10¹⁸; with three digits 1.25×10¹⁸."""
+    if not math.isfinite(value):
+        return _not_finite(value)
+    mantissa, power = f"{value:.{digits - 1}e}".split("e")
+    mantissa = mantissa.rstrip("0").rstrip(".") if "." in mantissa else mantissa
+    ten = f"10{str(int(power)).translate(_SUPERSCRIPTS)}"
+    return ten if mantissa == "1" else f"{mantissa}×{ten}"
+
+
 def byte_count(value: float) -> str:
     """Bytes to three significant digits, in units of 1024: 1.5 GiB."""
     if not math.isfinite(value):

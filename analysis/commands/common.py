@@ -13,7 +13,6 @@ from ablations.records import SettingError, one_of
 from models.format import write_table
 
 if TYPE_CHECKING:
-
     from analysis.study.load import Sweep
 
 FORMATS = ("table", "csv", "json", "latex")

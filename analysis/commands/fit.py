@@ -16,19 +16,24 @@ from analysis.commands.common import (
 from analysis.commands.predict import share
 
 HELP = "fit scaling laws to each mix of a CSV or a sweep"
-LAWS = ("chinchilla", "gamma", "ray", "isoflop")
+LAWS = ("chinchilla", "gamma", "ray", "N", "D", "isoflop", "envelope")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--law", default="chinchilla", help=", ".join(LAWS))
     add_points(parser, loss="huber", model="free")
     parser.add_argument(
-        "--fix", default="", metavar="alpha=0.22,beta=0.22", help="hold E, alpha, beta; of a ray E"
+        "--fix",
+        default="",
+        metavar="alpha=0.22,beta=0.22",
+        help="hold E, alpha, beta; of ray, N, D E alone",
     )
     parser.add_argument("--ratio", default="", metavar="D/N", help="law=ray: tokens per parameter")
-    parser.add_argument("--resamples", default="499", help="model=all, law=isoflop: resamples")
+    parser.add_argument(
+        "--resamples", default="499", help="model=all, law=isoflop, envelope: resamples"
+    )
     parser.add_argument("--seed", default="0")
-    parser.add_argument("--level", default="0.95", help="law=isoflop: of the intervals")
+    parser.add_argument("--level", default="0.95", help="law=isoflop, envelope: of the intervals")
     parser.add_argument("--minimum", default="parabola", help="law=isoflop: parabola, akima")
 
 

@@ -211,15 +211,16 @@ def _fits(found: Findings, gallery: Gallery) -> Iterator[Block]:
     if result.unfitted:
         yield Text(f"No law yet: {lacking_words(result.unfitted)}.")
     if result.fit is None:
+        yield from _figures(gallery, "isoflop")
         return
     yield Text(f"L = E + A/N^α + B/D^β, N in parameters and D in tokens; {result.fit.words}.")
     yield Table(tables.fits_table(result.fit, result.draws), _files("fits"))
-    yield from _figures(gallery, "coefficients", "iso_loss", "frontier")
+    yield from _figures(gallery, "coefficients", "iso_loss", "frontier", "isoflop")
     yield Heading("Diagnostics")
     yield Table(tables.diagnostics_table(result.fit, list(result.noise)), _files("diagnostics"))
     if result.mixed is not None:
         yield Text(_noise_words(result.mixed, result.level))
-    yield from _unseen(found)
+    yield from _unseen(found, gallery)
     yield from _figures(gallery, "fits")
 
 
@@ -243,7 +244,7 @@ def _noise_words(mixed: MixedModel, level: float) -> str:
     )
 
 
-def _unseen(found: Findings) -> Iterator[Block]:
+def _unseen(found: Findings, gallery: Gallery) -> Iterator[Block]:
     if len(found.holdout):
         yield Text(
             "Points left out and predicted from the rest, each mix by its own law: error is "
@@ -252,6 +253,7 @@ def _unseen(found: Findings) -> Iterator[Block]:
             "its largest size or budgets is not shown."
         )
         yield Table(tables.holdout_table(found.holdout), _files("holdout"))
+        yield from _figures(gallery, "heldout")
 
 
 def _losses(found: Findings, gallery: Gallery) -> Iterator[Block]:

@@ -215,27 +215,31 @@ def lacking(
         own.add("gamma")
     sizes, budgets = points["N"].nunique(), points["D"].nunique()
     sizes = points["size"].nunique() if "size" in points else sizes
+    # What one axis says of the loss can be fitted where the other is constant.
+    enough = not shared and len(points) > 3
+    law_D = ", or fit law=D" if enough and sizes == 1 and budgets >= 3 else ""
+    law_N = ", or fit law=N" if enough and budgets == 1 and sizes >= 3 else ""
     if len(points) < len(own) + (not shared):
         need = len(own) + (not shared)
         return (
             f"{len(points)} points, and the law's {len(own)} coefficients need {need} or more; "
-            "evaluate more checkpoints or train more sizes"
+            f"evaluate more checkpoints or train more sizes{law_D}{law_N}"
         )
     by_size, by_budget = own & {"E", "A", "alpha"}, own & {"E", "B", "beta"}
     if sizes < len(by_size):
         return (
             f"{sizes} size(s), and {_listed(by_size)} cannot be told apart with fewer than "
-            f"{len(by_size)}; train another size"
+            f"{len(by_size)}; train another size{law_D}"
         )
     if not shared and {"A", "alpha", "B", "beta"} <= own and _on_one_curve(points):
         return (
             "D given by N, within 10 %: what N and what D does to the loss cannot be told apart; "
-            "train a size for more than one budget, or fit law=ray"
+            f"train a size for more than one budget{law_N or ', or fit law=ray'}"
         )
     if budgets < len(by_budget):
         return (
             f"{budgets} value(s) of D, and {_listed(by_budget)} cannot be told apart with fewer "
-            f"than {len(by_budget)}; evaluate at more token budgets"
+            f"than {len(by_budget)}; evaluate at more token budgets{law_N}"
         )
     return ""
 

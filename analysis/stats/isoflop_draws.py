@@ -27,33 +27,44 @@ from analysis.stats.rays import (
 
 @dataclass(frozen=True)
 class IsoFlopDraws:
-    """Exponents and log coefficients of N* and D* of one mix, (R,); NaN where one has no fit."""
+    """Exponents and log coefficients of N* and D* of one mix, (R,); NaN where one has no fit.
+
+    `log_N` (R, B) are the minima of each budget, NaN where one does not lie between its sizes.
+    """
 
     a: Array
     log_G_N: Array
     b: Array
     log_G_D: Array
+    log_N: Array
 
     @property
     def fitted(self) -> int:
         """Number of resamples with two or more budgets whose minimum lies between their sizes."""
         return int(np.isfinite(self.a).sum())
 
+    def minima(self, level: float) -> Array:
+        """Bounds (B, 2) of the best N of each budget, by itself: percentiles of the resamples."""
+        bounds = [_percentiles(log_N, level) for log_N in self.log_N.T]
+        return np.exp(np.array(bounds).reshape(-1, 2))
+
     def exponents(self, level: float) -> tuple[Array, Array]:
         """Bounds (2,) of a and of b: percentiles of the resamples."""
-        return self._bounds(self.a, level), self._bounds(self.b, level)
+        return _percentiles(self.a, level), _percentiles(self.b, level)
 
     def optimum(self, C: float, level: float) -> tuple[Array, Array]:
         """Bounds (2,) of N* (parameters) and D* (tokens) at C FLOPs: percentiles."""
         log_N, log_D = self.log_G_N + self.a * np.log(C), self.log_G_D + self.b * np.log(C)
-        return np.exp(self._bounds(log_N, level)), np.exp(self._bounds(log_D, level))
+        return np.exp(_percentiles(log_N, level)), np.exp(_percentiles(log_D, level))
 
-    def _bounds(self, draws: Array, level: float) -> Array:
-        # Where most resamples have no fit, those that have one are a selection.
-        if 2 * self.fitted <= len(draws):
-            return np.full(2, np.nan)
-        draws = draws[np.isfinite(draws)]
-        return np.asarray(np.quantile(draws, [(1 - level) / 2, (1 + level) / 2]), float)
+
+def _percentiles(draws: Array, level: float) -> Array:
+    """Bounds (2,) of draws (R,), NaN where half of them or more have no value."""
+    known = draws[np.isfinite(draws)]
+    # Where most resamples have no fit, those that have one are a selection.
+    if 2 * len(known) <= len(draws):
+        return np.full(2, np.nan)
+    return np.asarray(np.quantile(known, [(1 - level) / 2, (1 + level) / 2]), float)
 
 
 def draw_isoflop(
@@ -93,9 +104,9 @@ def draw_isoflop(
                 (times_drawn @ np.log(C[at]) / total, log_N, times_drawn @ log_ND / total)
             )
         log_C, log_N, log_ND = (np.stack(one, axis=1) for one in zip(*minima, strict=True))
-        a, log_G_N = _lines(log_C, log_N)
-        b, log_G_D = _lines(log_C, log_ND - log_N)
-        draws[str(mix)] = IsoFlopDraws(a, log_G_N, b, log_G_D)
+        a, log_G_N = lines(log_C, log_N)
+        b, log_G_D = lines(log_C, log_ND - log_N)
+        draws[str(mix)] = IsoFlopDraws(a, log_G_N, b, log_G_D, log_N)
     return draws
 
 
@@ -150,7 +161,7 @@ def _parabola_minima(curve: pd.DataFrame, times_drawn: Array, chosen: Criterion)
     return np.where(deep & (low <= best) & (best <= high), centre + scale * best, np.nan)
 
 
-def _lines(x: Array, y: Array) -> tuple[Array, Array]:
+def lines(x: Array, y: Array) -> tuple[Array, Array]:
     """Slopes and intercepts (R,) of y (R, B) by x where y is finite; NaN of fewer than two."""
     there = np.isfinite(y)
     n = there.sum(axis=1)

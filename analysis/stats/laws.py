@@ -109,7 +109,10 @@ def _power_inverse(factor: Array | float, exponent: Array | float, gap: Array) -
 
 @dataclass(frozen=True)
 class Ray:
-    """L = E + K/C^kappa, the loss by training FLOPs where D / N is the same everywhere."""
+    """L = E + K/C^kappa, the loss by training FLOPs where D / N is the same everywhere.
+
+    The law in N at one D, and in D at one N, have the same form, with N or D for C.
+    """
 
     E: float
     K: float
@@ -123,6 +126,3 @@ class Ray:
         """FLOPs that reach `target_loss`; infinite where no number of them does."""
         gap = np.asarray(np.asarray(target_loss, float) - self.E)
         return _power_inverse(self.K, self.kappa, gap)
-
-    def as_dict(self) -> dict[str, float]:
-        return {"E": self.E, "K": self.K, "kappa": self.kappa}

@@ -1,6 +1,8 @@
-"""Laws of the loss by training FLOPs: along a ray of constant D / N, and across isoFLOP curves.
+"""Laws of the loss along one axis, and across isoFLOP curves.
 
     L(C) = E + K / C^kappa                        along a ray (power law with an offset)
+    L(N) = E + A / N^alpha                        at one D
+    L(D) = E + B / D^beta                         at one N
     L = c0 + c1 log N + c2 (log N)^2              at one C: Hoffmann et al. 2022, approach 2
     log L = Akima's interpolation in log N        at one C, instead: Porian et al. 2024
     N* = G_N C^a, D* = G_D C^b                    through the parabolas' minima
@@ -9,7 +11,7 @@ C is the column `C` where points have it and 6 N D elsewhere. At fixed C, D is C
 factor that depends on the mix alone, so b is fitted to the points' own D and not set to 1 - a.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Literal, get_args
 
@@ -39,13 +41,26 @@ def flops(points: pd.DataFrame) -> Array:
     return np.asarray(own.where(own > 0).fillna(product), float)
 
 
+Axis = Literal["C", "N", "D"]
+AXIS_LAWS: dict[Axis, str] = {"C": "ray", "N": "N", "D": "D"}
+"""The name of the law along each axis, as `law=` takes it."""
+COEFFICIENTS: dict[Axis, tuple[str, str]] = {
+    "C": ("K", "kappa"),
+    "N": ("A", "alpha"),
+    "D": ("B", "beta"),
+}
+"""Factor and exponent of the one term of the law along each axis."""
+
+
 @dataclass(frozen=True)
 class RayFit:
-    """L(C) of one mix at `ratio` tokens per parameter, and the certificate of its fit."""
+    """The law of one mix along one axis, and the certificate of its fit.
+
+    `constant` is D / N along C, D along N and N along D.
+    """
 
     law: Ray
-    ratio: float
-    C_range: tuple[float, float]
+    constant: float
     terms: MixFit
 
 
@@ -65,39 +80,78 @@ def fit_rays(
     known = not points.attrs.get("compute_only")
     if ratio is not None and not known:
         raise SettingError(f"ratio={ratio:g} chooses points by D / N, and these have C alone.")
-    need = 4 if E is None else 3
     for mix, own in points.groupby("mix", sort=False):
         per_parameter = (own["D"] / own["N"]).to_numpy(float)
         if ratio is None and known:
-            low, high = per_parameter.min(), per_parameter.max()
-            if high > SAME**2 * low:
-                told = ", ".join(f"{one:.3g}" for one in levels(per_parameter)[:8])
-                raise SettingError(
-                    f"law=ray needs points of one D / N, and those of mix={mix} have {told}; "
-                    "give one of them, --ratio."
-                )
+            _check_one(per_parameter, str(mix), "C", "give one of them, --ratio")
         elif ratio is not None:
             own = own[np.abs(np.log(per_parameter / ratio)) < np.log(SAME)]
-        C = flops(own)
-        if len(own) < need or len(levels(C, 1.001)) < need - 1:
-            words = (
-                ("E, K and kappa", "four at three")
-                if E is None
-                else ("K and kappa", "three at two")
-            )
-            raise SettingError(
-                f"mix={mix} cannot be fitted by law=ray: it has {len(own)} points at "
-                f"{len(levels(C, 1.001))} values of C, and {words[0]} need {words[1]}."
-            )
-        ray = own.assign(N=1.0, D=C)
-        held = {"A": 0.0, "alpha": 1.0} | ({} if E is None else {"E": E})
-        # The law with C for D and no N term.
-        terms = next(iter(fit(ray, "free", loss, delta, held=held).mixes.values()))
-        law = Ray(float(terms.law.E), float(terms.law.B), float(terms.law.beta))
         shown = float(np.exp(np.log(per_parameter).mean())) if ratio is None else ratio
         shown = shown if known else float("nan")
-        found[str(mix)] = RayFit(law, shown, (float(C.min()), float(C.max())), terms)
+        found[str(mix)] = _along(str(mix), own, flops(own), "C", shown, loss, delta, E)
     return found
+
+
+def fit_axis(
+    points: pd.DataFrame,
+    axis: Literal["N", "D"],
+    loss: Loss = "huber",
+    delta: float = DELTA,
+    E: float | None = None,
+) -> dict[str, RayFit]:
+    """L = E + A/N^alpha at one D, or L = E + B/D^beta at one N, for each mix; E held where given.
+
+    Raises SettingError where the other of N and D is not constant within 10 %, or where a mix has
+    too few points.
+    """
+    found = {}
+    for mix, own in points.groupby("mix", sort=False):
+        other = own["D" if axis == "N" else "N"].to_numpy(float)
+        what = "where=D=…" if axis == "N" else "where=N=… or where=size=…"
+        _check_one(other, str(mix), axis, f"choose one of them by {what}")
+        constant = float(np.exp(np.log(other).mean()))
+        x = own[axis].to_numpy(float)
+        found[str(mix)] = _along(str(mix), own, x, axis, constant, loss, delta, E)
+    return found
+
+
+def _check_one(values: Array, mix: str, axis: Axis, remedy: str) -> None:
+    """Raise SettingError unless what is constant along an axis is so, within 10 %."""
+    if values.max() > SAME**2 * values.min():
+        told = ", ".join(f"{one:.3g}" for one in levels(values)[:8])
+        constant = {"C": "D / N", "N": "D", "D": "N"}[axis]
+        raise SettingError(
+            f"law={AXIS_LAWS[axis]} needs points of one {constant}, and those of mix={mix} have "
+            f"{told}; {remedy}."
+        )
+
+
+def _along(
+    mix: str,
+    own: pd.DataFrame,
+    x: Array,
+    axis: Axis,
+    constant: float,
+    loss: Loss,
+    delta: float,
+    E: float | None,
+) -> RayFit:
+    """The law of one mix along x: that in N and D with x for D and no N term."""
+    need = 4 if E is None else 3
+    names = COEFFICIENTS[axis]
+    if len(own) < need or len(levels(x, 1.001)) < need - 1:
+        few = "four at three" if E is None else "three at two"
+        listed = f"{'E, ' if E is None else ''}{names[0]} and {names[1]}"
+        raise SettingError(
+            f"mix={mix} cannot be fitted by law={AXIS_LAWS[axis]}: it has {len(own)} points "
+            f"at {len(levels(x, 1.001))} values of {axis}, and {listed} need {few}."
+        )
+    held = {"A": 0.0, "alpha": 1.0} | ({} if E is None else {"E": E})
+    terms = next(iter(fit(own.assign(N=1.0, D=x), "free", loss, delta, held=held).mixes.values()))
+    law = Ray(float(terms.law.E), float(terms.law.B), float(terms.law.beta))
+    called = dict(zip(("B", "beta"), names, strict=True))
+    terms = replace(terms, at_bound=tuple(called.get(name, name) for name in terms.at_bound))
+    return RayFit(law, constant, terms)
 
 
 @dataclass(frozen=True)
@@ -223,12 +277,9 @@ def akima_minimum(log_N: Array, log_loss: Array, weights: Array) -> tuple[float,
     It passes through the weighted mean of each size. NaN, NaN where the lowest point is the
     smallest or largest size, or where there are fewer than three sizes.
     """
-    sizes, index = np.unique(log_N, return_inverse=True)
-    if len(sizes) < 3:
+    if len(sizes := np.unique(log_N)) < 3:
         return np.nan, np.nan
-    curve = Akima1DInterpolator(
-        sizes, np.bincount(index, weights * log_loss) / np.bincount(index, weights)
-    )
+    curve = _akima(log_N, log_loss, weights)
     turns = np.asarray(curve.derivative().roots(extrapolate=False), float)
     # A flat piece gives NaN beside its left end.
     places = np.concatenate([sizes, turns[np.isfinite(turns)]])
@@ -237,6 +288,26 @@ def akima_minimum(log_N: Array, log_loss: Array, weights: Array) -> tuple[float,
     if places[lowest] in (sizes[0], sizes[-1]):
         return np.nan, np.nan
     return float(places[lowest]), float(values[lowest])
+
+
+def _akima(log_N: Array, log_loss: Array, weights: Array) -> Akima1DInterpolator:
+    sizes, index = np.unique(log_N, return_inverse=True)
+    return Akima1DInterpolator(
+        sizes, np.bincount(index, weights * log_loss) / np.bincount(index, weights)
+    )
+
+
+def curve_at(
+    N: Array, own: pd.DataFrame, loss: Loss, delta: float, minimum: Minimum = "parabola"
+) -> Array:
+    """Loss at sizes N of the parabola, or the interpolation, through the points of one budget."""
+    log_N = np.log(own["N"].to_numpy(float))
+    if minimum == "akima":
+        through = _akima(log_N, np.log(own["loss"].to_numpy(float)), weights_of(own))
+        return np.asarray(np.exp(through(np.log(N))), float)
+    centre = log_N.mean()
+    coefficients = quadratic(np.vander(log_N - centre, 3), own, criterion(loss, delta))
+    return np.asarray(np.vander(np.log(N) - centre, 3) @ coefficients, float)
 
 
 def quadratic(powers: Array, own: pd.DataFrame, chosen: Criterion) -> Array:

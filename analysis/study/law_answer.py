@@ -12,16 +12,29 @@ import numpy as np
 import pandas as pd
 
 from ablations.records import SettingError, one_of
+from analysis.stats.envelope import Envelope, draw_envelope, fit_envelope
 from analysis.stats.fit import DELTA, LOSSES, MODELS, Fit, Loss, Model, fit
 from analysis.stats.isoflop_draws import IsoFlopDraws, draw_isoflop
 from analysis.stats.joint import ladder
 from analysis.stats.laws import Ray
-from analysis.stats.rays import MINIMA, SAME, IsoFlop, Minimum, fit_isoflop, fit_rays
+from analysis.stats.rays import (
+    AXIS_LAWS,
+    COEFFICIENTS,
+    MINIMA,
+    SAME,
+    Axis,
+    IsoFlop,
+    Minimum,
+    RayFit,
+    fit_axis,
+    fit_isoflop,
+    fit_rays,
+)
 from analysis.stats.uncertainty import LEVEL, METHOD_WORDS
 from analysis.study.checks import doubts
 from models.format import percent
 
-Form = Literal["chinchilla", "gamma", "ray", "isoflop"]
+Form = Literal["chinchilla", "gamma", "ray", "N", "D", "isoflop", "envelope"]
 FORMS: tuple[Form, ...] = get_args(Form)
 
 
@@ -30,9 +43,11 @@ class LawAnswer:
     """Laws of every mix.
 
     `document` is what JSON holds of them, `rows` the same as a table, a mix or a budget a row, and
-    `notes` are sentences to keep in mind. `fit` is there for laws in N and D, `rays` for law=ray,
-    with the `points` that they were fitted to; `made` says with which
-    resamples and seed p values of models, or intervals of law=isoflop, came out.
+    `notes` are sentences to keep in mind. `fit` is there for laws in N and D, `rays` for those
+    along the `axis` C, N or D, `parabolas` for law=isoflop and `envelopes` for law=envelope, both
+    with their `draws` and the `level` of intervals; all but `fit` with the `points` that they were
+    fitted to. `made` says with which resamples and seed p values of models, or intervals of law=
+    isoflop and law=envelope, came out.
     """
 
     document: dict[str, Any]
@@ -40,6 +55,11 @@ class LawAnswer:
     notes: list[str]
     fit: Fit | None = None
     rays: dict[str, Ray] | None = None
+    axis: Axis = "C"
+    parabolas: dict[str, IsoFlop] | None = None
+    envelopes: dict[str, Envelope] | None = None
+    draws: dict[str, IsoFlopDraws] = field(default_factory=dict)
+    level: float = LEVEL
     points: pd.DataFrame | None = None
     made: dict[str, Any] = field(default_factory=dict)
 
@@ -61,7 +81,8 @@ def law_answer(
 
     `model`: which coefficients the mixes share, or `all` for every such model, ranked. `fixed`
     holds coefficients, `ratio` (tokens per parameter) chooses a ray, `resamples` and `seed` are
-    those of model=all and of law=isoflop, whose intervals have `level`, and whose `minimum` of a
+    those of model=all, law=isoflop and law=envelope; intervals of the latter two have `level`, and
+    law=isoflop's `minimum` of a
     budget is that of a parabola or of Akima's interpolation. Raises SettingError where settings
     contradict each other or a mix cannot be fitted.
     """
@@ -74,7 +95,16 @@ def law_answer(
         return _all_models(points, law, resamples, seed)
     chosen = cast(Loss, loss)
     if law == "ray":
-        return _rays(points, head, chosen, delta, fixed.get("E"), ratio)
+        fits = fit_rays(points, ratio, chosen, delta, fixed.get("E"))
+        if ratio is not None:
+            points = points[np.abs(np.log(points["D"] / points["N"] / ratio)) < np.log(SAME)]
+        return _rays(points, head, fits, "C")
+    if law in ("N", "D"):
+        axis = cast(Literal["N", "D"], law)
+        along = fit_axis(points, axis, chosen, delta, fixed.get("E"))
+        return _rays(points, head, along, axis)
+    if law == "envelope":
+        return _envelope(points, head, resamples, seed, level)
     if law == "isoflop":
         return _isoflop(points, head, chosen, delta, cast(Minimum, minimum), resamples, seed, level)
     fitted = fit(points, cast(Model, model), chosen, delta, cast(Any, law), fixed)
@@ -106,14 +136,15 @@ def check_law(
         if value not in valid:
             raise one_of(name, value, valid)
     held = ",".join(f"{name}={value:g}" for name, value in (fixed or {}).items())
-    if law in ("ray", "isoflop", "gamma") and model != "free":
+    one_axis = law in AXIS_LAWS.values()
+    if (one_axis or law in ("isoflop", "envelope", "gamma")) and model != "free":
         raise SettingError(f"model={model} needs law=chinchilla; law={law} is free.")
-    if fixed and law == "isoflop":
-        raise SettingError(f"fix={held} has nothing to hold in law=isoflop.")
+    if fixed and law in ("isoflop", "envelope"):
+        raise SettingError(f"fix={held} has nothing to hold in law={law}.")
     if fixed and model == "all":
         raise SettingError(f"fix={held} needs one model, not model=all.")
-    if fixed and law == "ray" and fixed.keys() - {"E"}:
-        raise SettingError(f"fix={held} holds more than law=ray may have held: E.")
+    if fixed and one_axis and fixed.keys() - {"E"}:
+        raise SettingError(f"fix={held} holds more than law={law} may have held: E.")
     if ratio is not None and law != "ray":
         raise SettingError(f"ratio={ratio:g} needs law=ray, not {law}.")
     if minimum != "parabola" and law != "isoflop":
@@ -121,25 +152,20 @@ def check_law(
 
 
 def _rays(
-    points: pd.DataFrame,
-    head: dict[str, Any],
-    loss: Loss,
-    delta: float,
-    E: float | None,
-    ratio: float | None,
+    points: pd.DataFrame, head: dict[str, Any], fits: dict[str, RayFit], axis: Axis
 ) -> LawAnswer:
-    fits = fit_rays(points, ratio, loss, delta, E)
+    factor, exponent = COEFFICIENTS[axis]
+    constant = {"C": "ratio", "N": "D", "D": "N"}[axis]
     mixes = {
-        mix: one.law.as_dict() | {"ratio": one.ratio} | one.terms.certificate
+        mix: {"E": one.law.E, factor: one.law.K, exponent: one.law.kappa, constant: one.constant}
+        | one.terms.certificate
         for mix, one in fits.items()
     }
     notes = [f"{mix}: {caveat}." for mix, one in fits.items() for caveat in one.terms.caveats]
     notes += doubts(points)
     laws = {mix: one.law for mix, one in fits.items()}
-    if ratio is not None:
-        points = points[np.abs(np.log(points["D"] / points["N"] / ratio)) < np.log(SAME)]
     document = head | {"mixes": mixes, "notes": notes}
-    return LawAnswer(document, _rows(mixes), notes, rays=laws, points=points)
+    return LawAnswer(document, _rows(mixes), notes, rays=laws, axis=axis, points=points)
 
 
 def _isoflop(
@@ -156,9 +182,62 @@ def _isoflop(
     draws = draw_isoflop(points, loss, delta, minimum, resamples, seed)
     mixes = {mix: _isoflop_mix(one, draws[mix], level) for mix, one in fits.items()}
     rows = [{"mix": mix} | budget for mix, one in mixes.items() for budget in one["budgets"]]
+    errors = {
+        mix: f"; standard errors {one.a_error:.2g}, {one.b_error:.2g}" for mix, one in fits.items()
+    }
+    lacking = "two budgets with the lowest loss between their sizes"
+    made = _made(resamples, seed, level)
     notes = [
-        f"{mix}: N* = {one.G_N:.4g} C^{one.a:.4f}, D* = {one.G_D:.4g} C^{one.b:.4f}; "
-        f"standard errors {one.a_error:.2g}, {one.b_error:.2g}."
+        *_exponent_notes(fits, errors, mixes, draws, resamples, lacking),
+        *_interval_notes(points, made),
+        *doubts(points),
+    ]
+    if minimum == "akima":
+        head = head | {"loss": None, "delta": None}
+    made = {"minimum": minimum} | made
+    head = head | made
+    document = head | {"mixes": mixes, "notes": notes}
+    return LawAnswer(
+        document, rows, notes, parabolas=fits, draws=draws, level=level, points=points, made=made
+    )
+
+
+def _envelope(
+    points: pd.DataFrame, head: dict[str, Any], resamples: int, seed: int, level: float
+) -> LawAnswer:
+    fits = fit_envelope(points)
+    draws = draw_envelope(fits, resamples, seed)
+    mixes = {mix: _envelope_mix(one, draws[mix], level) for mix, one in fits.items()}
+    rows = [{"mix": mix} | step for mix, one in mixes.items() for step in one["steps"]]
+    lacking = "two best sizes that lie between others"
+    made = _made(resamples, seed, level)
+    notes = [
+        *_exponent_notes(fits, {}, mixes, draws, resamples, lacking),
+        *_interval_notes(points, made),
+        "Every point of a curve counts as trained to its budget. That holds for a constant "
+        "learning rate and for WSD-S, which decays it before each budget; points in the middle of "
+        "a cosine schedule lie above what a schedule of their own would reach.",
+        *doubts(points),
+    ]
+    head = head | {"loss": None, "delta": None} | made
+    document = head | {"mixes": mixes, "notes": notes}
+    return LawAnswer(
+        document, rows, notes, envelopes=fits, draws=draws, level=level, points=points, made=made
+    )
+
+
+def _exponent_notes(
+    fits: dict[str, IsoFlop] | dict[str, Envelope],
+    errors: dict[str, str],
+    mixes: dict[str, dict[str, Any]],
+    draws: dict[str, IsoFlopDraws],
+    resamples: int,
+    lacking: str,
+) -> list[str]:
+    """The two power laws of each mix, then their intervals or why there is none."""
+    notes = [
+        f"{mix}: N* = {one.G_N:.4g} C^{one.a:.4f}, D* = {one.G_D:.4g} C^{one.b:.4f}"
+        f"{errors.get(mix, '')}."
         for mix, one in fits.items()
     ]
     for mix, one in mixes.items():
@@ -170,28 +249,30 @@ def _isoflop(
         elif resamples:
             notes.append(
                 f"{mix}: no interval, as only {draws[mix].fitted} of {resamples} resamples have "
-                "two budgets with the lowest loss between their sizes."
+                f"{lacking}."
             )
-    made: dict[str, Any] = {}
-    if resamples:
-        made = {"method": "run", "resamples": resamples, "seed": seed, "level": level}
-        assumed = points.attrs.get("runs_assumed")
-        taken = "; points of one mix and size are taken as one run" if assumed else ""
-        notes.append(
-            f"Intervals of {percent(level, 'g')}: {METHOD_WORDS['run']}, {resamples} resamples, "
-            f"seed {seed}{taken}."
-        )
-    notes += doubts(points)
-    if minimum == "akima":
-        head = head | {"loss": None, "delta": None}
-    made = {"minimum": minimum} | made
-    head = head | made
-    return LawAnswer(head | {"mixes": mixes, "notes": notes}, rows, notes, made=made)
+    return notes
+
+
+def _made(resamples: int, seed: int, level: float) -> dict[str, Any]:
+    if not resamples:
+        return {}
+    return {"method": "run", "resamples": resamples, "seed": seed, "level": level}
+
+
+def _interval_notes(points: pd.DataFrame, made: dict[str, Any]) -> list[str]:
+    if not made:
+        return []
+    assumed = points.attrs.get("runs_assumed")
+    taken = "; points of one mix and size are taken as one run" if assumed else ""
+    return [
+        f"Intervals of {percent(made['level'], 'g')}: {METHOD_WORDS['run']}, {made['resamples']} "
+        f"resamples, seed {made['seed']}{taken}."
+    ]
 
 
 def _isoflop_mix(law: IsoFlop, draws: IsoFlopDraws, level: float) -> dict[str, Any]:
     """What JSON holds of one mix: N_star and D_star are those of the power laws at each C."""
-    (a_low, a_high), (b_low, b_high) = (map(float, one) for one in draws.exponents(level))
     budgets = []
     for parabola in law.parabolas:
         N_star, D_star = law.optimum(parabola.C)
@@ -203,10 +284,33 @@ def _isoflop_mix(law: IsoFlop, draws: IsoFlopDraws, level: float) -> dict[str, A
             | {"D_star": float(D_star)}
             | dict(zip(("D_star_low", "D_star_high"), map(float, D_bounds), strict=True))
         )
+    (a_low, a_high), (b_low, b_high) = (map(float, one) for one in draws.exponents(level))
     return {
         "a": law.a, "a_error": law.a_error, "a_low": a_low, "a_high": a_high, "G_N": law.G_N,
         "b": law.b, "b_error": law.b_error, "b_low": b_low, "b_high": b_high, "G_D": law.G_D,
         "resamples_fitted": draws.fitted, "budgets": budgets,
+    }  # fmt: skip
+
+
+def _envelope_mix(law: Envelope, draws: IsoFlopDraws, level: float) -> dict[str, Any]:
+    """What JSON holds of one mix: a step for each stretch of budgets with one best run."""
+    starts = np.flatnonzero(np.diff(law.run, prepend=-1))
+    steps = []
+    for start, end in zip(starts, [*starts[1:], len(law.C)], strict=True):
+        last = end - 1
+        steps.append(
+            {
+                "N": float(law.N[start]), "C_from": float(law.C[start]), "C_to": float(law.C[last]),
+                "D_from": float(law.D[start]), "D_to": float(law.D[last]),
+                "loss_from": float(law.loss[start]), "loss_to": float(law.loss[last]),
+                "budgets": int(end - start), "budgets_used": int(law.inside[start:end].sum()),
+            }
+        )  # fmt: skip
+    (a_low, a_high), (b_low, b_high) = (map(float, one) for one in draws.exponents(level))
+    return {
+        "a": law.a, "a_low": a_low, "a_high": a_high, "G_N": law.G_N,
+        "b": law.b, "b_low": b_low, "b_high": b_high, "G_D": law.G_D,
+        "resamples_fitted": draws.fitted, "steps": steps,
     }  # fmt: skip
 
 

@@ -13,8 +13,10 @@ from matplotlib.markers import CARETLEFTBASE, CARETRIGHTBASE
 from scipy.optimize import brentq, minimize_scalar
 from synthetic_sweeps import SweepWriter, write_ladder
 
+import analysis
 from ablations.records import project_root
 from analysis.report import figures, results
+from analysis.report.figures.axes import flop_words
 from analysis.report.figures.drawing import PICTURES, draw
 from analysis.report.figures.style import (
     LOOKS,
@@ -289,3 +291,88 @@ def test_a_figure_that_cannot_be_drawn_says_what_is_missing(tmp_path: Path) -> N
     gallery = draw(found, tmp_path / "out", ("fits", "frontier"))
     assert gallery.shown == {}
     assert "1 size(s), and E, A and alpha cannot be told apart" in gallery.lacking["frontier"]
+
+
+PORIAN = Path(__file__).parents[1] / "data" / "scaling" / "porian_refinedweb.csv"
+
+
+@pytest.fixture(scope="module")
+def porian() -> analysis.Ladder:
+    mixes = ["base_longwarm_kaplandecay", "tuned_shortwarm_constLR"]
+    return analysis.load(PORIAN, where={"mix": mixes})
+
+
+def test_isoflop_curves_are_marked_at_their_least_loss(porian: analysis.Ladder) -> None:
+    laws = porian.fit("isoflop", loss="squares", resamples=49)
+    answer = laws._answer
+    assert answer.parabolas is not None
+    assert answer.points is not None
+    figure, table = figures.isoflop(
+        answer.points, answer.parabolas, answer.draws, 0.95, "squares", width=SINGLE_COLUMN_INCHES
+    )
+    minima = table[table["kind"] == "minimum"]
+    for row in minima.itertuples():
+        own = table[(table["mix"] == row.mix) & (table["C"] == row.C)]
+        curve = own[own["kind"] == "fitted"]
+        assert row.loss <= curve["loss"].min() <= row.loss * 1.001
+        powers = np.polyfit(
+            np.log((points := own[own["kind"] == "measured"])["N"]), points["loss"], 2,
+            w=1 / points["loss"],
+        )  # fmt: skip
+        assert np.log(row.N) == pytest.approx(-powers[1] / (2 * powers[0]), rel=1e-4)
+        assert row.low <= row.high
+    for mix, one in laws.document["mixes"].items():
+        inside = [budget["C"] for budget in one["budgets"] if budget["inside"]]
+        assert list(minima[minima["mix"] == mix]["C"]) == pytest.approx(inside)
+        law = table[(table["kind"] == "power law") & (table["mix"] == mix)]
+        assert law["N"].to_numpy() == pytest.approx(one["G_N"] * law["C"] ** one["a"])
+        assert (law["low"] < law["high"]).all()
+    told = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert told[:4] == ["1.25×10¹⁶", "2.5×10¹⁶", "5×10¹⁶", "10¹⁷"]
+    exponents = [text.get_text() for text in figure.axes[-1].get_legend().get_texts()]
+    assert re.search(r"tuned_shortwarm_constLR\na = 0\.\d+ \[0\.\d+, 0\.\d+\]", exponents[1])
+
+
+def test_every_law_has_a_figure(porian: analysis.Ladder, tmp_path: Path) -> None:
+    for law, panels in (("isoflop", 3), ("envelope", 3), ("chinchilla", 4)):
+        assert len(porian.fit(law, resamples=29).plot().axes) == panels
+    N = np.geomspace(1e8, 1e10, 7)
+    for axis, held in (("N", {"N": N, "D": 2e10}), ("D", {"N": 1e9, "D": 20 * N})):
+        points = pd.DataFrame({"mix": "m", "loss": 2 + 1e2 / N**0.3} | held)
+        (axes,) = analysis.load(points).fit(axis).plot().axes
+        assert axes.get_xlabel().startswith(f"{axis}, ")
+
+
+def test_errors_on_what_was_left_out_are_drawn_on_one_scale(found: Findings) -> None:
+    figure, table = figures.heldout(found.holdout)
+    for axes, name in zip(figure.axes, ("predicted", "line"), strict=True):
+        drawn = np.concatenate([
+            line.get_xydata() for line in axes.lines if line.get_marker() not in ("None", "")
+        ])  # fmt: skip
+        expected = np.column_stack(
+            [found.holdout["loss"], 100 * (found.holdout[name] / found.holdout["loss"] - 1)]
+        )
+        known = expected[np.isfinite(expected).all(axis=1)]
+        drawn = drawn[np.isfinite(drawn).all(axis=1)]
+        assert sorted(map(tuple, drawn)) == pytest.approx(np.array(sorted(map(tuple, known))))
+        assert axes.get_ylim() == figure.axes[0].get_ylim()
+        assert np.abs(drawn[:, 1]).max() < axes.get_ylim()[1]
+    assert len(table) == len(found.holdout) > 0
+
+
+def test_a_ladder_without_equal_budgets_has_no_isoflop_figure(
+    found: Findings, tmp_path: Path
+) -> None:
+    gallery = draw(found, tmp_path, ("isoflop", "heldout"))
+    assert list(gallery.shown) == ["heldout"]
+    assert re.search(
+        r"no sizes at equal C .* transformer: it has \d+ budgets C", gallery.lacking["isoflop"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("flops", "digits", "words"),
+    [(1e18, 1, "10¹⁸"), (2e18, 1, "2×10¹⁸"), (9.99e18, 2, "10¹⁹"), (1.25e-3, 3, "1.25×10⁻³")],
+)
+def test_flops_are_powers_of_ten(flops: float, digits: int, words: str) -> None:
+    assert flop_words(flops, digits) == words

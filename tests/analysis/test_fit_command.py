@@ -72,7 +72,10 @@ def test_latex_is_a_booktabs_table(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--law", "kaplan"], "law=kaplan is not known; valid: chinchilla, gamma, isoflop, ray"),
+        (
+            ["--law", "kaplan"],
+            "law=kaplan is not known; valid: D, N, chinchilla, envelope, gamma, isoflop, ray",
+        ),
         (["--model", "other"], "model=other is not known"),
         (["--format", "xml"], "format=xml is not known"),
         (["--law", "gamma", "--model", "shared"], "model=shared needs law=chinchilla"),

@@ -8,8 +8,9 @@ import pandas as pd
 import pytest
 
 from ablations.records import SettingError
+from analysis.stats.fit import fit
 from analysis.stats.laws import Chinchilla
-from analysis.stats.rays import fit_isoflop, fit_rays
+from analysis.stats.rays import Minimum, curve_at, fit_axis, fit_isoflop, fit_rays
 from analysis.study.load import load_csv
 
 CASES = Path(__file__).parents[1] / "data" / "cases"
@@ -33,7 +34,7 @@ def test_along_a_ray_equal_exponents_give_a_power_of_compute() -> None:
     assert pytest.approx(1.7, rel=1e-6) == found.law.E
     assert found.law.kappa == pytest.approx(0.15, rel=1e-6)
     assert pytest.approx(K, rel=1e-5) == found.law.K
-    assert found.ratio == pytest.approx(20)
+    assert found.constant == pytest.approx(20)
     assert found.terms.starts_agreeing == 1
 
 
@@ -120,3 +121,71 @@ def test_a_loss_that_diverged_does_not_move_a_robust_parabola(loss: str) -> None
     assert pytest.approx(exact.parabolas[0].N, rel=0.01) == robust.parabolas[0].N
     assert robust.a == pytest.approx(0.5, abs=0.002)
     assert abs(np.log(pulled.parabolas[0].N / exact.parabolas[0].N)) > 0.25
+
+
+def test_one_axis_gives_the_other_s_term_to_E() -> None:
+    N, D = np.geomspace(6e7, 1e9, 8), np.geomspace(1e9, 1e11, 8)
+    by_n = fit_axis(points_at(UNEVEN, N, np.full(8, 2e10)), "N")["gdn"]
+    assert (by_n.law.E, by_n.law.K, by_n.law.kappa) == pytest.approx(
+        (1.7 + 900 / 2e10**0.28, 400, 0.34), rel=1e-3
+    )
+    by_d = fit_axis(points_at(UNEVEN, np.full(8, 3e8), D), "D")["gdn"]
+    assert (by_d.law.E, by_d.law.K, by_d.law.kappa) == pytest.approx(
+        (1.7 + 400 / 3e8**0.34, 900, 0.28), rel=1e-3
+    )
+    assert (by_n.constant, by_d.constant) == pytest.approx((2e10, 3e8))
+    assert by_n.terms.starts_agreeing == 1
+
+
+def test_what_is_at_a_bound_is_named_as_the_law_names_it() -> None:
+    N = np.geomspace(6e7, 1e9, 8)
+    points = points_at(UNEVEN, N, np.full(8, 2e10))
+    bent = points.assign(loss=3 * np.exp(-0.15 * np.log(N / 6e7) - 0.02 * np.log(N / 6e7) ** 2))
+    assert fit_axis(bent, "N")["gdn"].terms.at_bound == ("E",)
+    rising = fit_axis(points.assign(loss=3 * (N / 6e7) ** 0.1), "N")["gdn"].terms.at_bound
+    assert rising
+    assert set(rising) <= {"E", "A", "alpha"}
+
+
+@pytest.mark.parametrize(
+    ("axis", "words"),
+    [
+        ("N", "law=N needs points of one D, and those of mix=gdn have 1e+09, 1e+10; choose one"),
+        ("D", "law=D needs points of one N, and those of mix=gdn have 1e+08, 1e+09; choose one"),
+    ],
+)
+def test_one_axis_is_refused_where_the_other_varies(axis: str, words: str) -> None:
+    N, D = (one.ravel() for one in np.meshgrid([1e8, 1e9], [1e9, 1e10]))
+    with pytest.raises(SettingError, match=re.escape(words)):
+        fit_axis(points_at(UNEVEN, N, D), axis)  # type: ignore[arg-type]
+    few = points_at(UNEVEN, np.full(2, 1e8), np.full(2, 1e9))
+    with pytest.raises(SettingError, match=f"law={axis}: it has 2 points at 1 values of {axis}"):
+        fit_axis(few, axis)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("N", "D", "law"),
+    [
+        (np.full(8, 3e8), np.geomspace(1e9, 1e11, 8), "D"),
+        (np.geomspace(1e8, 1e10, 8), np.full(8, 2e10), "N"),
+        (np.geomspace(1e8, 1e10, 8), 20 * np.geomspace(1e8, 1e10, 8), "ray"),
+        (np.full(5, 3e8), np.geomspace(1e9, 1e11, 5), "D"),
+        (np.geomspace(1e8, 1e10, 5), np.full(5, 2e10), "N"),
+    ],
+)
+def test_a_law_in_both_is_refused_with_the_law_that_would_do(
+    N: np.ndarray, D: np.ndarray, law: str
+) -> None:
+    with pytest.raises(SettingError, match=f"or fit law={law}[.]"):
+        fit(points_at(UNEVEN, N, D))
+
+
+@pytest.mark.parametrize("minimum", ["parabola", "akima"])
+def test_the_curve_of_a_budget_goes_through_its_minimum(minimum: Minimum) -> None:
+    points = isoflops(UNEVEN)
+    least = fit_isoflop(points, "huber", minimum=minimum)["gdn"].parabolas[1]
+    own = points[np.isclose(6 * points["N"] * points["D"], least.C)]
+    around = least.N * np.array([1, 0.98, 1.02])
+    curve = curve_at(around, own, "huber", 1e-3, minimum)
+    assert curve[0] == pytest.approx(least.loss, rel=1e-9)
+    assert curve[0] < min(curve[1:])

@@ -4,14 +4,15 @@
 those of a column and of a page). Save with `analysis.report.figures.style.save`.
 """
 
-from analysis.report.figures.fits import coefficients, fit_with_residuals
+from analysis.report.figures.fits import coefficients, fit_with_residuals, heldout
 from analysis.report.figures.losses import (
     bpb_by_domain,
     loss_against_flops,
     loss_against_tokens,
-    loss_along_ray,
+    loss_along,
     predictions_by_place,
 )
+from analysis.report.figures.optima import envelope, isoflop
 from analysis.report.figures.plan import design_frontier
 from analysis.report.figures.probes import loss_by_position, probe_accuracy
 from analysis.report.figures.savings import (
@@ -27,12 +28,15 @@ __all__ = [
     "bpb_by_domain",
     "coefficients",
     "design_frontier",
+    "envelope",
     "fit_with_residuals",
     "frontier",
+    "heldout",
     "iso_loss",
+    "isoflop",
     "loss_against_flops",
     "loss_against_tokens",
-    "loss_along_ray",
+    "loss_along",
     "loss_by_position",
     "predictions_by_place",
     "probe_accuracy",

@@ -15,7 +15,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullForma
 from numpy.typing import NDArray
 
 from analysis.report.figures.style import SINGLE_COLUMN_INCHES, Look
-from models.format import count, flop_count
+from models.format import count, scientific
 
 Drawn = tuple[Figure, pd.DataFrame]
 """A figure and the table of all that it shows."""
@@ -47,7 +47,7 @@ def log_axis(axes: Axes, label: str, vertical: bool = False, flops: bool = False
     fine = math.log10(high / low) <= long / (2.6 if flops else 1.7)
     axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if fine else (1.0,)))
     axis.set_major_formatter(
-        FuncFormatter(lambda tick, _: flop_count(tick, 1) if flops else count(tick, 3))
+        FuncFormatter(lambda tick, _: scientific(tick) if flops else count(tick, 3))
     )
     axis.set_minor_formatter(NullFormatter())
 

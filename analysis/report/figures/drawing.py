@@ -6,11 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ablations.records import one_of
+from ablations.records import SettingError, one_of
 from analysis.report import figures
 from analysis.report.figures.axes import Drawn
 from analysis.report.figures.losses import domains
 from analysis.report.figures.style import DOUBLE_COLUMN_INCHES, save
+from analysis.stats.isoflop_draws import draw_isoflop
+from analysis.stats.rays import IsoFlop, fit_isoflop
+from analysis.stats.uncertainty import METHOD_WORDS
 from analysis.study import probes, published
 from analysis.study.answer import lacking_words
 from analysis.study.findings import Findings, note
@@ -201,6 +204,47 @@ def _fits(found: Findings, told: str, width: float) -> Drawn:
     return figures.fit_with_residuals(found.study.fit, told, width)
 
 
+def _parabolas(found: Findings) -> tuple[dict[str, IsoFlop], dict[str, str]]:
+    """Fits of law=isoflop by mix, and why the others have none."""
+    fits: dict[str, IsoFlop] = {}
+    refused: dict[str, str] = {}
+    for mix, own in found.points.groupby("mix", sort=False):
+        try:
+            fits |= fit_isoflop(own, "huber")
+        except SettingError as error:
+            refused[str(mix)] = str(error).partition(": ")[2].rstrip(".")
+    return fits, refused
+
+
+def _no_parabolas(found: Findings) -> str:
+    fits, refused = _parabolas(found)
+    if fits:
+        return ""
+    mix, clause = next(iter(refused.items()))
+    return f"no sizes at equal C to find the best of: {mix}: {clause}"
+
+
+def _isoflop(found: Findings, told: str, width: float) -> Drawn:
+    fits, _ = _parabolas(found)
+    own = found.points[found.points["mix"].isin(list(fits))]
+    return figures.isoflop(own, fits, draw_isoflop(own, "huber"), found.study.level, note=told, width=width)
+
+
+def _isoflop_words(found: Findings) -> str:
+    _, refused = _parabolas(found)
+    missing = "".join(f" Without {mix}: {clause}." for mix, clause in refused.items())
+    return (
+        "Fit: a parabola in log N at each C (within 10 %), by Huber's loss, and a power law "
+        f"through the minima. Interval: {METHOD_WORDS['run']}, 499 resamples, seed 0.{missing}"
+    )
+
+
+def _no_holdout(found: Findings) -> str:
+    if len(found.holdout):
+        return ""
+    return "no mix can be fitted without its largest size or budgets; four of each would do"
+
+
 def _iso_loss(found: Findings, told: str, width: float) -> Drawn:
     assert found.study.fit is not None
     return figures.iso_loss(found.study.fit, _compared(found), told, width)
@@ -296,12 +340,17 @@ PICTURES = (
     Picture("positions", "Loss by position in a long window", _loss_by_position,
             lambda f: _no_probes(f, positions=True), _positions_words),
     Picture("fits", "Fits and their residuals", _fits, _no_fit, _fit_words, of_laws=True),
+    Picture("heldout", "Errors of predictions on what was left out",
+            lambda f, told, w: figures.heldout(f.holdout, told, w), _no_holdout,
+            lambda _: "Each mix's own law, by least squares without what was left out."),
     Picture("coefficients", "Coefficients of the laws", _coefficients, _no_fit, _interval_words,
             of_laws=True),
     Picture("iso_loss", "Contours of equal loss", _iso_loss, _no_comparison, _fit_words,
             of_laws=True),
     Picture("frontier", "Compute-optimal frontier", _frontier, _no_fit, _interval_words,
             of_laws=True),
+    Picture("isoflop", "Loss against size at equal compute", _isoflop, _no_parabolas,
+            _isoflop_words),
     Picture("stability", "Gradient norms, spikes and skipped steps",
             lambda f, told, w: figures.training_stability(f.metrics, f.sizes, told, w),
             _no_metrics),

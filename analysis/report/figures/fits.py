@@ -1,4 +1,4 @@
-"""Figures of fits: observed against fitted with residuals, and coefficients with intervals."""
+"""Figures of fits: against what they were shown and what they were not, and coefficients."""
 
 from __future__ import annotations
 
@@ -6,17 +6,25 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.lines import Line2D
 from matplotlib.markers import CARETLEFTBASE, CARETRIGHTBASE
 
 from ablations.records import visible
 from analysis.report.figures.axes import (
+    GREY,
     Drawn,
     hollow,
     log_axis,
     mix_handles,
     published_handle,
 )
-from analysis.report.figures.style import DOUBLE_COLUMN_INCHES, caption, drawing, looks
+from analysis.report.figures.style import (
+    DOUBLE_COLUMN_INCHES,
+    caption,
+    drawing,
+    looks,
+    panel_title,
+)
 from analysis.report.tables import at_edge
 from analysis.stats.fit import Fit
 from analysis.stats.laws import PARAMETERS
@@ -83,6 +91,48 @@ def fitted_range(fit: Fit) -> str:
         low, high = fit.points[name].min(), fit.points[name].max()
         spans.append(f"{name} {count(low, 3)} to {count(high, 3)}")
     return f"fitted to {fit.n} points:\n" + "\n".join(spans)
+
+
+def heldout(holdout: pd.DataFrame, note: str = "", width: float = DOUBLE_COLUMN_INCHES) -> Drawn:
+    """Signed errors of predictions on what was left out: of the law, and of a line in logs.
+
+    In per cent against the measured loss, on one scale for both; the largest size is filled, each
+    run's largest budget hollow. `holdout` is that of `analysis.stats.holdout`.
+    """
+    style = looks(dict.fromkeys(holdout["mix"]))
+    ways = {"error": "the law", "line_error": "a straight line in logs"}
+    wide = width > 4
+    with drawing(width, 2.8 if wide else 4.4) as figure:
+        shape = (1, 2) if wide else (2, 1)
+        panels = figure.subplots(*shape, sharex=True, sharey=True)
+        for axes, (column, words) in zip(panels, ways.items(), strict=True):
+            axes.axhline(0, color="#999999", lw=0.8, zorder=1)
+            for (mix, label), own in holdout.groupby(["mix", "left_out"], sort=False):
+                kind = hollow(style[str(mix)], 4)
+                if label == "largest N":
+                    kind |= {"mfc": style[str(mix)].colour}
+                axes.plot(own["loss"], 100 * own[column], **kind)
+            errors = 100 * holdout[column].dropna()
+            off = f", rms {np.sqrt((errors**2).mean()):.2g} %" if len(errors) else ""
+            panel_title(axes, f"{words}{off}")
+        reach = 1.1 * 100 * np.nanmax(np.abs(holdout[list(ways)].to_numpy(float)))
+        panels[0].set_ylim(-reach, reach)
+        for axes in panels if not wide else panels[:1]:
+            axes.set_ylabel("predicted / measured − 1 (%)")
+        for axes in panels if wide else panels[1:]:
+            axes.set_xlabel("measured loss (nats/token)")
+        parts = {"largest N": GREY, "largest D": "none"}
+        handles = mix_handles(style) + [
+            Line2D([], [], ls="", marker="o", ms=4, mew=0.7, mec=GREY, mfc=colour,
+                   label=f"left out: {part}")
+            for part, colour in parts.items()
+            if (holdout["left_out"] == part).any()
+        ]  # fmt: skip
+        long = max(len(str(handle.get_label())) for handle in handles) > 18
+        columns = (3 if long else 4) if wide else (1 if long else 2)
+        figure.legend(handles=handles, loc="outside upper left", ncols=columns)
+        caption(figure, note)
+    return figure, holdout
 
 
 def coefficients(

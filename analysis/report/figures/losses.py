@@ -31,13 +31,13 @@ from analysis.report.figures.style import (
 )
 from analysis.stats.laws import Ray
 from analysis.stats.predict import Prediction
-from analysis.stats.rays import flops
+from analysis.stats.rays import Axis, flops
 from analysis.study.load import common_budget
 from models.format import count
 
 # Names of more sizes than this cover one another, and the curves.
 MOST_NAMED = 12
-AXES = {"D": "D, training tokens", "C": "C, training FLOPs"}
+AXES = {"N": "N, parameters", "D": "D, training tokens", "C": "C, training FLOPs"}
 
 
 def loss_against_tokens(
@@ -54,27 +54,28 @@ def loss_against_flops(
     return _loss_against("C", points[points["C"] > 0], note, width)
 
 
-def loss_along_ray(
+def loss_along(
+    axis: Axis,
     points: pd.DataFrame,
     laws: dict[str, Ray],
     note: str = "",
     width: float = DOUBLE_COLUMN_INCHES,
 ) -> Drawn:
-    """Held-out loss of a ray's points against training FLOPs, and E + K/C^kappa of each mix."""
+    """Held-out loss against C, N or D where the rest is constant, and the law of each mix there."""
     style = looks(laws)
     shown = []
     with drawing(width, 3.2) as figure:
         axes = figure.subplots()
         for mix, law in laws.items():
             own = points[points["mix"] == mix]
-            C = flops(own)
-            measured = pd.DataFrame({"mix": mix, "C": C, "loss": own["loss"], "kind": "measured"})
-            axes.plot(measured["C"], measured["loss"], zorder=3, **hollow(style[mix]))
-            budgets = np.geomspace(C.min(), C.max(), CURVE_POINTS)
-            curve = pd.DataFrame({"mix": mix, "C": budgets, "loss": law.loss(budgets)})
-            axes.plot(curve["C"], curve["loss"], color=style[mix].colour, ls=style[mix].line)
+            x = flops(own) if axis == "C" else own[axis].to_numpy(float)
+            measured = pd.DataFrame({"mix": mix, axis: x, "loss": own["loss"], "kind": "measured"})
+            axes.plot(measured[axis], measured["loss"], zorder=3, **hollow(style[mix]))
+            grid = np.geomspace(x.min(), x.max(), CURVE_POINTS)
+            curve = pd.DataFrame({"mix": mix, axis: grid, "loss": law.loss(grid)})
+            axes.plot(curve[axis], curve["loss"], color=style[mix].colour, ls=style[mix].line)
             shown += [measured, curve.assign(kind="fitted")]
-        log_axis(axes, AXES["C"], flops=True)
+        log_axis(axes, AXES[axis], flops=axis == "C")
         axes.set_ylabel("held-out loss (nats per token)")
         legend(axes, mix_handles(style, fitted=True))
         caption(figure, note)
