@@ -227,7 +227,8 @@ def _no_parabolas(found: Findings) -> str:
 def _isoflop(found: Findings, told: str, width: float) -> Drawn:
     fits, _ = _parabolas(found)
     own = found.points[found.points["mix"].isin(list(fits))]
-    return figures.isoflop(own, fits, draw_isoflop(own, "huber"), found.study.level, note=told, width=width)
+    draws = draw_isoflop(own, "huber")
+    return figures.isoflop(own, fits, draws, found.study.level, note=told, width=width)
 
 
 def _isoflop_words(found: Findings) -> str:
