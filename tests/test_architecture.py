@@ -21,7 +21,7 @@ ALLOWED = {
     "models": {"models"},
     "ablations": {"models", "ablations"},
     "sweeps": {"models", "ablations", "sweeps"},
-    "analysis": {"ablations.records", "ablations.confounds", "analysis"},
+    "analysis": {"ablations.records", "ablations.confounds", "models.command", "analysis"},
     "archladder": {"analysis", "archladder"},
 }
 ROOMS = tuple(ALLOWED)
