@@ -1,124 +1,97 @@
 """`python -m analysis savings points.csv`: savings with intervals, from a CSV or a sweep."""
 
-import argparse
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
 
-from ablations.records import SettingError
-from analysis.commands.common import (
-    FORMATS,
-    add_points,
-    held,
-    known,
-    number,
-    positive,
-    read_points,
-    shown,
-    whole,
-)
+from analysis.commands.common import MODELS, Fitting, Points, Shown, read_points, shown
+from models.command import as_text, setting
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from analysis.stats.other_savings import Question
+    from analysis.stats.other_savings import Kind
+    from analysis.study.savings_answer import SavingsAnswer
 
-HELP = "savings of tokens, parameters, FLOPs or time, with intervals"
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--baseline", default="transformer")
-    parser.add_argument("--at", action="append", default=[], metavar="N=1e9,D=2e10")
-    parser.add_argument("--kind", default="tokens", help="tokens, parameters, flops or time")
-    parser.add_argument("--target-loss", default="", metavar="2.474", help="nats per token")
-    parser.add_argument("--compute-optimal", default="", metavar="C=1e21", help="FLOPs")
-    parser.add_argument("--isoflop", default="", metavar="C=1e21", help="at each size, C FLOPs")
-    parser.add_argument("--projected", action="store_true", help="3B to 70B, extrapolated")
-    parser.add_argument("--resamples", default="1000")
-    parser.add_argument("--seed", default="0")
-    parser.add_argument("--method", default="mixed", help="how the law is resampled")
-    parser.add_argument("--paired", action="store_true", help="mixes of one size and seed together")
-    parser.add_argument("--fix", default="", metavar="E=1.7", help="hold E, alpha, beta")
-    add_points(parser, loss="squares", model="free")
+KINDS = ("tokens", "parameters", "flops", "time")
+METHODS = ("mixed", "parametric", "wild", "run", "stratified", "case")
+COLUMNS = ("mix", "kind", "where", "N", "D", "target_loss", "value", "low", "high", "p_above_1",
+           "unreachable", "range")  # fmt: skip
+"""What the table shows."""
 
 
-def run(options: argparse.Namespace) -> str:
-    from analysis.study.savings_answer import check_savings, savings_answer
+@dataclass(frozen=True, kw_only=True)
+class Settings(Shown, Fitting, Points):
+    """Savings of tokens, parameters, FLOPs or time, with intervals.
 
-    check_savings(options.loss, options.model, options.method, options.kind)
-    known("format", options.format, FORMATS)
-    positive("delta", options.delta)
-    resamples, seed = whole("resamples", options.resamples, 20), whole("seed", options.seed, 0)
-    points = read_points(options.points, options.where, options.columns)
-    answer = savings_answer(
-        points,
-        options.baseline,
-        asked(options, points),
-        options.model,
-        options.loss,
-        options.method,
-        options.paired,
-        resamples,
-        seed,
-        options.delta,
-        held(options.fix),
+    Ratios, baseline over mix, at each of the baseline's sizes and its largest budget there, unless
+    at, compute_optimal or isoflop says where. docs/intervals.md says how.
+    """
+
+    EXAMPLES = (
+        "points.csv at=N=1e9,D=2e10", "sweep=demo kind=flops compute_optimal=C=1e21",
+        "points.csv at=N=7e9 target_loss=2.474",
+    )  # fmt: skip
+    baseline: str = setting("transformer", "the mix that others are compared with")
+    at: tuple[Mapping[str, float], ...] = setting(
+        (), "a place, parameters and tokens of the baseline; any number of times", above=0,
+        example="N=1e9,D=2e10", repeat=True,
+    )  # fmt: skip
+    kind: str = setting("tokens", "what is saved", choices=KINDS)
+    target_loss: float | None = setting(
+        None, "loss to reach, nats per token, in place of D (kind=parameters: of N)", above=0
     )
+    compute_optimal: Mapping[str, float] = setting(
+        {}, "training FLOPs, each mix at its cheapest N and D for the loss", above=0,
+        example="C=1e21", choices=("C",),
+    )  # fmt: skip
+    isoflop: Mapping[str, float] = setting(
+        {}, "training FLOPs, at each of the baseline's sizes", above=0,
+        example="C=1e21", choices=("C",),
+    )  # fmt: skip
+    projected: bool = setting(False, "at 3B to 70B parameters too, which is extrapolation")
+    model: str = setting(
+        "free", "which coefficients the mixes share", choices=(*MODELS, "averaged")
+    )
+    method: str = setting("mixed", "how the ladder is resampled", choices=METHODS)
+    paired: bool = setting(False, "resample mixes of one size and seed together")
+
+
+def run(asked: Settings) -> str:
+    answer = answered(asked, read_points(asked))
     rows = answer.rows
-    if options.format == "table":
-        brief = ("mix", "kind", "where", "N", "D", "target_loss", "value", "low", "high",
-                 "p_above_1", "unreachable", "range")  # fmt: skip
+    if asked.format == "table":
         made = f"Model: {answer.fit.words}. Interval: 95 %, {answer.draws.words}."
-        return shown(
-            "table", {}, [{key: row[key] for key in brief} for row in rows], [made, *answer.notes]
-        )
-    return shown(options.format, answer.document, rows)
+        brief = [{key: row[key] for key in COLUMNS} for row in rows]
+        return shown("table", {}, brief, [made, *answer.notes])
+    return shown(asked.format, answer.document, rows)
 
 
-def asked(options: argparse.Namespace, points: "pd.DataFrame") -> "list[Question]":
-    """What is asked, from the options."""
+def answered(asked: Settings, points: "pd.DataFrame") -> "SavingsAnswer":
+    """The savings asked for, read off laws of these points."""
     from analysis.stats.savings import check_baseline
-    from analysis.study.savings_answer import check_ways, questions
+    from analysis.study import savings_answer as study
 
     # A baseline that is not there is said before what is asked of it.
-    check_baseline(list(dict.fromkeys(points["mix"])), options.baseline)
+    check_baseline(list(dict.fromkeys(points["mix"])), asked.baseline)
     ways = {
-        "compute-optimal": options.compute_optimal,
-        "isoflop": options.isoflop,
-        "at": options.at,
-        "projected": options.projected,
-    }
-    target = number("target-loss", options.target_loss or "1")
-    loss = target if options.target_loss else None
-    check_ways(ways, loss, "--")
-    budgets = {
-        name: flops(name, text) if text else None
-        for name, text in (
-            ("compute-optimal", options.compute_optimal), ("isoflop", options.isoflop),
-        )
+        "compute_optimal": asked.compute_optimal, "isoflop": asked.isoflop, "at": asked.at,
+        "projected": asked.projected,
     }  # fmt: skip
-    return questions(
+    study.check_ways(ways, asked.target_loss)
+    for place in asked.at:
+        study.check_place(as_text(place), place, asked.target_loss, asked.kind)
+    questions = study.questions(
         points,
-        options.baseline,
-        options.kind,
-        [place(text, loss, options.kind) for text in options.at],
-        loss,
-        budgets["compute-optimal"],
-        budgets["isoflop"],
-        options.projected,
+        asked.baseline,
+        cast("Kind", asked.kind),
+        [(place.get("N"), place.get("D")) for place in asked.at],
+        asked.target_loss,
+        asked.compute_optimal.get("C"),
+        asked.isoflop.get("C"),
+        asked.projected,
     )
-
-
-def place(text: str, target_loss: float | None, kind: str) -> tuple[float | None, float | None]:
-    """N and D of `--at`; with a target loss one of them follows from it."""
-    from analysis.study import savings_answer
-
-    given = text.split(",")
-    parts = dict(part.partition("=")[::2] for part in given)
-    savings_answer.check_place(text, parts, len(given), target_loss, kind)
-    N, D = (number(f"at {key}", parts[key]) if key in parts else None for key in ("N", "D"))
-    return N, D
-
-
-def flops(name: str, text: str) -> float:
-    key, _, value = text.partition("=")
-    if key != "C" or not value:
-        raise SettingError(f"{name}={text} is not a budget; give C=1e21 (training FLOPs).")
-    return number(f"{name} C", value)
+    return study.savings_answer(
+        points, asked.baseline, questions, asked.model, asked.loss, asked.method, asked.paired,
+        asked.resamples, asked.seed, asked.delta, asked.fix,
+    )  # fmt: skip

@@ -17,7 +17,6 @@ from analysis.stats.uncertainty import Draws, Method, averaged_bootstrap, bootst
 # Sharing exponents or E narrows an interval and costs coverage, as a ladder rarely shows that they
 # differ (docs/intervals.md): the default leaves each mix its own law, and averages nothing.
 Joint = Model | Literal["averaged"]
-JOINTS: tuple[str, ...] = (*MODELS, "averaged")
 
 
 @dataclass(frozen=True)
