@@ -69,9 +69,10 @@ def test_json_is_json_whatever_the_loss(sweep, capsys):
     run.write_status("failed", loss=float("nan"), eta=float("inf"), step=3)
     rows = json.loads(command(sweep, capsys, "ladder", "--json")[1], parse_constant=pytest.fail)
     assert (rows[1]["loss"], rows[1]["eta"], rows[1]["step"]) == (None, None, 3)
-    with pytest.raises(SystemExit) as error:
-        status.main(["ladder", "--json", "--watch"])
-    assert error.value.code == 2
+    assert status.main(["ladder", "--json", "--watch"]) == 2
+    assert "watch=true and format=json exclude one another" in capsys.readouterr().err
+    told = [command(sweep, capsys, "ladder", *words)[1] for words in (["--json"], ["format=json"])]
+    assert told[0] == told[1]
 
 
 def test_cancelling_says_what_it_cannot_stop(sweep, capsys):
