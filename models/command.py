@@ -143,7 +143,8 @@ def parse(cls: type[T], arguments: Sequence[str], program: str) -> T:
             values[name] = text if fact.prefixes else _value(hints[name], text, name, fact)
         elif field.default is MISSING and field.default_factory is MISSING:
             if fact.position:
-                raise SettingError(f"{_shape(hints[name], fact)} is missing: {usage(cls, program)}")
+                word = fact.shape or name.upper()
+                raise SettingError(f"{word} is missing: {usage(cls, program)}")
             raise SettingError(f"{name}= is missing; give {name}={_example(hints[name], fact)}.")
     return cls(**values)
 
@@ -200,12 +201,12 @@ def as_text(value: Any) -> str:
 
 def usage(cls: type, program: str) -> str:
     """The program with its positional words."""
-    facts, hints = _facts(cls), _hints(cls)
+    facts = _facts(cls)
     words = []
     for field in dataclasses.fields(cls):
         fact = facts[field.name]
         if fact.position:
-            shape = _shape(hints[field.name], fact) + (" …" if fact.repeat else "")
+            shape = (fact.shape or field.name.upper()) + (" …" if fact.repeat else "")
             words.append(shape if field.default is MISSING else f"[{shape}]")
     more = len(words) < len(facts)
     return " ".join([program, *words, *(["[key=value …]"] if more else [])])

@@ -108,7 +108,7 @@ def _show(given: Show, root: Path, out: Console) -> int:
     if given.sweep is None:
         if given.watch:
             raise SettingError(
-                "watch=true is for one sweep: python sweeps/status.py SWEEP --watch."
+                "watch=true is for one sweep: python sweeps/status.py SWEEP watch=true."
             )
         return _show_sweeps(given, root, out)
     runs = read_sweep(root / given.sweep)

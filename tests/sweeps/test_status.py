@@ -53,9 +53,8 @@ def test_every_run_is_shown_and_for_programs_as_json(sweep, capsys):
 
 def test_json_has_the_fields_that_the_docs_name(sweep, capsys):
     docs = Path(__file__).parents[2] / "docs"
-    told = (
-        (docs / "cluster.md").read_text().partition("`--json` prints")[2].partition("A number")[0]
-    )
+    text = (docs / "cluster.md").read_text()
+    told = text.partition("`format=json` prints")[2].partition("A number")[0]
     always = {"run", "state", "alive", "note", "attempts", "job", "path", "log"}
     assert always <= set(re.findall(r"`(\w+)`", told))
     status = (docs / "contracts.md").read_text().partition("## status.json")[2].partition("##")[0]
