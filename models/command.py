@@ -279,7 +279,9 @@ def _named(cls: type, key: str, text: str | None) -> tuple[str, str | None]:
 def _unknown(key: str, cls: type) -> SettingError:
     valid = [one for name, fact in _facts(cls).items()
              for one in ([f"{prefix}NAME" for prefix in fact.prefixes] or [name])]  # fmt: skip
-    near = difflib.get_close_matches(key.lstrip("-").replace("-", "_"), valid, n=2)
+    plain = key.lstrip("-").replace("-", "_")
+    near = difflib.get_close_matches(plain, valid, n=2)
+    near = near or [one for one in valid if len(plain) > 2 and plain in one]
     nearest = f"nearest: {', '.join(near)}; " if near else ""
     return SettingError(f"{key} is not a setting; {nearest}valid: {', '.join(sorted(valid))}.")
 
@@ -350,7 +352,7 @@ def _within(value: float, fact: Facts) -> bool:
 
 def _group(args: tuple[Any, ...], given: Any, name: str, fact: Facts) -> dict[str, Any]:
     """`a=1,b=2`, or a mapping. A key given twice is refused, unless its values are a tuple."""
-    kind = args[1]
+    kind, inner = args[1], dataclasses.replace(fact, choices=())  # choices are of keys
     several = typing.get_origin(kind) is tuple
     pairs: list[tuple[str, Any]] = []
     if isinstance(given, Mapping):
@@ -375,7 +377,7 @@ def _group(args: tuple[Any, ...], given: Any, name: str, fact: Facts) -> dict[st
         elif key in values:
             raise SettingError(f"{name}={given} gives {key} twice.")
         else:
-            values[key] = _value(kind, value, f"{name} {key}", fact)
+            values[key] = _value(kind, value, f"{name} {key}", inner)
     return values
 
 

@@ -51,6 +51,7 @@ class Bake(Group):
     at: tuple[Mapping[str, float], ...] = setting((), "places", above=0, example="x=1", repeat=True)
     where: Mapping[str, tuple[str, ...]] = setting({}, "shelves", example="shelf=1")
     fix: Mapping[str, float] = setting({}, "held", choices=("a", "b"), example="a=1")
+    names: Mapping[str, str] = setting({}, "own words", choices=("a", "b"), example="a=c")
     out: Path = setting(Path("bread"), "where it cools")
     oven: Mapping[str, str] = setting({}, "of the oven", prefixes=("oven.",))
 
@@ -75,6 +76,7 @@ SPELLINGS = {
     ),
     "where": ({"shelf": ("1", "2"), "row": ("a",)}, [["where=shelf=1,row=a,shelf=2"]]),
     "fix": ({"a": 0.1}, [["fix=a=0.1"], ["--fix", "a=1e-1"]]),
+    "names": ({"a": "x", "b": "y"}, [["names=a=x,b=y"], ["--names", "a=x,b=y"]]),
     "out": (Path("tin"), [["out=tin"], ["--out", "tin"]]),
     "oven": (
         {"oven.fan": "on", "oven.x-y": "1"},
