@@ -4,7 +4,7 @@ import errno
 import sys
 from collections.abc import Callable
 
-from models.errors import SettingError
+from models.command import ended
 from models.text import visible
 
 
@@ -14,10 +14,7 @@ def exit_code(work: Callable[[], None]) -> int:
     `work` must be one that the same command goes on with from where it was.
     """
     try:
-        work()
-    except SettingError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return ended(work)
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
         full = error.errno == errno.ENOSPC or "disk is full" in str(error)
@@ -27,4 +24,3 @@ def exit_code(work: Callable[[], None]) -> int:
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
         return 130
-    return 0

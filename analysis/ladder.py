@@ -6,28 +6,25 @@ same functions with the same defaults.
 
 from __future__ import annotations
 
-import math
-import numbers
 import os
-import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-from ablations.records import SettingError, project_root
+from ablations.records import SettingError
+from analysis.commands import fit, predict, report, savings
+from analysis.commands.common import home
 from analysis.result import Laws, Predictions, Savings
+from models.command import check, spelled
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from analysis.stats.fit import Loss, Model
-    from analysis.stats.predict import Place
     from analysis.study.findings import Findings
     from analysis.study.load import Sweep
 
     Source = str | os.PathLike[str] | pd.DataFrame | Sequence[str | os.PathLike[str]]
-
-LEAST_RESAMPLES = 20
 
 
 def load(
@@ -96,9 +93,10 @@ def load(
     paths = [_located(folder) for folder in folders]
     if len(paths) == 1 and not paths[0].is_dir():
         ladder = sources.from_csv(paths[0], True, columns, where, varied)
-        command = [f"points={paths[0]}", *_listed("columns", {k: [v] for k, v in columns.items()})]
-        command += [f"treatments={','.join(varied)}"] if varied else []
-        return Ladder(ladder, " ".join([*map(shlex.quote, command), *_where_words(where)]))
+        words = report.Settings(
+            points=str(paths[0]), columns=columns, where=_texts(where), treatments=varied
+        )
+        return Ladder(ladder, words)
     if no_folder := [str(path) for path in paths if not path.is_dir()]:
         raise SettingError(f"load: {no_folder[0]} is not the folder of a sweep; several must be.")
     if columns:
@@ -114,16 +112,16 @@ def load(
     if len({path.resolve() for path in paths}) < len(paths):
         raise SettingError("load: one sweep is given twice, and its points would count twice.")
     sweep = sources.from_sweeps(paths, where)
-    return Ladder(sweep, " ".join([*_sweep_words(paths), *_where_words(where)]))
+    return Ladder(sweep, replace(_of_sweeps(paths), where=_texts(where)))
 
 
 class Ladder:
     """Points of one or several mixes, and what can be asked of them. Made by `analysis.load`."""
 
-    def __init__(self, sweep: Sweep, words: str = "") -> None:
+    def __init__(self, sweep: Sweep, source: report.Settings | None = None) -> None:
         self._sweep = sweep
-        # The source as settings of a command, empty for points that lie in no file.
-        self._words = words
+        # The source as settings of a command, None for points that lie in no file.
+        self._source = source
 
     @property
     def name(self) -> str:
@@ -190,19 +188,13 @@ class Ladder:
         Raises:
             SettingError: where a mix cannot be fitted, with what it lacks.
         """
-        from analysis.study.law_answer import law_answer
-
-        _check_positive("delta", delta)
-        _check_whole("resamples", resamples, 0)
-        _check_whole("seed", seed, 0)
-        _check_share("level", level)
-        if ratio is not None:
-            _check_positive("ratio", ratio)
-        held = _numbers("fix", fix)
-        answer = law_answer(
-            self._sweep.points, law, model, loss, delta, held, ratio, resamples, seed,
-            level, minimum,
+        asked = check(
+            fit.Settings(
+                law=law, model=model, loss=loss, delta=delta, fix=fix or {}, ratio=ratio,
+                resamples=resamples, seed=seed, level=level, minimum=minimum,
+            )
         )  # fmt: skip
+        answer = fit.answered(asked, self._sweep.points)
         return Laws(answer, self._sweep)
 
     def savings(
@@ -252,27 +244,17 @@ class Ladder:
         Raises:
             SettingError: where there is nothing to compare, or a mix cannot be fitted.
         """
-        from analysis.study import savings_answer as study
-
         self._check_has_both("savings need")
-        study.check_savings(loss, model, method, kind)
-        _check_positive("delta", delta)
-        _check_whole("resamples", resamples, LEAST_RESAMPLES)
-        _check_whole("seed", seed, 0)
-        amounts = {"compute_optimal": compute_optimal, "isoflop": isoflop}
-        for name, value in (amounts | {"target_loss": target_loss}).items():
-            if value is not None:
-                _check_positive(name, value)
-        study.check_ways(amounts | {"at": at, "projected": projected}, target_loss)
-        spots = [at] if isinstance(at, Mapping) else list(at or ())
-        _check_share("level", level)
-        held = _numbers("fix", fix)
-        answer = study.savings_answer(
-            self._sweep.points, baseline, model, loss, method, paired, resamples, seed, delta, held,
-            self._sweep.arms, level, kind=kind,
-            at=[_place(spot, target_loss, kind) for spot in spots], target_loss=target_loss,
-            compute_optimal=compute_optimal, isoflop_budget=isoflop, with_projected=projected,
+        asked = check(
+            savings.Settings(
+                baseline=baseline, at=at or (), kind=kind, target_loss=target_loss,  # type: ignore[arg-type]
+                compute_optimal={} if compute_optimal is None else {"C": compute_optimal},
+                isoflop={} if isoflop is None else {"C": isoflop}, projected=projected,
+                model=model, loss=loss, delta=delta, fix=fix or {}, method=method, paired=paired,
+                resamples=resamples, seed=seed, level=level,
+            )
         )  # fmt: skip
+        answer = savings.answered(asked, self._sweep)
         return Savings(answer, self._sweep, baseline, kind, loss, model)
 
     def predict(
@@ -305,25 +287,16 @@ class Ladder:
         Raises:
             SettingError: where a mix cannot be fitted, or a budget has no optimum.
         """
-        from analysis.stats.predict import predict
-        from analysis.study.prediction_answer import PredictionAnswer, check_predict
-
         self._check_has_both("predictions need")
-        check_predict(loss, model)
-        _check_positive("delta", delta)
-        _check_whole("resamples", resamples, LEAST_RESAMPLES)
-        _check_whole("seed", seed, 0)
-        _check_share("level", level)
-        spots = [at] if isinstance(at, Mapping) else list(at)
-        places = [_where_predicted(spot) for spot in spots]
-        if not places:
-            raise SettingError("at=[] names no place; give {'N': 1e9, 'D': 2e10} or {'C': 1e21}.")
-        held = _numbers("fix", fix)
-        predictions = predict(
-            self._sweep.points, places, cast("Model", model), cast("Loss", loss), delta, held,
-            resamples, seed, level,
+        asked = check(
+            predict.Settings(
+                at=at, model=model, loss=loss, delta=delta, fix=fix or {}, resamples=resamples,  # type: ignore[arg-type]
+                seed=seed, level=level,
+            )
         )  # fmt: skip
-        return Predictions(PredictionAnswer(predictions), self._sweep, loss, model)
+        predict.check_places(asked)
+        answer = predict.answered(asked, self._sweep.points)
+        return Predictions(answer, self._sweep, loss, model)
 
     def findings(
         self,
@@ -340,12 +313,15 @@ class Ladder:
         """
         from analysis.study.findings import find
 
-        _check_whole("resamples", resamples, LEAST_RESAMPLES)
-        _check_whole("seed", seed, 0)
+        source = self._source or report.Settings()
+        asked = check(
+            replace(source, baseline=baseline, resamples=resamples, seed=seed, level=level)
+        )
         self._check_has_both("a report needs")
-        _check_share("level", level)
-        command = self._command(baseline, resamples, seed, level)
-        return find(self._sweep, baseline, resamples, seed, command, level)
+        command = "analysis.load(DataFrame).report()  # in Python"
+        if self._source:
+            command = f"python -m analysis report {spelled(asked)}"
+        return find(self._sweep, baseline, asked.resamples, asked.seed, command, asked.level)
 
     def report(
         self,
@@ -373,17 +349,6 @@ class Ladder:
         if self._sweep.points.attrs.get("compute_only"):
             raise SettingError(f"{what} columns N and D, and these points have C alone.")
 
-    def _command(self, baseline: str, resamples: int, seed: int, level: float) -> str:
-        """The command that makes the same report; of points in no file, what made it."""
-        if not self._words:
-            return "analysis.load(DataFrame).report()  # in Python"
-        settings = [self._words]
-        settings += [shlex.quote(f"baseline={baseline}")] if baseline != "transformer" else []
-        settings += [f"resamples={resamples}"] if resamples != 1000 else []
-        settings += [f"seed={seed}"] if seed else []
-        settings += [f"level={level}"] if level != 0.95 else []
-        return " ".join(["python -m analysis report", *settings])
-
     def __repr__(self) -> str:
         from ablations.records import visible
 
@@ -399,12 +364,6 @@ class Ladder:
         return "\n".join(visible(line) for line in (head, *(f"  {one}" for one in self.notes)))
 
 
-def home() -> Path:
-    """Where runs/ and reports/ lie: the checkout, or the current folder where there is none."""
-    checkout = project_root()
-    return checkout if (checkout / "conf").is_dir() else Path.cwd()
-
-
 def _located(path: str | os.PathLike[str]) -> Path:
     """A path as given, or beside the checkout where there is nothing at it here."""
     here = Path(path).expanduser()
@@ -412,77 +371,17 @@ def _located(path: str | os.PathLike[str]) -> Path:
     return beside if not here.exists() and beside.exists() else here
 
 
-def _sweep_words(paths: list[Path]) -> list[str]:
+def _of_sweeps(paths: list[Path]) -> report.Settings:
     """The settings sweep= and runs= that name these folders."""
     parent = Path(os.path.commonpath([path.parent for path in paths]))
-    words = [f"sweep={','.join(str(path.relative_to(parent)) for path in paths)}"]
-    if parent != home() / "runs":
-        near = parent.is_relative_to(home())
-        words.append(f"runs={parent.relative_to(home()) if near else parent}")
-    return [shlex.quote(word) for word in words]
+    names = tuple(str(path.relative_to(parent)) for path in paths)
+    if parent == home() / "runs":
+        return report.Settings(sweep=names)
+    near = parent.is_relative_to(home())
+    return report.Settings(sweep=names, runs=str(parent.relative_to(home()) if near else parent))
 
 
-def _where_words(where: Mapping[str, Any] | None) -> list[str]:
+def _texts(where: Mapping[str, Any] | None) -> dict[str, tuple[str, ...]]:
     from analysis.study.rows import values_of
 
-    given = {key: values_of(value) for key, value in (where or {}).items()}
-    return [shlex.quote(word) for word in _listed("where", given)]
-
-
-def _listed(name: str, values: Mapping[str, Sequence[Any]]) -> list[str]:
-    pairs = [f"{key}={value}" for key, chosen in values.items() for value in chosen]
-    return [f"{name}={','.join(pairs)}"] if pairs else []
-
-
-def _place(
-    spot: Mapping[str, float], target_loss: float | None, kind: str
-) -> tuple[float | None, float | None]:
-    from analysis.study.savings_answer import check_place
-
-    amounts = _numbers("at", spot)
-    check_place(_place_text(amounts), amounts, len(amounts), target_loss, kind)
-    for key, value in amounts.items():
-        _check_positive(f"at {key}", value)
-    return amounts.get("N"), amounts.get("D")
-
-
-def _where_predicted(spot: Mapping[str, float]) -> Place:
-    from analysis.stats.predict import Place
-    from analysis.study.prediction_answer import check_place
-
-    amounts = _numbers("at", spot)
-    check_place(_place_text(amounts), amounts)
-    for key, value in amounts.items():
-        _check_positive(f"at {key}", value)
-    return Place(**amounts)
-
-
-def _place_text(amounts: Mapping[str, float]) -> str:
-    return ",".join(f"{key}={value:g}" for key, value in amounts.items())
-
-
-def _numbers(name: str, values: Mapping[str, float] | None) -> dict[str, float]:
-    if values is None:
-        return {}
-    try:
-        return {str(key): float(value) for key, value in values.items()}
-    except (AttributeError, TypeError, ValueError):
-        example = "{'N': 1e9, 'D': 2e10}" if name == "at" else "{'alpha': 0.22}"
-        raise SettingError(
-            f"{name}={values!r} gives no numbers by name, as {example} does."
-        ) from None
-
-
-def _check_positive(name: str, value: float) -> None:
-    if not isinstance(value, numbers.Real) or not (math.isfinite(value) and value > 0):
-        raise SettingError(f"{name}={value!r} must be a positive finite number.")
-
-
-def _check_share(name: str, value: float) -> None:
-    if not isinstance(value, numbers.Real) or not 0 < value < 1:
-        raise SettingError(f"{name}={value!r} must be a share above 0 and below 1, such as 0.95.")
-
-
-def _check_whole(name: str, value: int, least: int) -> None:
-    if not isinstance(value, numbers.Integral) or value < least:
-        raise SettingError(f"{name}={value!r} must be a whole number of at least {least}.")
+    return {key: tuple(map(str, values_of(value))) for key, value in (where or {}).items()}

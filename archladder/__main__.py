@@ -12,7 +12,7 @@ def main() -> int:
     """Run one command of the analysis on the command line's arguments; its exit status."""
     from analysis.__main__ import main as run
 
-    return run(sys.argv[1:])
+    return run(sys.argv[1:], "archladder")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
 """python -m models: what every mix at every size is and costs, without building any of it.
 
-Settings are written as for a sweep and read from conf/ (a protocol's `defaults` honoured); neither
-Hydra nor torch is loaded, so that the answer comes at once.
+Settings are written as for a sweep, and the groups' files are those of conf/ (a protocol's
+`defaults` honoured); neither Hydra nor torch is loaded, so that the answer comes at once.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any, TypeVar
 
 import yaml
 
+from models.command import ended, parse, setting
 from models.config import Blueprint
 from models.cost import activation_bytes, count, decode_bytes, parameters
 from models.errors import SettingError, one_of
@@ -24,42 +26,8 @@ from models.mix import TRANSFORMER, Geometry, Mix, build_config, check_rules_of,
 from models.mixers import MIXERS
 from models.safe_yaml import parse_yaml
 from models.settings import from_dict, unknown
-from models.terminal import readable
 
-HELP = """\
-What every mix at every size is and costs.
-
-  python -m models [mix=A,B] [size=A,B] [protocol=NAME] [context=TOKENS] [KEY=VALUE ...]
-                   [--format table|csv|markdown] [--config-dir FOLDER]
-
-  mix, size    names in conf/mix and conf/size; unless given, all mixes, and all sizes whose
-               context is as long as the protocol's windows
-  protocol     a name in conf/protocol; controlled unless given
-  context      sequence length in tokens; the size's own unless given
-  KEY=VALUE    any setting of those groups: protocol.match=flops, protocol.knob=heads,
-               size.n_kv_heads=4, mix.norm=inputs
-  FOLDER       holds files of your own, like FOLDER/mix/NAME.yaml; they come before conf/'s
-
-Columns
-  N, N_total, N_body         parameters: without the input embedding; with it; without the
-                             embedding and the head. The vocabulary is the size's own
-  flops_per_token            of training, forward and backward, at the context
-  state_bytes, kv_bytes      what decoding one sequence of the context keeps, in bf16: states
-                             (float32) that do not grow, and keys and values that do
-  residual                   (mix - transformer) / transformer in what was matched, else in N
-  activation_bytes_per_token what training keeps for the backward pass, in bf16
-  N_vs_transformer           N over the N of the size's transformer
-  moved                      what the match changed, or why there is no such model
-
-Exit code 2 where a setting, or a row, cannot be. docs/counts.md has the conventions.
-
-Examples
-  python -m models size=60m,1b
-  python -m models protocol=olmo_hybrid --format csv
-  python -m models mix=gdn3_attn1 protocol.match=flops context=32768
-"""
 CONF = Path(__file__).resolve().parents[1] / "conf"
-FORMATS = ("csv", "markdown", "table")
 COLUMNS = (
     "mix",
     "size",
@@ -103,58 +71,93 @@ GROUPS: dict[str, tuple[type, ...]] = {
 }
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What every mix at every size is and costs.
+
+    Columns
+      N, N_total, N_body         parameters: without the input embedding; with it; without the
+                                 embedding and the head. The vocabulary is the size's own
+      flops_per_token            of training, forward and backward, at the context
+      state_bytes, kv_bytes      what decoding one sequence of the context keeps, in bf16: states
+                                 (float32) that do not grow, and keys and values that do
+      residual                   (mix - transformer) / transformer in what was matched, else in N
+      activation_bytes_per_token what training keeps for the backward pass, in bf16
+      N_vs_transformer           N over the N of the size's transformer
+      moved                      what the match changed, or why there is no such model
+
+    Exit code 2 where a setting, or a row, cannot be. docs/counts.md has the conventions.
+    """
+
+    EXAMPLES = (
+        "size=60m,1b", "protocol=olmo_hybrid format=csv",
+        "mix=gdn3_attn1 protocol.match=flops context=32768",
+    )  # fmt: skip
+    mix: tuple[str, ...] = setting((), "names in conf/mix, all unless given", shape="A,B")
+    size: tuple[str, ...] = setting(
+        (), "names in conf/size; unless given, all whose context is as long as the protocol's "
+        "windows", shape="A,B",
+    )  # fmt: skip
+    protocol: str = setting("controlled", "a name in conf/protocol")
+    context: int | None = setting(
+        None, "tokens of a sequence, the size's own unless given", least=1
+    )
+    changes: Mapping[str, str] = setting(
+        {}, "any setting of those groups: protocol.match=flops, protocol.knob=heads, "
+        "size.n_kv_heads=4, mix.norm=inputs",
+        prefixes=tuple(f"{group}." for group in GROUPS), shape="VALUE",
+    )  # fmt: skip
+    format: str = setting(
+        "table", "how it is printed", choices=("table", "csv", "markdown", "json")
+    )
+    config_dir: Path | None = setting(
+        None, "a folder with files of your own, like PATH/mix/NAME.yaml, which come before conf/'s"
+    )
+
+
 def main(arguments: list[str]) -> int:
     """Print the table; 2 where a setting or a row cannot be, with a sentence on stderr."""
-    readable()
-    if {"-h", "--help"} & set(arguments):
-        print(HELP, end="")
-        return 0
-    try:
-        style, folder, chosen, overrides = _parse(arguments)
-        rows, problems = table(chosen, overrides, (CONF,) if folder is None else (folder, CONF))
-    except SettingError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return ended(lambda: _print(parse(Settings, arguments, "python -m models")))
+
+
+def _print(asked: Settings) -> int:
+    if asked.config_dir is not None and not asked.config_dir.is_dir():
+        raise SettingError(f"config_dir={asked.config_dir} is not a folder.")
+    rows, problems = table(asked)
     for problem in dict.fromkeys(problems):
         print(f"error: {problem}", file=sys.stderr)
     if any(row["N"] for row in rows):
-        print(_written(rows, style), end="")
+        written = _json(rows) if asked.format == "json" else _written(rows, asked.format)
+        print(written, end="")
     return 2 if problems else 0
 
 
-def table(
-    chosen: Mapping[str, str],
-    overrides: Mapping[str, Mapping[str, Any]],
-    folders: Sequence[Path] = (CONF,),
-) -> tuple[list[Row], list[str]]:
+def table(asked: Settings) -> tuple[list[Row], list[str]]:
     """(rows, sentences of what cannot be); such a row has empty counts and the sentence.
 
-    chosen: {`mix`, `size`, `protocol`, `context`: value as typed}, each optional; overrides:
-    {group: {key: value}}; folders: of groups of files, the first that has a file gives it. Raises
-    SettingError where a setting itself is wrong.
+    Raises SettingError where a setting itself is wrong.
     """
-
-    def names(group: str, text: str | None, most: int | None = None) -> list[str]:
-        return _names(folders, group, text, most)
+    folders = (CONF,) if asked.config_dir is None else (asked.config_dir, CONF)
+    overrides: dict[str, dict[str, Any]] = {group: {} for group in GROUPS}
+    for key, text in asked.changes.items():
+        group, _, name = key.partition(".")
+        overrides[group][name] = _value(text)
 
     def read(group: str, name: str, others: Iterable[str] = ()) -> dict[str, Any]:
         return _read(folders, group, name, overrides, others)
 
-    mixes = [_fill(Mix, read("mix", name)) for name in names("mix", chosen.get("mix"))]
+    mixes = [_fill(Mix, read("mix", name)) for name in _names(folders, "mix", asked.mix)]
     mixers = [*MIXERS.values(), *(m for mix in mixes for m in mix.mixers())]
-    sizes = [read("size", name) for name in names("size", chosen.get("size"))]
-    (name,) = names("protocol", chosen.get("protocol", "controlled"), most=1)
+    sizes = [read("size", name) for name in _names(folders, "size", asked.size)]
+    (name,) = _names(folders, "protocol", (asked.protocol,))
     protocol = read("protocol", name, rule_names(mixers)) | {"mixers": mixers}
     geometry, rules = _fill(Geometry, protocol), _fill(Matching, protocol)
     check_rules_of(geometry.options, mixers)
     check_rules(rules.match, rules.knob)
-    if "context" in chosen:
-        context = _value(chosen["context"])
-        if not isinstance(context, int) or isinstance(context, bool) or context < 1:
-            raise SettingError(f"context={context} must be a whole number of at least 1.")
-        sizes = [{**size, "context": context} for size in sizes]
+    if asked.context is not None:
+        sizes = [{**size, "context": asked.context} for size in sizes]
     filled = [(_fill(Blueprint, size), _fill(Conditions, size)) for size in sizes]
-    if "size" not in chosen:
+    if not asked.size:
         # Of all sizes, those whose context holds the protocol's windows.
         held = [f for f in filled if f[1].context >= max(geometry.windows, default=0)]
         filled = held or filled
@@ -213,40 +216,6 @@ def _transformer_first(mix: Mix) -> tuple[bool, str]:
     return dataclasses.replace(mix.reads(), name=TRANSFORMER.name) != TRANSFORMER.reads(), mix.name
 
 
-def _parse(
-    arguments: Iterable[str],
-) -> tuple[str, Path | None, dict[str, str], dict[str, dict[str, Any]]]:
-    """(format, config-dir, {mix | size | protocol | context: text}, {group: {key: value}})."""
-    style, folder = "table", None
-    chosen: dict[str, str] = {}
-    overrides: dict[str, dict[str, Any]] = {group: {} for group in GROUPS}
-    rest = iter(arguments)
-    for argument in rest:
-        # As for a sweep, where a + adds what a file does not name.
-        key, equals, text = argument.lstrip("+").partition("=")
-        group, dot, setting = key.partition(".")
-        if key == "--format":
-            style = text if equals else next(rest, "")
-            if style not in FORMATS:
-                raise one_of("--format", style, FORMATS)
-        elif key == "--config-dir":
-            folder = Path(text if equals else next(rest, ""))
-            if not folder.is_dir():
-                raise SettingError(f"--config-dir {folder} is not a folder.")
-        elif not equals:
-            raise SettingError(f"{argument} is not a setting; write KEY=VALUE, or see --help.")
-        elif dot and group in GROUPS:
-            overrides[group][setting] = _value(text)
-        elif key in (*GROUPS, "context"):
-            chosen[key] = text
-        else:
-            raise SettingError(
-                f"{key} is not a setting; valid: context, {', '.join(GROUPS)}, and "
-                f"{', '.join(f'{g}.KEY' for g in GROUPS)}, like protocol.match=flops."
-            )
-    return style, folder, chosen, overrides
-
-
 def _value(text: str) -> Any:
     if text.startswith("*"):  # a pattern of letters, which YAML takes for a reference
         return text
@@ -258,18 +227,13 @@ def _value(text: str) -> Any:
         ) from None
 
 
-def _names(folders: Sequence[Path], group: str, text: str | None, most: int | None) -> list[str]:
-    """The names asked for, in order and once each; all there are for None."""
+def _names(folders: Sequence[Path], group: str, asked: tuple[str, ...]) -> list[str]:
+    """The names asked for, in order and once each; all there are for none."""
     there = sorted({path.stem for f in folders for path in (f / group).glob("*.yaml")})
-    if text is None:
-        return there
-    names = list(dict.fromkeys(text.split(",")))
-    for name in names:
+    for name in asked:
         if name not in there:
             raise one_of(group, name, there)
-    if most is not None and len(names) > most:
-        raise SettingError(f"{group}={text} must be one of: {', '.join(there)}.")
-    return names
+    return list(dict.fromkeys(asked)) or there
 
 
 def _read(
@@ -331,6 +295,18 @@ def _written(rows: list[Row], style: str) -> str:
     names = [name.replace("_per_token", "/token").replace("_vs_", "/") for name in COLUMNS]
     words = [COLUMNS.index(name) for name in ("mix", "size", "moved")]
     return write_table(names, map(_readable, rows), style, words)
+
+
+def _json(rows: list[Row]) -> str:
+    """Counts as numbers, null where there is no such model."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, float) and value.is_integer():
+            return int(value)
+        return None if value == "" else value
+
+    exact = [{key: plain(value) for key, value in row.items()} for row in rows]
+    return json.dumps(exact, indent=1, ensure_ascii=False) + "\n"
 
 
 def _exact(value: Any) -> str:

@@ -1,6 +1,6 @@
 """What docs/mixers.md asks of a mixer's layer, checked on a small model on the CPU.
 
-`python -m models.doctor --mixer NAME` prints it, and the tests hold every mixer of the project to
+`python -m models.doctor mixer=NAME` prints it, and the tests hold every mixer of the project to
 it. A check compares the layer with its record, or with itself in one pass over the same tokens.
 
 Shapes: B batch, T time, d model width.

@@ -1,22 +1,21 @@
 """How far sweeps are, from anywhere that sees their folder; and to stop, retry or read them.
 
     python sweeps/status.py                              every sweep, a line each
-    python sweeps/status.py SWEEP [--watch] [--json]     every run of a sweep
+    python sweeps/status.py SWEEP [watch=true]           every run of a sweep
     python sweeps/status.py cancel SWEEP|RUN…            runs save and end
-    python sweeps/status.py retry SWEEP [--failed]       what stopped goes on, or only what failed
-    python sweeps/status.py logs RUN [--follow]          what a run said
+    python sweeps/status.py retry SWEEP [failed=true]    what stopped goes on, or only what failed
+    python sweeps/status.py logs RUN [follow=true]       what a run said
 
-RUN may be the beginning of a run's name. --runs DIR where sweeps are not under runs/. Reading needs
-no Slurm; where there is one, it is asked for what waits and why.
+Reading needs no Slurm; where there is one, it is asked for what waits and why.
 """
 
-import argparse
 import json
 import math
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +26,8 @@ from rich.console import Console
 
 from ablations import formats
 from ablations.records import RunDirectory, project_root, read_sweep, visible
+from models.command import ended, parse, setting
 from models.errors import SettingError
-from models.terminal import readable
 from sweeps import state, view
 from sweeps.follow import cancel
 from sweeps.state import Look
@@ -36,58 +35,86 @@ from sweeps.state import Look
 WATCH_SECONDS = 2.0
 
 
+@dataclass(frozen=True, kw_only=True)
+class Where:
+    """Where sweeps are."""
+
+    runs: Path = setting(Path("runs"), "where sweeps are, from the project's root", shape="DIR")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Show(Where):
+    """Every run of a sweep, or without a name every sweep, a line each.
+
+    cancel SWEEP|RUN…, retry SWEEP and logs RUN do what they say; each has a --help of its own. RUN
+    may be the beginning of a run's name.
+    """
+
+    EXAMPLES = ("", "demo watch=true", "demo format=json", "cancel demo", "retry demo failed=true")
+    sweep: str | None = setting(None, "a sweep; without it, all of them", position=True)
+    watch: bool = setting(False, "until every run has ended")
+    format: str = setting(
+        "table", "how it is printed; json is an object a run", choices=("table", "json"),
+        also={"json": "json"},
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cancel(Where):
+    """Runs save and end."""
+
+    names: tuple[str, ...] = setting(position=True, repeat=True, shape="SWEEP|RUN")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retry(Where):
+    """What stopped goes on."""
+
+    sweep: str = setting(position=True, shape="SWEEP")
+    failed: bool = setting(False, "only runs that failed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Logs(Where):
+    """What a run said."""
+
+    run: str = setting(help="the beginning of its name will do", position=True, shape="RUN")
+    follow: bool = setting(False, "go on as it grows")
+
+
 def main(arguments: Sequence[str]) -> int:
     """Exit code 0, 1 where what was asked could not all be done, 2 on a name that is not there."""
-    readable()
-    # --runs may stand before the action as well as after it.
-    anywhere = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    anywhere.add_argument("--runs", default="runs")
-    place, rest = anywhere.parse_known_args(arguments)
-    action = rest[0] if rest and rest[0] in (ACTIONS.keys() - {"show"}) else "show"
-    given = _parser(action).parse_args(rest[action != "show" :], place)
-    runs_root = (project_root() / Path(given.runs).expanduser()).resolve()
     try:
-        return ACTIONS[action](given, runs_root, view.console())
-    except SettingError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return ended(lambda: _command(list(arguments)))
     except (KeyboardInterrupt, BrokenPipeError):
         return 130
 
 
-def _parser(action: str) -> argparse.ArgumentParser:
-    name = "status.py" if action == "show" else f"status.py {action}"
-    parser = argparse.ArgumentParser(
-        prog=f"python sweeps/{name}",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--runs", default="runs", help="where sweeps are, from the project's root")
-    if action == "show":
-        parser.add_argument("sweep", nargs="?", help="a sweep; without it, all of them")
-        either = parser.add_mutually_exclusive_group()
-        either.add_argument("--watch", action="store_true", help="until every run has ended")
-        either.add_argument("--json", action="store_true", help="for programs: an object a run")
-    elif action == "cancel":
-        parser.add_argument("names", nargs="+", metavar="SWEEP|RUN")
-    elif action == "retry":
-        parser.add_argument("sweep")
-        parser.add_argument("--failed", action="store_true", help="only runs that failed")
-    else:
-        parser.add_argument("run")
-        parser.add_argument("--follow", action="store_true", help="go on as it grows")
-    return parser
+def _command(words: list[str]) -> int:
+    # runs= may stand before the action as well as after it.
+    first = 2 if words[:1] == ["--runs"] else 1 if words and "runs=" in words[0] else 0
+    program, action = "python sweeps/status.py", "show"
+    if words[first : first + 1] and words[first] in ACTIONS:
+        action = words.pop(first)
+        program = f"{program} {action}"
+    settings, work = ACTIONS[action]
+    given = parse(settings, words, program)
+    return work(given, (project_root() / given.runs).resolve(), view.console())
 
 
-def _show(given: argparse.Namespace, root: Path, out: Console) -> int:
+def _show(given: Show, root: Path, out: Console) -> int:
+    if given.watch and given.format == "json":
+        raise SettingError("watch=true and format=json exclude one another.")
     if given.sweep is None:
         if given.watch:
-            raise SettingError("--watch is for one sweep: python sweeps/status.py SWEEP --watch.")
+            raise SettingError(
+                "watch=true is for one sweep: python sweeps/status.py SWEEP watch=true."
+            )
         return _show_sweeps(given, root, out)
     runs = read_sweep(root / given.sweep)
     if not given.watch:
         looks = state.look(runs)
-        if given.json:
+        if given.format == "json":
             print(json.dumps([_row(look) for look in looks], indent=1))
         else:
             _print(looks, out)
@@ -112,15 +139,15 @@ def _print(looks: Sequence[Look], out: Console) -> None:
         out.print(view.live_table(looks, out), soft_wrap=True)
 
 
-def _show_sweeps(given: argparse.Namespace, root: Path, out: Console) -> int:
+def _show_sweeps(given: Show, root: Path, out: Console) -> int:
     folders = [path for path in sorted(root.glob("*")) if path.is_dir()]
     found = {path.name: state.look(read_sweep(path)) for path in folders}
-    if given.json:
+    if given.format == "json":
         print(json.dumps({name: [_row(k) for k in looks] for name, looks in found.items()}))
     for name, looks in found.items():
-        if looks and not given.json:
+        if looks and given.format != "json":
             out.print(f"{name}: {view.counted([look.state for look in looks])}")
-    if not any(found.values()) and not given.json:
+    if not any(found.values()) and given.format != "json":
         out.print(f"no sweep has been run in {root}")
     return 0
 
@@ -143,7 +170,7 @@ def _row(look: Look) -> dict[str, Any]:
     }
 
 
-def _cancel(given: argparse.Namespace, root: Path, out: Console) -> int:
+def _cancel(given: Cancel, root: Path, out: Console) -> int:
     runs = [run for name in given.names for run in _named(root, name)]
     looks = [look for look in state.look(runs) if look.alive is not False]
     problems = cancel(looks)
@@ -156,7 +183,7 @@ def _cancel(given: argparse.Namespace, root: Path, out: Console) -> int:
     return 1 if problems else 0
 
 
-def _retry(given: argparse.Namespace, root: Path, out: Console) -> int:
+def _retry(given: Retry, root: Path, out: Console) -> int:
     from sweeps import cluster as clusters
     from sweeps.drive import hand_to_slurm, on_this_machine, watch_slurm
     from sweeps.submit import Request
@@ -236,7 +263,7 @@ def _code(look: Look) -> Path:
     )
 
 
-def _logs(given: argparse.Namespace, root: Path, _out: Console) -> int:
+def _logs(given: Logs, root: Path, _out: Console) -> int:
     runs = _named(root, given.run)
     if len(runs) != 1:
         names = ", ".join(run.name for run in runs[:6])
@@ -270,7 +297,12 @@ def _named(root: Path, name: str) -> list[RunDirectory]:
     return found
 
 
-ACTIONS = {"show": _show, "cancel": _cancel, "retry": _retry, "logs": _logs}
+ACTIONS: dict[str, tuple[Any, Callable[[Any, Path, Console], int]]] = {
+    "show": (Show, _show),
+    "cancel": (Cancel, _cancel),
+    "retry": (Retry, _retry),
+    "logs": (Logs, _logs),
+}
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

@@ -21,7 +21,13 @@ ALLOWED = {
     "models": {"models"},
     "ablations": {"models", "ablations"},
     "sweeps": {"models", "ablations", "sweeps"},
-    "analysis": {"ablations.records", "ablations.confounds", "models.format", "analysis"},
+    "analysis": {
+        "ablations.records",
+        "ablations.confounds",
+        "models.command",
+        "models.format",
+        "analysis",
+    },
     "archladder": {"analysis", "archladder"},
 }
 ROOMS = tuple(ALLOWED)

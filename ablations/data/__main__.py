@@ -1,8 +1,10 @@
 """python -m ablations.data: make a corpus to train on, or name token files that are there."""
 
+import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,171 +19,170 @@ from ablations.data.mix import mix
 from ablations.data.mixture import open_folder
 from ablations.data.overlap import described
 from ablations.data.prepare import Preparation, prepare
-from ablations.data.prepared import Corpus
 from ablations.data.tokenizer import load_tokenizer
+from models.command import choose, setting
 from models.errors import SettingError, one_of
-from models.terminal import readable
 
-HELP = f"""\
-Make a corpus to train on: data=tokens data.path=DIR.
-
-  python -m ablations.data prepare source=PATH_OR_GLOB tokenizer=NAME_OR_FILE out=DIR [KEY=VALUE]
-  python -m ablations.data adopt train=PATH_OR_GLOB tokenizer=NAME_OR_FILE out=DIR [KEY=VALUE]
-  python -m ablations.data mix NAME=WEIGHT:DIR [NAME=WEIGHT:DIR ...] out=DIR [name=NAME]
-  python -m ablations.data check path=DIR
-
-prepare: tokenize documents. Stopped anywhere and run again, it goes on to the same bytes.
-  source                file, folder or quoted pattern, of {", ".join(SUFFIXES)};
-                        or {FORM}, of the Hugging Face hub
-  tokenizer             bytes, a tokenizer.json, a folder with one, or a name on the hub
-  out                   folder to write, which must not exist
-  name                  of the corpus and the domain split off (the folder's name)
-  text                  field or column that holds the document (text)
-  validation_fraction   documents held out, by their hash (0.005)
-  validation.NAME       more files, held out whole as domain NAME; any number
-  deduplicate           true: drop exact duplicates, also of validation documents (false)
-  malformed             share of records that may be malformed (0.001)
-  shard_tokens          tokens a file (268435456)
-  processes             (the cores there are)
-  separator, vocab_size the token after each document; a padded vocabulary (the tokenizer's)
-
-adopt: read token files where they lie (OLMo, nanoGPT, Megatron .bin/.idx, llm.c), without a copy.
-  validation.NAME       token files of domain NAME; any number
-  validation=olmo_ladder root=DIR   the eleven domains of OLMo's ladders
-  held_out_tokens       instead: about so many last training tokens become domain `name`
-  dtype                 of raw files: uint16 or uint32 (the smallest that holds the vocabulary)
-  trust_dtype           true: take dtype where a file's bytes look like another (false)
-  format                auto, raw, npy, megatron or llm.c (auto)
-  checksum              full: every token is read once; sample: 256 stretches a file (full)
-  separator             id or text of the token that ends documents (the tokenizer's)
-
-mix: several prepared corpora, in exact proportions of instances over any stretch of training.
-check: read every token of a corpus for its checksum, its range and its index.
-
-Examples
-  python -m ablations.data prepare source='web/*.jsonl.gz' tokenizer=gpt2.json out=corpora/web
-  python -m ablations.data prepare source=hf:HuggingFaceFW/fineweb-edu:sample-10BT \\
-      tokenizer=gpt2 out=corpora/fineweb
-  python -m ablations.data mix web=0.7:corpora/web code=0.3:corpora/code out=corpora/mixed
-  python sweeps/run.py data=tokens data.path=corpora/mixed mix=gdn3_attn1 size=60m
-"""
-COMMANDS = ("adopt", "check", "mix", "prepare")
 DOMAIN_LISTS = Path(__file__).resolve().parents[2] / "conf" / "data" / "validation"
-VALID = {
-    "prepare": (
-        *("source", "tokenizer", "out", "name", "text", "validation_fraction", "validation."),
-        *("deduplicate", "malformed", "shard_tokens", "processes", "separator", "vocab_size"),
-    ),
-    "adopt": (
-        *("train", "tokenizer", "out", "name", "validation.", "validation", "root", "dtype"),
-        *("held_out_tokens", "format", "checksum", "separator", "vocab_size", "trust_dtype"),
-    ),
-    "check": ("path",),
-}
+DOMAINS = ("validation.",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """What every command that writes a corpus is told."""
+
+    out: Path = setting(help="folder to write, which must not exist", shape="DIR")
+    name: str | None = setting(
+        None, "of the corpus and the domain split off, the folder's unless given"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoded(Output):
+    """What is told of tokens and of documents held out."""
+
+    tokenizer: str = setting(
+        help="bytes, a tokenizer.json, a folder with one, or a name on the hub", shape="NAME|FILE"
+    )
+    separator: str | None = setting(
+        None, "token that ends documents, the tokenizer's unless given", shape="TOKEN"
+    )
+    vocab_size: int | None = setting(
+        None, "a padded vocabulary, the tokenizer's unless given", least=2
+    )
+    domains: Mapping[str, str] = setting(
+        {}, "files of domain NAME, held out whole", prefixes=DOMAINS, shape="FILES"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepare(Encoded):
+    """Tokenize documents. Stopped anywhere and run again, it goes on to the same bytes."""
+
+    EXAMPLES = (
+        "source='web/*.jsonl.gz' tokenizer=gpt2.json out=corpora/web",
+        "source=hf:HuggingFaceFW/fineweb-edu:sample-10BT tokenizer=gpt2 out=corpora/fineweb",
+    )
+    source: str = setting(
+        help=f"file, folder or quoted pattern, of {', '.join(SUFFIXES)}; or {FORM}, of the "
+        "Hugging Face hub", shape="FILES",
+    )  # fmt: skip
+    text: str = setting("text", "field or column that holds the document")
+    validation_fraction: float = setting(0.005, "documents held out, by their hash", least=0)
+    deduplicate: bool = setting(False, "drop exact duplicates, also of validation documents")
+    malformed: float = setting(0.001, "share of records that may be malformed", least=0)
+    shard_tokens: int = setting(1 << 28, "tokens of a file", least=1)
+    processes: int | None = setting(None, "the cores there are unless given", least=1)
+    format: str = setting("table", "how it is printed", choices=("table", "json"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adopt(Encoded):
+    """Read token files where they lie (OLMo, nanoGPT, Megatron, llm.c), without a copy."""
+
+    EXAMPLES = (
+        "train='dolma/part-*.npy' validation.pile=pile.npy tokenizer=tokenizer.json out=corpora/d",
+    )
+    train: str = setting(help="token files", shape="FILES")
+    validation: str | None = setting(None, "a list of domains: olmo_ladder, the eleven of OLMo's")
+    root: str | None = setting(None, "the folder of that list's files", shape="DIR")
+    held_out_tokens: int = setting(
+        0, "instead, about so many last training tokens become domain `name`", least=1
+    )
+    dtype: str | None = setting(
+        None, "of raw files, uint16 or uint32; the smallest that holds the vocabulary unless given"
+    )
+    trust_dtype: bool = setting(False, "take dtype where a file's bytes look like another")
+    format: str = setting("auto", "of the files: auto, raw, npy, megatron or llm.c")
+    checksum: str = setting("full", "full: every token is read once; sample: 256 stretches a file")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixture(Output):
+    """Mix prepared corpora, in exact proportions of instances over any stretch of training."""
+
+    EXAMPLES = ("web=0.7:corpora/web code=0.3:corpora/code out=corpora/mixed",)
+    sources: Mapping[str, str] = setting(
+        {}, "each corpus, its name, weight and folder", prefixes=("",), shape="WEIGHT:DIR"
+    )
+    format: str = setting("table", "how it is printed", choices=("table", "json"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """Read every token of a corpus for its checksum, its range and its index."""
+
+    path: Path = setting(help="folder of the corpus", shape="DIR", position=True)
+    format: str = setting("table", "how it is printed", choices=("table", "json"))
+
+
+VERBS = {"prepare": Prepare, "adopt": Adopt, "mix": Mixture, "check": Check}
+SUMMARY = "Make a corpus to train on: data=tokens data.path=DIR (docs/data.md)."
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run one command; 2 where a setting or a file cannot be used, with a sentence on stderr."""
-    readable()
-    if not arguments or {"-h", "--help", "help"} & set(arguments):
-        print(HELP, end="")
-        return 0 if arguments else 2
-    return exit_code(lambda: _command(*arguments))
+    return exit_code(lambda: _command(arguments))
 
 
-def _command(command: str, *rest: str) -> None:
-    if command not in COMMANDS:
-        raise one_of("command", command, COMMANDS)
-    {"prepare": _prepare, "adopt": _adopt, "mix": _mix, "check": _check}[command](
-        _settings(command, rest)
-    )
+def _command(arguments: Sequence[str]) -> None:
+    verb, asked = choose("python -m ablations.data", SUMMARY, VERBS, arguments)
+    work: dict[str, Callable[[Any], None]] = {
+        "prepare": _prepare, "adopt": _adopt, "mix": _mix, "check": _check,
+    }  # fmt: skip
+    work[verb](asked)
 
 
 def _say(text: str) -> None:
     print(text, file=sys.stderr)
 
 
-def _settings(command: str, arguments: Sequence[str]) -> dict[str, str]:
-    settings: dict[str, str] = {}
-    for argument in arguments:
-        key, equals, value = argument.partition("=")
-        if not equals or not value:
-            raise SettingError(f"{argument} is not a setting; write KEY=VALUE, or see --help.")
-        group = key.partition(".")[0] + "." if "." in key else key
-        if command in VALID and group not in VALID[command]:
-            valid = [f"{k}NAME" if k.endswith(".") else k for k in VALID[command]]
-            raise one_of(f"{command}: setting", key, valid)
-        if key in settings:
-            raise SettingError(f"{key} is given twice; give it once.")
-        settings[key] = value
-    return settings
-
-
-def _required(settings: dict[str, str], *names: str) -> list[str]:
-    for name in names:
-        if name not in settings:
-            raise SettingError(f"{name} is not given; see --help for what it may be.")
-    return [settings[name] for name in names]
-
-
-def _number(settings: dict[str, str], name: str, default: Any, least: float) -> Any:
-    if name not in settings:
-        return default
-    kind = int if default is None else type(default)
-    try:
-        value = kind(settings[name].replace("_", ""))
-    except ValueError:
-        value = None
-    if value is None or not value >= least:
-        words = "a whole number" if kind is int else "a number"
-        raise SettingError(f"{name}={settings[name]} must be {words} of at least {least:g}.")
-    return value
-
-
-def _flag(settings: dict[str, str], name: str) -> bool:
-    value = settings.get(name, "false")
-    if value not in ("true", "false"):
-        raise one_of(name, value, ("true", "false"))
-    return value == "true"
-
-
-def _domains(settings: dict[str, str]) -> dict[str, str]:
-    given = {k.partition(".")[2]: v for k, v in settings.items() if k.startswith("validation.")}
-    if "validation" in settings:
+def _domains(asked: Encoded) -> dict[str, str]:
+    """Name -> files of the domains held out."""
+    given = {key.partition(".")[2]: files for key, files in asked.domains.items()}
+    if isinstance(asked, Adopt) and asked.validation is not None:
         lists = {path.stem: path for path in DOMAIN_LISTS.glob("*.yaml")}
-        if settings["validation"] not in lists:
-            raise one_of("validation", settings["validation"], lists)
-        (root,) = _required(settings, "root")
-        content = yaml.safe_load(lists[settings["validation"]].read_text(encoding="utf-8"))
-        given = {name: path.replace("{root}", root) for name, path in content.items()} | given
+        if asked.validation not in lists:
+            raise one_of("validation", asked.validation, lists)
+        if asked.root is None:
+            raise SettingError("root= is missing; give the folder of the list's files, root=DIR.")
+        content = yaml.safe_load(lists[asked.validation].read_text(encoding="utf-8"))
+        given = {name: path.replace("{root}", asked.root) for name, path in content.items()} | given
     return given
 
 
-def _prepare(settings: dict[str, str]) -> None:
-    source, tokenizer, out = _required(settings, "source", "tokenizer", "out")
-    folder = Path(out).expanduser()
-    asked = Preparation(
-        source=source,
+def _prepare(asked: Prepare) -> None:
+    preparation = Preparation(
+        source=asked.source,
         tokenizer=load_tokenizer(
-            tokenizer,
-            separator=settings.get("separator"),
-            vocab_size=_number(settings, "vocab_size", None, 2),
+            asked.tokenizer, separator=asked.separator, vocab_size=asked.vocab_size
         ),
-        out=folder,
-        name=settings.get("name", folder.resolve().name),
-        validation=_domains(settings),
-        text=settings.get("text", "text"),
-        validation_fraction=_number(settings, "validation_fraction", 0.005, 0),
-        deduplicate=_flag(settings, "deduplicate"),
-        malformed=_number(settings, "malformed", 0.001, 0),
-        shard_tokens=_number(settings, "shard_tokens", 1 << 28, 1),
-        processes=_number(settings, "processes", os.cpu_count() or 1, 1),
+        out=asked.out,
+        name=asked.name or asked.out.resolve().name,
+        validation=_domains(asked),
+        text=asked.text,
+        validation_fraction=asked.validation_fraction,
+        deduplicate=asked.deduplicate,
+        malformed=asked.malformed,
+        shard_tokens=asked.shard_tokens,
+        processes=asked.processes or os.cpu_count() or 1,
     )
-    corpus = prepare(asked, _say, progress=sys.stderr.isatty())
-    print(f"data.path={folder}", *_described(corpus, folder), sep="\n")
+    corpus = prepare(preparation, _say, progress=sys.stderr.isatty())
+    _print(asked.format, asked.out, corpus, _described(asked.out))
 
 
-def _described(corpus: Corpus, folder: Path) -> list[str]:
+def _print(form: str, folder: Path, corpus: Any, lines: list[str]) -> None:
+    """Lines for people, or the corpus as JSON."""
+    if form == "table":
+        print(f"data.path={folder}", *lines, f"fingerprint {corpus.fingerprint[:16]}", sep="\n")
+        return
+    validation = {name: len(domain.tokens) for name, domain in corpus.validation.items()}
+    tokens = {"train": len(corpus.train), "validation": validation}
+    document = {"path": str(folder), "fingerprint": corpus.fingerprint, "tokens": tokens}
+    print(json.dumps(document, indent=1))
+
+
+def _described(folder: Path) -> list[str]:
     """What was prepared, a line a stream."""
     manifest = read_manifest(folder, "out")
     named = {"train": manifest["train"]}
@@ -204,7 +205,7 @@ def _described(corpus: Corpus, folder: Path) -> list[str]:
         if counts.get(key):
             lines.append(f"{counts[key]:,} {words}")
     lines += [f"  {where}" for where in counts.get("malformed_at", [])]
-    return [*lines, *_overlap(manifest), f"fingerprint {corpus.fingerprint[:16]}"]
+    return [*lines, *_overlap(manifest)]
 
 
 def _overlap(manifest: dict[str, Any]) -> list[str]:
@@ -218,56 +219,53 @@ def _overlap(manifest: dict[str, Any]) -> list[str]:
     return lines + (described(manifest["overlap"]) if "overlap" in manifest else [])
 
 
-def _adopt(settings: dict[str, str]) -> None:
-    train, tokenizer, out = _required(settings, "train", "tokenizer", "out")
-    folder = Path(out).expanduser()
-    size = _number(settings, "vocab_size", None, 2)
-    separator = settings.get("separator")
+def _adopt(asked: Adopt) -> None:
+    separator = asked.separator
     # An id of files that are there need not be a special token.
     ending = int(separator) if separator and separator.isdecimal() else separator
-    loaded = load_tokenizer(tokenizer, separator=ending, vocab_size=size)
     corpus = adopt(
-        train=train,
-        validation=_domains(settings),
-        tokenizer=loaded,
-        out=folder,
-        name=settings.get("name", folder.resolve().name),
-        dtype=settings.get("dtype"),
-        format=settings.get("format", "auto"),
-        how=settings.get("checksum", "full"),
-        held_out_tokens=_number(settings, "held_out_tokens", 0, 1),
-        trust_dtype=_flag(settings, "trust_dtype"),
+        train=asked.train,
+        validation=_domains(asked),
+        tokenizer=load_tokenizer(asked.tokenizer, separator=ending, vocab_size=asked.vocab_size),
+        out=asked.out,
+        name=asked.name or asked.out.resolve().name,
+        dtype=asked.dtype,
+        format=asked.format,
+        how=asked.checksum,
+        held_out_tokens=asked.held_out_tokens,
+        trust_dtype=asked.trust_dtype,
         say=_say,
     )
-    print(f"data.path={folder}", f"train: {len(corpus.train):,} tokens", sep="\n")
-    for name, domain in corpus.validation.items():
-        print(f"validation {name}: {len(domain.tokens):,} tokens, {domain.bytes:,} bytes")
-    print(*_overlap(read_manifest(folder, "out")), sep="\n")
-    print(f"fingerprint {corpus.fingerprint[:16]}")
+    lines = [f"train: {len(corpus.train):,} tokens"]
+    lines += [
+        f"validation {name}: {len(domain.tokens):,} tokens, {domain.bytes:,} bytes"
+        for name, domain in corpus.validation.items()
+    ]
+    _print("table", asked.out, corpus, [*lines, *_overlap(read_manifest(asked.out, "out"))])
 
 
-def _mix(settings: dict[str, str]) -> None:
-    (out,) = _required(settings, "out")
-    folder = Path(out).expanduser()
+def _mix(asked: Mixture) -> None:
     sources = {}
-    for name, value in settings.items():
-        if name in ("out", "name"):
-            continue
+    for name, value in asked.sources.items():
         weight, colon, path = value.partition(":")
         if not colon:
             raise SettingError(f"{name}={value} is no source; write NAME=WEIGHT:FOLDER.")
         sources[name] = (weight, Path(path))
-    corpus = mix(sources, folder, settings.get("name", folder.name))
-    print(f"data.path={folder}", f"train: {len(corpus.train):,} tokens before a repeat", sep="\n")
-    print("validation: " + ", ".join(corpus.validation))
-    print(*_overlap(read_manifest(folder, "out")), sep="\n")
-    print(f"fingerprint {corpus.fingerprint[:16]}")
+    corpus = mix(sources, asked.out, asked.name or asked.out.name)
+    lines = [
+        f"train: {len(corpus.train):,} tokens before a repeat",
+        "validation: " + ", ".join(corpus.validation),
+        *_overlap(read_manifest(asked.out, "out")),
+    ]
+    _print(asked.format, asked.out, corpus, lines)
 
 
-def _check(settings: dict[str, str]) -> None:
-    (path,) = _required(settings, "path")
-    corpus = open_folder(Path(path).expanduser(), verify=True, setting="path")
-    print(f"path={path} is whole: {len(corpus.train):,} training tokens")
+def _check(asked: Check) -> None:
+    corpus = open_folder(asked.path, verify=True, setting="path")
+    if asked.format == "json":
+        _print("json", asked.path, corpus, [])
+    else:
+        print(f"path={asked.path} is whole: {len(corpus.train):,} training tokens")
 
 
 if __name__ == "__main__":

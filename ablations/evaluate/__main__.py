@@ -2,8 +2,10 @@
 
 import contextlib
 import dataclasses
+import json
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,66 +15,56 @@ from ablations.evaluate.budget import PROBES, EvaluationSettings
 from ablations.records import DamagedRecord, RunDirectory, read_sweep
 from ablations.resolve import DEVICES, PRECISIONS
 from ablations.spec import RunSpec, load
+from models.command import parse, setting
 from models.errors import SettingError, one_of
 from models.format import percent
-from models.settings import from_dict
-from models.terminal import readable
 from models.text import visible
 
-HELP = f"""\
-Probe trained runs: in-context recall, copying, passkeys and loss by position, by length.
 
-  python -m ablations.evaluate RUN_DIR_OR_SWEEP_DIR [...] [KEY=VALUE ...]
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Probe trained runs: in-context recall, copying, passkeys and loss by position, by length.
 
-Rows are appended to each run's probes.jsonl, one a checkpoint, probe and length; what is there
-already is not measured again. The same examples are put to every mix, size and seed of a corpus.
+    Rows are appended to each run's probes.jsonl, one a checkpoint, probe and length; what is there
+    already is not measured again. Every mix, size and seed of a corpus is put the same examples.
+    `python -m analysis figures sweep=NAME only=probes,positions` draws them (docs/probes.md).
+    """
 
-  probes       any of {",".join(PROBES)} (all)
-  lengths      tokens of an example (1/4, 1/2, 1, 2 and 4 of the training context)
-  examples     of each probe at each length (32)
-  checkpoint   points: those that the run was evaluated at; last; or a step (points)
-  device       auto, cpu or cuda (auto)
-  precision    auto, fp32 or bf16 (auto)
-  threads      of the CPU (the run's own)
-
-Examples
-  python -m ablations.evaluate runs/demo
-  python -m ablations.evaluate runs/demo/gdn3_attn1-50k-s0-1a2b3c4d probes=recall checkpoint=last
-  python -m analysis figures sweep=demo only=probes,positions
-"""
-VALID = ("probes", "lengths", "examples", "checkpoint", "device", "precision", "threads")
+    EXAMPLES = (
+        "runs/demo",
+        "runs/demo/gdn3_attn1-50k-s0-1a2b3c4d probes=recall checkpoint=last",
+    )
+    folders: tuple[Path, ...] = setting(
+        help="run directories, or folders of sweeps", position=True, repeat=True,
+        shape="RUN_DIR|SWEEP_DIR",
+    )  # fmt: skip
+    probes: tuple[str, ...] = setting(PROBES, "what is measured", choices=PROBES)
+    lengths: tuple[int, ...] | None = setting(
+        None, "tokens of an example, 1/4, 1/2, 1, 2 and 4 of the training context unless given",
+        least=1, shape="A,B",
+    )  # fmt: skip
+    examples: int = setting(32, "of each probe at each length", least=1)
+    checkpoint: str = setting(
+        "points", "points: those that the run was evaluated at; last; or a step"
+    )
+    device: str = setting("auto", "what it runs on", choices=DEVICES)
+    precision: str | None = setting(None, "the run's own unless given", choices=PRECISIONS)
+    threads: int | None = setting(None, "of the CPU, the run's own unless given", least=1)
+    format: str = setting(
+        "table", "how it is printed; json is an object a row", choices=("table", "json")
+    )
 
 
 def main(arguments: Sequence[str]) -> int:
     """Exit code 0, or 2 where a setting or a run cannot be used."""
-    readable()
-    if not arguments or {"-h", "--help", "help"} & set(arguments):
-        print(HELP, end="")
-        return 0 if arguments else 2
-    return exit_code(lambda: _probe(arguments))
+    return exit_code(lambda: _probe(parse(Settings, arguments, "python -m ablations.evaluate")))
 
 
-def _probe(arguments: Sequence[str]) -> None:
-    folders = [argument for argument in arguments if "=" not in argument]
-    settings = _settings([argument for argument in arguments if "=" in argument])
-    runs = [run for folder in folders for run in _runs(Path(folder))]
-    if not runs:
-        raise SettingError("give at least one RUN_DIR, or the folder of a sweep.")
-    jobs = [_Job(run, settings) for run in runs]  # all are looked at before any is probed
+def _probe(asked: Settings) -> None:
+    runs = [run for folder in asked.folders for run in _runs(folder)]
+    jobs = [_Job(run, asked) for run in runs]  # all are looked at before any is probed
     for job in jobs:
         job.do()
-
-
-def _settings(arguments: Sequence[str]) -> dict[str, str]:
-    settings: dict[str, str] = {}
-    for argument in arguments:
-        key, _, value = argument.partition("=")
-        if key not in VALID:
-            raise one_of("setting", key, VALID)
-        if key in settings:
-            raise SettingError(f"{key} is given twice; give it one value.")
-        settings[key] = value
-    return settings
 
 
 def _runs(folder: Path) -> list[RunDirectory]:
@@ -94,51 +86,25 @@ def _runs(folder: Path) -> list[RunDirectory]:
     return runs
 
 
-def _evaluation(settings: dict[str, str]) -> EvaluationSettings:
-    plain: dict[str, Any] = {"probes": list(PROBES)}
-    for key in ("probes", "lengths"):
-        if key in settings:
-            plain[key] = [part for part in settings[key].strip("[]").split(",") if part]
-    if "lengths" in settings:
-        plain["lengths"] = [_whole("lengths", part) for part in plain["lengths"]]
-    if "examples" in settings:
-        plain["examples"] = _whole("examples", settings["examples"])
-    evaluation = from_dict(EvaluationSettings, plain, "evaluation")
-    budget.check_names(evaluation.probes)
-    budget.check_lengths(evaluation.lengths)
-    return evaluation
-
-
-def _one(setting: str, value: str, valid: Sequence[str]) -> str:
-    if value not in valid:
-        raise one_of(setting, value, valid)
-    return value
-
-
-def _whole(setting: str, value: str) -> int:
-    if not value.isdecimal() or int(value) < 1:
-        raise SettingError(f"{setting}={value} must be a whole number of at least 1.")
-    return int(value)
-
-
 class _Job:
     """One run, its checkpoints and what is to be measured at each."""
 
-    def __init__(self, run: RunDirectory, settings: dict[str, str]) -> None:
-        self.run, self.evaluation = run, _evaluation(settings)
+    def __init__(self, run: RunDirectory, asked: Settings) -> None:
+        self.run, self.as_json = run, asked.format == "json"
+        self.evaluation = EvaluationSettings(asked.probes, asked.lengths, asked.examples)
+        budget.check_names(self.evaluation.probes)
+        budget.check_lengths(self.evaluation.lengths)
         self.spec = _load(run)
         own = self.spec.resources
         resources = dataclasses.replace(
             own,
-            device=_one("device", settings.get("device", "auto"), DEVICES),
-            precision=_one("precision", settings.get("precision", own.precision), PRECISIONS),
-            threads=_whole("threads", settings["threads"])
-            if "threads" in settings
-            else own.threads,
+            device=asked.device,
+            precision=asked.precision or own.precision,
+            threads=own.threads if asked.threads is None else asked.threads,
             compile="false",
         )
         self.spec = dataclasses.replace(self.spec, resources=resources)
-        self.steps = self._steps(settings.get("checkpoint", "points"))
+        self.steps = self._steps(asked.checkpoint)
 
     def _steps(self, wanted: str) -> list[int]:
         from models.checkpoint_files import steps
@@ -168,7 +134,12 @@ class _Job:
                     f"RUN_DIR={self.run.path} is being trained now; wait, or set evaluation.probes "
                     "so that it is probed as it trains."
                 )
-            self._measure(lambda text: print(visible(f"{self.run.name}: {text}"), flush=True))
+            self._measure(self._say)
+
+    def _say(self, text: str) -> None:
+        # With JSON on standard output, words go beside it.
+        file = sys.stderr if self.as_json else sys.stdout
+        print(visible(f"{self.run.name}: {text}"), file=file, flush=True)
 
     def _measure(self, say: Callable[[str], None]) -> None:
         from ablations.data.source import open_corpus, read_parts
@@ -213,7 +184,10 @@ class _Job:
                     model.to(hardware.device)
                     for row in probes.measure(model, wanted):
                         self.run.append("probes.jsonl", {"step": step, **row})
-                        say(_told(step, row))
+                        if self.as_json:
+                            print(json.dumps({"run": self.run.name, "step": step, **row}))
+                        else:
+                            say(_told(step, row))
 
     def _missing(self, step: int, wanted: list[tuple[str, int]]) -> list[tuple[str, int]]:
         from ablations.evaluate.tasks import VERSION

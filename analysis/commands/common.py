@@ -1,161 +1,181 @@
-"""What the commands share: settings checked in a sentence, and tables shown as asked."""
+"""What the commands share: groups of settings, the points that they read, tables as asked for."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ablations.records import SettingError, one_of
+from ablations.records import SettingError, project_root
+from models.command import setting, spelled
 from models.format import write_table
 
 if TYPE_CHECKING:
+    from analysis.study.findings import Findings
     from analysis.study.load import Sweep
 
 FORMATS = ("table", "csv", "json", "latex")
 COLUMNS = ("mix", "N", "D", "C", "loss", "run", "size", "seed", "weight", "seconds", "bpb")
 """Columns of points that a CSV may call something else."""
+# Choices stand here as text, as the help should not wait for what computes with them.
+LOSSES = ("huber", "absolute", "squares", "student")
+MODELS = (
+    "free", "shared_E", "shared_exponents", "shared", "only_A", "only_B", "only_E", "pooled",
+)  # fmt: skip
+LEAST_RESAMPLES = 20
+BASELINE = "the mix that others are compared with, at each level of other treatments, or one arm"
 
 
-def add_points(
-    parser: argparse.ArgumentParser, loss: str, model: str, nargs: str | None = None
-) -> None:
-    """The arguments of a command that fits points of a CSV, with its own defaults."""
-    parser.add_argument(
-        "points", type=Path, nargs=nargs, help="CSV with mix, N, D, loss, or a sweep's folder"
+@dataclass(frozen=True, kw_only=True)
+class Points:
+    """Where points come from."""
+
+    sweep: tuple[str, ...] = setting((), "sweeps of one corpus, by name", shape="NAME[,NAME]")
+    points: str | None = setting(
+        None,
+        "CSV with the columns mix, N, D, loss, or the folder of a sweep; points= may be left out",
+        shape="FILE.csv",
+        position=True,
     )
-    parser.add_argument(
-        "--loss", default=loss, help="huber, absolute, squares or student, of log residuals"
+    runs: str = setting("runs", "where sweeps named by sweep= lie", shape="DIR")
+    where: Mapping[str, tuple[str, ...]] = setting(
+        {},
+        "rows to keep, of one column any of the values given, or levels of a sweep's settings",
+        example="protocol.lr_multiplier=1",
     )
-    parser.add_argument("--delta", type=float, default=1e-3, help="Huber's threshold")
-    parser.add_argument("--model", default=model, help="joint model over the mixes")
-    parser.add_argument("--format", default="table", help=", ".join(FORMATS))
-    parser.add_argument(
-        "--where",
-        default="",
-        metavar="COLUMN=VALUE",
-        help="rows, or one level of a sweep's setting",
+    columns: Mapping[str, str] = setting(
+        {}, "a CSV's own names of columns", example="N=params", choices=COLUMNS
     )
-    parser.add_argument("--columns", default="", metavar="N=params", help="a CSV's own names")
-    parser.add_argument("--treatments", default="", metavar="lr", help="a CSV's, beside the mix")
+    treatments: tuple[str, ...] = setting(
+        (), "a CSV's columns that were varied on purpose beside the mix", shape="NAME[,NAME]"
+    )
 
 
-def pairs(name: str, text: str, example: str) -> dict[str, str]:
-    """a=1,b=2 as a mapping. Raises SettingError for a part that is none, or a key given twice."""
-    values = several(name, text, example)
-    for key, given in values.items():
-        if len(given) > 1:
-            raise SettingError(f"{name}={text} gives {key} twice.")
-    return {key: given[0] for key, given in values.items()}
+@dataclass(frozen=True, kw_only=True)
+class Fitting:
+    """How a law is fitted."""
+
+    model: str = setting("free", "which coefficients the mixes share", choices=MODELS)
+    loss: str = setting("squares", "what is minimised, of log residuals", choices=LOSSES)
+    delta: float = setting(1e-3, "Huber's threshold, of log loss", above=0)
+    fix: Mapping[str, float] = setting({}, "coefficients to hold", example="alpha=0.22,beta=0.22")
+    seed: int = setting(0, "of the resamples", least=0)
+    resamples: int = setting(1000, "number of resampled ladders", least=LEAST_RESAMPLES)
 
 
-def several(name: str, text: str, example: str) -> dict[str, list[str]]:
-    """a=1,a=2,b=3 as the values of each key. Raises SettingError for a part that is no setting."""
-    values: dict[str, list[str]] = {}
-    for part in filter(None, text.split(",")):
-        key, equals, value = (one.strip() for one in part.partition("="))
-        if not equals or not value:
-            raise SettingError(f"{name}={part} is not a setting; give one like {example}.")
-        values.setdefault(key, []).append(value)
-    return values
+@dataclass(frozen=True, kw_only=True)
+class Leveled:
+    """How sure an interval is."""
+
+    level: float = setting(
+        0.95, "share of the intervals that hold the truth", above=0, below=1, example="0.95",
+        shape="SHARE",
+    )  # fmt: skip
 
 
-def where_of(text: str) -> dict[str, list[str]]:
-    """mix=gdn,mix=mamba2,seed=0 as the values of each column, of which any will do."""
-    return several("where", text, "protocol.lr_multiplier=1")
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """How the answer is printed."""
+
+    format: str = setting("table", "how it is printed", choices=FORMATS)
 
 
-def columns_of(text: str) -> dict[str, str]:
-    """N=params,loss=val_loss as a mapping of our names to those of a CSV."""
-    columns = pairs("columns", text, "N=params")
-    for key in columns:
-        known("columns", key, COLUMNS)
-    return columns
+@dataclass(frozen=True, kw_only=True)
+class Studied(Leveled, Points):
+    """What reports, figures and tables rest on."""
+
+    out: Path | None = setting(None, "folder to write, reports/ and the name unless given")
+    baseline: str = setting("transformer", BASELINE)
+    resamples: int = setting(1000, "number of resampled ladders", least=LEAST_RESAMPLES)
+    seed: int = setting(0, "of the resamples", least=0)
 
 
-def held(text: str) -> dict[str, float]:
-    """alpha=0.22,beta=0.22 as numbers."""
-    found = {}
-    for key, value in pairs("fix", text, "alpha=0.22").items():
-        try:
-            found[key] = float(value)
-        except ValueError:
-            raise SettingError(
-                f"fix={key}={value} is not a setting; give one like alpha=0.22."
-            ) from None
-    return found
+def home() -> Path:
+    """Where runs/ and reports/ lie: the checkout, or the current folder where there is none."""
+    checkout = project_root()
+    return checkout if (checkout / "conf").is_dir() else Path.cwd()
 
 
-def read_points(
-    path: Path,
-    where: str = "",
-    columns: str = "",
-    by_compute: bool = False,
-    treatments: str = "",
-) -> Sweep:
-    """Points of a CSV or of a sweep's folder; a note on stderr says what a sweep still lacks."""
+def source(asked: Points, by_compute: bool = False) -> Sweep:
+    """The sweep, sweeps or CSV asked for, at the level that `where` chooses.
+
+    by_compute: whether points of loss and C alone will do.
+    """
     from analysis.study.source import from_csv, from_sweeps
 
-    if not path.is_dir():
-        varied = tuple(filter(None, treatments.split(",")))
-        return from_csv(path, by_compute, columns_of(columns), where_of(where), varied)
-    check_no_columns(columns)
-    return with_notes(from_sweeps([path], where_of(where)))
+    if bool(asked.sweep) == (asked.points is not None):
+        raise SettingError(
+            "sweep= and points= are both given; give one of them."
+            if asked.sweep
+            else "sweep= is missing; give the name of a sweep, sweep=NAME, or points=FILE.csv."
+        )
+    if asked.points is not None and not Path(asked.points).is_dir():
+        path = Path(asked.points)
+        return from_csv(path, by_compute, asked.columns, asked.where, asked.treatments)
+    if asked.columns:
+        key, name = next(iter(asked.columns.items()))
+        raise SettingError(f"columns={key}={name} names columns of a CSV, and this is a sweep.")
+    if asked.treatments:
+        raise SettingError(
+            f"treatments={','.join(asked.treatments)} names columns of a CSV, and a sweep's runs "
+            "say themselves what was varied."
+        )
+    if asked.points is not None:
+        return from_sweeps([Path(asked.points)], asked.where)
+    if len(set(asked.sweep)) < len(asked.sweep):
+        raise SettingError(
+            f"sweep={','.join(asked.sweep)} names one twice, whose points would count twice; give "
+            "sweep=NAME or sweep=A,B."
+        )
+    return from_sweeps([home() / asked.runs / name for name in asked.sweep], asked.where)
 
 
-def with_notes(sweep: Sweep) -> Sweep:
-    """The sweep; notes on stderr say what it still lacks."""
+def read(asked: Points, by_compute: bool = False) -> Sweep:
+    """The points asked for; notes on stderr say what a sweep still lacks."""
     from analysis.study.source import notes_of
 
+    sweep = source(asked, by_compute)
     for note in notes_of(sweep):
         print(f"note: {note}", file=sys.stderr)
     return sweep
 
 
-def check_no_columns(columns: str) -> None:
-    """Raise SettingError where columns of a sweep are named, which has its own."""
-    if columns:
-        raise SettingError(f"columns={columns} names columns of a CSV, and this is a sweep.")
+def find(command: str, asked: Studied, without: tuple[str, ...] = ()) -> Findings:
+    """Read and study the points asked for.
+
+    The findings name the command and its settings but those of `without`.
+    """
+    from analysis.study.findings import find as find_in
+
+    sweep = source(asked)
+    for what in sweep.dropped:
+        print(f"note: left out: {what}.", file=sys.stderr)
+    for what in sweep.incomplete:
+        print(f"note: incomplete: {what}.", file=sys.stderr)
+    told = f"python -m analysis {command} {spelled(asked, without)}"
+    return find_in(sweep, asked.baseline, asked.resamples, asked.seed, told, asked.level)
 
 
-def number(name: str, text: str) -> float:
-    try:
-        return positive(name, float(text))
-    except ValueError as error:
-        if isinstance(error, SettingError):
-            raise
-        raise SettingError(f"{name}={text} must be a positive finite number.") from None
-
-
-def positive(name: str, value: float) -> float:
-    if not (math.isfinite(value) and value > 0):
-        raise SettingError(f"{name}={value:g} must be a positive finite number.")
-    return value
-
-
-def whole(name: str, text: str, least: int) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = least - 1
-    if value < least:
-        raise SettingError(f"{name}={text} must be a whole number of at least {least}.")
-    return value
-
-
-def known(name: str, value: str, valid: tuple[str, ...]) -> None:
-    if value not in valid:
-        raise one_of(name, value, valid)
+def folder(asked: Studied) -> Path:
+    """Where it is written: out, or reports/ and the sweep's name."""
+    if asked.out is not None:
+        return asked.out
+    name = "+".join(asked.sweep)
+    if asked.points is not None:
+        path = Path(asked.points)
+        name = path.resolve().name if path.is_dir() else path.stem
+    name += "".join(f"-{key}={'+'.join(values)}" for key, values in asked.where.items())
+    return home() / "reports" / name
 
 
 def shown(
     form: str, document: dict[str, Any], rows: list[dict[str, Any]], notes: list[str] | None = None
 ) -> str:
     """The document as JSON, or its rows as a table, CSV or LaTeX; `notes` follow a table."""
-    known("format", form, FORMATS)
     if form == "json":
         return json.dumps(_plain(document), indent=1, allow_nan=False)
     import pandas as pd

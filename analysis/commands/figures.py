@@ -1,38 +1,34 @@
 """`python -m analysis figures sweep=NAME`: the figures alone, at a paper's column width."""
 
-from __future__ import annotations
-
-import argparse
+from dataclasses import dataclass
 
 from ablations.records import SettingError
-from analysis.commands.common import known
-from analysis.commands.sources import KEYS, find, folder, names, settings
-
-HELP = "figures alone: PDF, PNG, SVG, their data and where they come from"
-VALID = (*KEYS, "only", "width", "note")
+from analysis.commands.common import Studied, find, folder
+from models.command import setting
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("settings", nargs="*", metavar="key=value", help=", ".join(VALID))
+@dataclass(frozen=True, kw_only=True)
+class Settings(Studied):
+    """Draw the figures alone: PDF, PNG, SVG, their data and where they come from."""
+
+    EXAMPLES = ("sweep=demo only=savings,loss width=single note=false",)
+    only: tuple[str, ...] = setting((), "names of figures, all unless given", shape="NAME[,NAME]")
+    width: str = setting("double", "columns of a paper", choices=("double", "single"))
+    note: bool = setting(True, "whether each figure says what it rests on")
 
 
-def run(options: argparse.Namespace) -> str:
+def run(asked: Settings) -> str:
     from analysis.report.figures.drawing import check_names, draw
     from analysis.report.figures.style import WIDTHS
     from analysis.report.write import make_writable
 
-    chosen = settings(options.settings, VALID)
-    width, noted = chosen.get("width", "double"), chosen.get("note", "true")
-    known("width", width, tuple(WIDTHS))
-    known("note", noted, ("true", "false"))
-    only = names(chosen, "only")
-    check_names(only)
-    found = find("figures", options.settings, chosen)
-    out = folder(chosen) / "figures"
+    check_names(asked.only)
+    found = find("figures", asked)
+    out = folder(asked) / "figures"
     make_writable(out)
-    gallery = draw(found, out, only, WIDTHS[width], noted == "true")
+    gallery = draw(found, out, asked.only, WIDTHS[asked.width], asked.note)
     if not gallery.shown:
         told = "; ".join(f"{name}: {clause}" for name, clause in gallery.lacking.items())
-        raise SettingError(f"only={chosen.get('only', '')} cannot be drawn ({told}).")
+        raise SettingError(f"only={','.join(asked.only)} cannot be drawn ({told}).")
     missing = [f"not drawn: {name}: {clause}" for name, clause in gallery.lacking.items()]
     return "\n".join([*(f"{one.stem}.pdf" for one in gallery.shown.values()), *missing])

@@ -1,57 +1,72 @@
 """`python -m analysis fit points.csv`: scaling laws of each mix of a CSV or a sweep."""
 
-import argparse
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from analysis.commands.common import (
-    FORMATS,
-    add_points,
-    held,
-    known,
-    number,
-    positive,
-    read_points,
+    LOSSES,
+    MODELS,
+    Fitting,
+    Leveled,
+    Points,
+    Shown,
+    read,
     shown,
-    whole,
 )
-from analysis.commands.predict import share
+from models.command import setting
 
-HELP = "fit scaling laws to each mix of a CSV or a sweep"
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from analysis.study.law_answer import LawAnswer
+
 LAWS = ("chinchilla", "gamma", "ray", "N", "D", "isoflop", "envelope")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--law", default="chinchilla", help=", ".join(LAWS))
-    add_points(parser, loss="huber", model="free")
-    parser.add_argument(
-        "--fix",
-        default="",
-        metavar="alpha=0.22,beta=0.22",
-        help="hold E, alpha, beta; of ray, N, D E alone",
-    )
-    parser.add_argument("--ratio", default="", metavar="D/N", help="law=ray: tokens per parameter")
-    parser.add_argument(
-        "--resamples", default="499", help="model=all, law=isoflop, envelope: resamples"
-    )
-    parser.add_argument("--seed", default="0")
-    parser.add_argument("--level", default="0.95", help="law=isoflop, envelope: of the intervals")
-    parser.add_argument("--minimum", default="parabola", help="law=isoflop: parabola, akima")
+@dataclass(frozen=True, kw_only=True)
+class Settings(Shown, Leveled, Fitting, Points):
+    """Fit scaling laws to each mix of a CSV or a sweep.
 
+    docs/statistics.md says how, and how far the answer can be trusted.
+    """
 
-def run(options: argparse.Namespace) -> str:
-    from analysis.study.law_answer import check_law, law_answer
-
-    known("format", options.format, FORMATS)
-    positive("delta", options.delta)
-    fixed = held(options.fix)
-    ratio = number("ratio", options.ratio) if options.ratio else None
-    check_law(options.law, options.model, options.loss, fixed, ratio, options.minimum)
-    level = share("level", options.level)
-    resamples, seed = whole("resamples", options.resamples, 0), whole("seed", options.seed, 0)
-    points = read_points(
-        options.points, options.where, options.columns, options.law == "ray", options.treatments
-    ).points
-    answer = law_answer(
-        points, options.law, options.model, options.loss, options.delta, fixed, ratio, resamples,
-        seed, level, options.minimum,
+    EXAMPLES = (
+        "points.csv", "sweep=demo format=json", "points.csv law=gamma loss=student",
+        "points.csv law=ray ratio=20", "points.csv model=all",
     )  # fmt: skip
-    return shown(options.format, answer.document, answer.rows, answer.notes)
+    law: str = setting("chinchilla", "the law", choices=LAWS)
+    model: str = setting(
+        "free",
+        "which coefficients the mixes share; all ranks each choice",
+        choices=(*MODELS, "all"),
+    )
+    loss: str = setting("huber", "what is minimised, of log residuals", choices=LOSSES)
+    fix: Mapping[str, float] = setting(
+        {}, "hold E, alpha, beta; of a ray E", example="alpha=0.22,beta=0.22"
+    )
+    ratio: float | None = setting(None, "law=ray: tokens per parameter", above=0)
+    resamples: int = setting(
+        499, "model=all, law=isoflop, law=envelope: number of resamples", least=0
+    )
+    minimum: str = setting(
+        "parabola", "law=isoflop: the best size at one C", choices=("parabola", "akima")
+    )
+
+
+def run(asked: Settings) -> str:
+    from analysis.study.law_answer import check_law
+
+    check_law(asked.law, asked.model, asked.loss, dict(asked.fix), asked.ratio, asked.minimum)
+    answer = answered(asked, read(asked, by_compute=asked.law == "ray").points)
+    return shown(asked.format, answer.document, answer.rows, answer.notes)
+
+
+def answered(asked: Settings, points: "pd.DataFrame") -> "LawAnswer":
+    """The laws asked for, of these points."""
+    from analysis.study.law_answer import law_answer
+
+    return law_answer(
+        points, asked.law, asked.model, asked.loss, asked.delta, dict(asked.fix), asked.ratio,
+        asked.resamples, asked.seed, asked.level, asked.minimum,
+    )  # fmt: skip

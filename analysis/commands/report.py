@@ -1,30 +1,31 @@
 """`python -m analysis report sweep=NAME`: report.html, report.md, figures and tables."""
 
-from __future__ import annotations
+from dataclasses import dataclass
 
-import argparse
-
-from analysis.commands.sources import KEYS, find, folder, settings
-
-HELP = "report.html, report.md, figures and tables of a sweep or of points"
-VALID = (*KEYS, "wandb")
+from analysis.commands.common import Studied, find, folder
+from models.command import setting
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("settings", nargs="*", metavar="key=value", help=", ".join(VALID))
+@dataclass(frozen=True, kw_only=True)
+class Settings(Studied):
+    """Write report.html, report.md, figures and tables of a sweep or of points.
+
+    docs/report.md says what is in it.
+    """
+
+    EXAMPLES = ("sweep=demo", "points.csv baseline=gdn3_attn1 out=reports/mine")
+    wandb: str | None = setting(None, "a run to log it to", shape="[ENTITY/]PROJECT/RUN")
 
 
-def run(options: argparse.Namespace) -> str:
+def run(asked: Settings) -> str:
     from analysis.foreign import unmarked
     from analysis.report.write import write_report
     from analysis.study.tracking import attach, parse_run
 
-    chosen = settings(options.settings, VALID)
-    target = parse_run(chosen["wandb"]) if "wandb" in chosen else None
+    target = parse_run(asked.wandb) if asked.wandb else None
     # Where a report was sent does not change what is in it.
-    given = [setting for setting in options.settings if not setting.startswith("wandb=")]
-    found = find("report", given, chosen)
-    out = folder(chosen)
+    found = find("report", asked, without=("wandb",))
+    out = folder(asked)
     answers, written = write_report(found, out)
     told = [unmarked(answer.replace("**", "")) for answer in answers]
     shown = [str(path) for path in written if path.suffix in (".html", ".md", ".png")]

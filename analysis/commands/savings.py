@@ -1,130 +1,106 @@
 """`python -m analysis savings points.csv`: savings with intervals, from a CSV or a sweep."""
 
-import argparse
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from ablations.records import SettingError
 from analysis.commands.common import (
-    FORMATS,
-    add_points,
-    held,
-    known,
-    number,
-    positive,
-    read_points,
+    BASELINE,
+    MODELS,
+    Fitting,
+    Leveled,
+    Points,
+    Shown,
+    read,
     shown,
-    whole,
 )
-from analysis.commands.predict import share
+from models.command import as_text, setting
+from models.format import percent
 
-HELP = "savings of tokens, parameters, FLOPs or time, with intervals"
+if TYPE_CHECKING:
+    from analysis.study.load import Sweep
+    from analysis.study.savings_answer import SavingsAnswer
 
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--baseline", default="transformer")
-    parser.add_argument("--at", action="append", default=[], metavar="N=1e9,D=2e10")
-    parser.add_argument("--kind", default="tokens", help="tokens, parameters, flops or time")
-    parser.add_argument("--target-loss", default="", metavar="2.474", help="nats per token")
-    parser.add_argument("--compute-optimal", default="", metavar="C=1e21", help="FLOPs")
-    parser.add_argument("--isoflop", default="", metavar="C=1e21", help="at each size, C FLOPs")
-    parser.add_argument("--projected", action="store_true", help="3B to 70B, extrapolated")
-    parser.add_argument("--resamples", default="1000")
-    parser.add_argument("--seed", default="0")
-    parser.add_argument("--level", default="0.95", help="share of intervals that hold the truth")
-    parser.add_argument("--method", default="mixed", help="how the law is resampled")
-    parser.add_argument("--paired", action="store_true", help="mixes of one size and seed together")
-    parser.add_argument("--fix", default="", metavar="E=1.7", help="hold E, alpha, beta")
-    add_points(parser, loss="squares", model="free")
+KINDS = ("tokens", "parameters", "flops", "time")
+METHODS = ("mixed", "parametric", "wild", "run", "stratified", "case")
+COLUMNS = ("mix", "kind", "where", "N", "D", "target_loss", "value", "low", "high", "p_above_1",
+           "unreachable", "range")  # fmt: skip
+"""What the table shows, and of ratios of savings where another treatment was varied."""
+RATIOS = ("mix", "reference", "N", "D", "saving", "reference_saving", "value", "low", "high",
+          "p_above_1", "in_range")  # fmt: skip
 
 
-def run(options: argparse.Namespace) -> str:
-    from analysis.study.savings_answer import check_savings, savings_answer
+@dataclass(frozen=True, kw_only=True)
+class Settings(Shown, Leveled, Fitting, Points):
+    """Savings of tokens, parameters, FLOPs or time, with intervals.
 
-    check_savings(options.loss, options.model, options.method, options.kind)
-    level = share("level", options.level)
-    known("format", options.format, FORMATS)
-    positive("delta", options.delta)
-    resamples, seed = whole("resamples", options.resamples, 20), whole("seed", options.seed, 0)
-    sweep = read_points(
-        options.points, options.where, options.columns, treatments=options.treatments
+    Ratios, baseline over mix, at each of the baseline's sizes and its largest budget there, unless
+    at, compute_optimal or isoflop says where. docs/intervals.md says how.
+    """
+
+    EXAMPLES = (
+        "points.csv at=N=1e9,D=2e10", "sweep=demo kind=flops compute_optimal=C=1e21",
+        "points.csv at=N=7e9 target_loss=2.474",
+    )  # fmt: skip
+    baseline: str = setting("transformer", BASELINE)
+    at: tuple[Mapping[str, float], ...] = setting(
+        (), "a place, parameters and tokens of the baseline; any number of times", above=0,
+        example="N=1e9,D=2e10", repeat=True,
+    )  # fmt: skip
+    kind: str = setting("tokens", "what is saved", choices=KINDS)
+    target_loss: float | None = setting(
+        None, "loss to reach, nats per token, in place of D (kind=parameters: of N)", above=0
     )
-    # A baseline that is not there is said before what is asked of it.
-    sweep.arms.versus(list(dict.fromkeys(sweep.points["mix"])), options.baseline)
-    answer = savings_answer(
-        sweep.points,
-        options.baseline,
-        options.model,
-        options.loss,
-        options.method,
-        options.paired,
-        resamples,
-        seed,
-        options.delta,
-        held(options.fix),
-        sweep.arms,
-        level,
-        **asked(options),
+    compute_optimal: Mapping[str, float] = setting(
+        {}, "training FLOPs, each mix at its cheapest N and D for the loss", above=0,
+        example="C=1e21", choices=("C",),
+    )  # fmt: skip
+    isoflop: Mapping[str, float] = setting(
+        {}, "training FLOPs, at each of the baseline's sizes", above=0,
+        example="C=1e21", choices=("C",),
+    )  # fmt: skip
+    projected: bool = setting(False, "at 3B to 70B parameters too, which is extrapolation")
+    model: str = setting(
+        "free", "which coefficients the mixes share", choices=(*MODELS, "averaged")
     )
+    method: str = setting("mixed", "how the ladder is resampled", choices=METHODS)
+    paired: bool = setting(False, "resample mixes of one size and seed together")
+
+
+def run(asked: Settings) -> str:
+    answer = answered(asked, read(asked))
     rows = answer.rows
-    if options.format == "table":
-        brief = ("mix", "kind", "where", "N", "D", "target_loss", "value", "low", "high",
-                 "p_above_1", "unreachable", "range")  # fmt: skip
-        words = f"{100 * level:g} %, {answer.draws.words}"
-        made = [f"Model: {answer.fit.words}. Interval: {words}."]
-        if ratios := answer.interaction_rows:
-            columns = ("mix", "reference", "N", "D", "saving", "reference_saving", "value", "low",
-                       "high", "p_above_1", "in_range")  # fmt: skip
-            told = [{key: row[key] for key in columns} for row in ratios]
-            made += ["", "What other treatments do to savings (ratio of two):",
-                     shown("table", {}, told), ""]  # fmt: skip
-        return shown(
-            "table", {}, [{key: row[key] for key in brief} for row in rows], [*made, *answer.notes]
-        )
-    return shown(options.format, answer.document, rows)
+    if asked.format == "table":
+        interval = f"{percent(asked.level, 'g')}, {answer.draws.words}"
+        notes = [f"Model: {answer.fit.words}. Interval: {interval}.", *answer.notes]
+        if answer.interactions:
+            ratios = [{key: row[key] for key in RATIOS} for row in answer.interaction_rows]
+            told = shown("table", {}, ratios)
+            notes = ["", "What other treatments do to savings, as ratios of two:", told, "", *notes]
+        return shown("table", {}, [{key: row[key] for key in COLUMNS} for row in rows], notes)
+    return shown(asked.format, answer.document, rows)
 
 
-def asked(options: argparse.Namespace) -> dict[str, Any]:
-    """What is asked, from the options."""
-    from analysis.study.savings_answer import check_ways
+def answered(asked: Settings, sweep: "Sweep") -> "SavingsAnswer":
+    """The savings asked for, read off laws of a sweep's points."""
+    from analysis.study import savings_answer as study
 
+    # A baseline that is not there is said before what is asked of it.
+    sweep.arms.versus(dict.fromkeys(sweep.points["mix"]), asked.baseline)
     ways = {
-        "compute-optimal": options.compute_optimal,
-        "isoflop": options.isoflop,
-        "at": options.at,
-        "projected": options.projected,
-    }
-    target = number("target-loss", options.target_loss or "1")
-    loss = target if options.target_loss else None
-    check_ways(ways, loss, "--")
-    budgets = {
-        name: flops(name, text) if text else None
-        for name, text in (
-            ("compute-optimal", options.compute_optimal), ("isoflop", options.isoflop),
-        )
+        "compute_optimal": asked.compute_optimal, "isoflop": asked.isoflop, "at": asked.at,
+        "projected": asked.projected,
     }  # fmt: skip
-    return {
-        "kind": options.kind,
-        "at": [place(text, loss, options.kind) for text in options.at],
-        "target_loss": loss,
-        "compute_optimal": budgets["compute-optimal"],
-        "isoflop_budget": budgets["isoflop"],
-        "with_projected": options.projected,
-    }
-
-
-def place(text: str, target_loss: float | None, kind: str) -> tuple[float | None, float | None]:
-    """N and D of `--at`; with a target loss one of them follows from it."""
-    from analysis.study import savings_answer
-
-    given = text.split(",")
-    parts = dict(part.partition("=")[::2] for part in given)
-    savings_answer.check_place(text, parts, len(given), target_loss, kind)
-    N, D = (number(f"at {key}", parts[key]) if key in parts else None for key in ("N", "D"))
-    return N, D
-
-
-def flops(name: str, text: str) -> float:
-    key, _, value = text.partition("=")
-    if key != "C" or not value:
-        raise SettingError(f"{name}={text} is not a budget; give C=1e21 (training FLOPs).")
-    return number(f"{name} C", value)
+    study.check_ways(ways, asked.target_loss)
+    for place in asked.at:
+        study.check_place(as_text(place), place, asked.target_loss, asked.kind)
+    return study.savings_answer(
+        sweep.points, asked.baseline, asked.model, asked.loss, asked.method, asked.paired,
+        asked.resamples, asked.seed, asked.delta, asked.fix, sweep.arms, asked.level,
+        kind=asked.kind,
+        at=[(place.get("N"), place.get("D")) for place in asked.at],
+        target_loss=asked.target_loss,
+        compute_optimal=asked.compute_optimal.get("C"),
+        isoflop_budget=asked.isoflop.get("C"),
+        with_projected=asked.projected,
+    )  # fmt: skip

@@ -1,47 +1,45 @@
 """`python -m analysis tables sweep=NAME`: tables for LaTeX, Markdown and CSV."""
 
-from __future__ import annotations
-
-import argparse
+from dataclasses import dataclass
 
 from ablations.records import one_of
-from analysis.commands.common import known
-from analysis.commands.sources import KEYS, find, folder, names, settings
-
-HELP = "tables with intervals for LaTeX (booktabs), Markdown and CSV"
-VALID = (*KEYS, "only", "format")
-FORMATS = ("files", "latex", "markdown", "csv")
+from analysis.commands.common import Studied, find, folder, shown
+from models.command import setting
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("settings", nargs="*", metavar="key=value", help=", ".join(VALID))
+@dataclass(frozen=True, kw_only=True)
+class Settings(Studied):
+    """Tables with intervals for LaTeX (booktabs), Markdown, CSV and JSON."""
+
+    EXAMPLES = ("sweep=demo", "sweep=demo only=fits format=latex")
+    only: tuple[str, ...] = setting((), "names of tables, all unless given", shape="NAME[,NAME]")
+    format: str = setting(
+        "files", "written to out, or printed", choices=("files", "latex", "markdown", "csv", "json")
+    )
 
 
-def run(options: argparse.Namespace) -> str:
+def run(asked: Settings) -> str:
     from analysis.report import tables
     from analysis.report import write as report
     from analysis.report.figures.style import csv_text
 
-    chosen = settings(options.settings, VALID)
-    form = chosen.get("format", "files")
-    known("format", form, FORMATS)
-    only = names(chosen, "only")
-    found = find("tables", options.settings, chosen)
-    shown, exact = report.cells(found), report.numbers(found)
-    for name in only:
-        if name not in shown | exact:
-            raise one_of("only", name, tuple(shown | exact))
-    if form == "files":
-        out = folder(chosen) / "tables"
+    found = find("tables", asked)
+    cells, exact = report.cells(found), report.numbers(found)
+    for name in asked.only:
+        if name not in cells | exact:
+            raise one_of("only", name, tuple(cells | exact))
+    if asked.format == "files":
+        out = folder(asked) / "tables"
         report.make_writable(out)
-        return "\n".join(map(str, report.write_tables(found, out, only)))
-    if form == "csv":
-        made = shown | exact
-        return "\n".join(csv_text(made[name]) for name in only or made).rstrip()
-    if form == "markdown":
-        return "\n".join(tables.markdown(shown[name]) for name in only or shown if name in shown)
+        return "\n".join(map(str, report.write_tables(found, out, asked.only)))
+    if asked.format in ("csv", "json"):
+        made = {name: (cells | exact)[name] for name in asked.only or cells | exact}
+        if asked.format == "json":
+            return shown("json", {name: one.to_dict("records") for name, one in made.items()}, [])
+        return "\n".join(csv_text(one) for one in made.values()).rstrip()
+    names = [name for name in asked.only or cells if name in cells]
+    if asked.format == "markdown":
+        return "\n".join(tables.markdown(cells[name]) for name in names)
     return "\n".join(
-        tables.latex(shown[name], report.CAPTIONS[name], f"tab:{name}")
-        for name in only or shown
-        if name in shown
+        tables.latex(cells[name], report.CAPTIONS[name], f"tab:{name}") for name in names
     )

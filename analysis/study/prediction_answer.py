@@ -10,8 +10,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from ablations.records import SettingError, one_of
-from analysis.stats.fit import LOSSES, MODELS
+from ablations.records import SettingError
 from analysis.stats.predict import Prediction, Predictions
 from analysis.study.answer import prediction_doubts
 
@@ -47,13 +46,6 @@ class PredictionAnswer:
             "laws": laws,
             "notes": self.notes,
         }
-
-
-def check_predict(loss: str, model: str) -> None:
-    """Raise SettingError for a setting that is not known."""
-    for name, value, valid in (("loss", loss, LOSSES), ("model", model, MODELS)):
-        if value not in valid:
-            raise one_of(name, value, valid)
 
 
 def check_place(text: str, names: Collection[str]) -> None:

@@ -11,17 +11,17 @@ from typing import Any, cast
 
 import pandas as pd
 
-from ablations.records import SettingError, one_of
-from analysis.stats.fit import DELTA, LOSSES, Fit, Loss
+from ablations.records import SettingError
+from analysis.stats.fit import DELTA, Fit, Loss
 from analysis.stats.interaction import Interaction
 from analysis.stats.interval import LEVEL
 from analysis.stats.noise import lack_of_fit
-from analysis.stats.other_savings import KINDS, Kind, Question, isoflop, projected, savings_of
+from analysis.stats.other_savings import Kind, Question, isoflop, projected, savings_of
 from analysis.stats.savings import Saving, places
-from analysis.stats.uncertainty import METHODS, Draws, Method
+from analysis.stats.uncertainty import Draws, Method
 from analysis.study.answer import noise_doubts
 from analysis.study.arms import Arms, Contrast
-from analysis.study.study import JOINTS, Joint, fitted, interaction_at
+from analysis.study.study import Joint, fitted, interaction_at
 
 Place = tuple[float | None, float | None]
 """N (parameters) and D (tokens); with a target loss one of them follows from it."""
@@ -116,45 +116,30 @@ def questions(
     return [Question(kind, N, D, target_loss) for N, D in asked]
 
 
-def check_place(
-    text: str, names: Collection[str], parts: int, target_loss: float | None, kind: str
-) -> None:
-    """Raise SettingError unless the `parts` of a place written as `text` name N and D, each once;
-    with a target loss one of them follows from it."""
+def check_place(text: str, names: Collection[str], target_loss: float | None, kind: str) -> None:
+    """Raise SettingError unless a place, written as `text`, names N and D; with a target loss one
+    of them follows from it."""
     needed = {"N", "D"}
     if target_loss is not None:
         needed = {"D"} if kind == "parameters" else {"N"}
-    if not needed <= set(names) <= {"N", "D"} or len(names) < parts:
+    if not needed <= set(names) <= {"N", "D"}:
         example = {"N": "1e9", "D": "2e10"}
         wanted = ",".join(f"{key}={example[key]}" for key in sorted(needed, reverse=True))
         raise SettingError(f"at={text} is not a place; give {wanted}.")
 
 
-def check_ways(ways: Mapping[str, object], target_loss: float | None, mark: str = "") -> None:
+def check_ways(ways: Mapping[str, object], target_loss: float | None) -> None:
     """Raise SettingError where more than one way of saying where is given.
 
-    `ways` maps compute_optimal, isoflop, at and projected to what was given; `mark` stands before
-    a setting where the user writes one there.
+    `ways` maps compute_optimal, isoflop, at and projected to what was given.
     """
     given = [name for name, value in ways.items() if value]
     if len(given) > 1 and set(given) != {"at", "projected"}:
-        words = " and ".join(mark + name for name in given)
-        raise SettingError(f"{words} exclude one another.")
-    if target_loss is not None and given and given[0].startswith("compute"):
+        raise SettingError(f"{' and '.join(given)} exclude one another.")
+    if target_loss is not None and "compute_optimal" in given:
         raise SettingError(
-            f"{mark}target{'-' if mark else '_'}loss and {mark}{given[0]} exclude one another, "
-            "as C sets the loss."
+            "target_loss and compute_optimal exclude one another, as C sets the loss."
         )
-
-
-def check_savings(loss: str, model: str, method: str, kind: str) -> None:
-    """Raise SettingError for a setting that is not known."""
-    for name, value, valid in (
-        ("loss", loss, LOSSES), ("model", model, JOINTS), ("method", method, METHODS),
-        ("kind", kind, KINDS),
-    ):  # fmt: skip
-        if value not in valid:
-            raise one_of(name, value, valid)
 
 
 def savings_answer(

@@ -8,7 +8,7 @@ from typing import Literal
 import pandas as pd
 
 from ablations.records import SettingError
-from analysis.stats.fit import DELTA, MODELS, Fit, Loss, Model, fit, lacking
+from analysis.stats.fit import DELTA, Fit, Loss, Model, fit, lacking
 from analysis.stats.interaction import Interaction, interaction, interaction_free
 from analysis.stats.interval import LEVEL
 from analysis.stats.mixed import MixedModel, mixed_model
@@ -22,7 +22,6 @@ from analysis.study.arms import Arms, Contrast
 # Sharing exponents or E narrows an interval and costs coverage, as a ladder rarely shows that they
 # differ (docs/intervals.md): the default leaves each mix its own law, and averages nothing.
 Joint = Model | Literal["averaged"]
-JOINTS: tuple[str, ...] = (*MODELS, "averaged")
 
 
 @dataclass(frozen=True)
@@ -213,13 +212,10 @@ def fitted(
         draws = bootstrap(one, method, resamples, seed, paired, noise, level)
         return (noise.best if noise else one), draws
     if fixed:
-        raise SettingError(
-            "fix= needs one model, and model=averaged is several; give --model free."
-        )
+        raise SettingError("fix= needs one model, and model=averaged is several; give model=free.")
     if loss != "squares":
         raise SettingError(
-            f"loss={loss} needs a model, as AICc compares least squares only; "
-            f"give --model {', '.join(MODELS)}."
+            f"loss={loss} needs a model, as AICc compares least squares only; give model=free."
         )
     choice = choose(points)
     draws = averaged_bootstrap(choice, method, resamples, seed, paired, level)

@@ -8,6 +8,7 @@ import importlib.util
 import json
 import shutil
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -112,10 +113,39 @@ def export(
     return class_name(native), difference
 
 
+@dataclass(frozen=True)
+class Exported:
+    """What was written, and how it is opened."""
+
+    out: Path
+    step: int
+    opened_as: str
+    """The class of transformers."""
+    difference: float
+    """Largest between logits of folder and run, over the largest logit."""
+    has_tokenizer: bool
+
+    @property
+    def lines(self) -> list[str]:
+        """What to tell the user."""
+        lines = [
+            f"{self.out}: step {self.step} as {self.opened_as}, logits within "
+            f"{self.difference:.1e} of the run's"
+        ]
+        if self.opened_as == class_name(None):
+            lines.append(
+                "no class of transformers is this model: open it with trust_remote_code=True, "
+                "where archladder is installed"
+            )
+        if not self.has_tokenizer:
+            lines.append("without a tokenizer: give tokenizer=PATH of the corpus's tokenizer.json")
+        return lines
+
+
 def export_run(
     run: Path, out: Path, *, checkpoint: str = "last", tokenizer: str | None = None
-) -> list[str]:
-    """Export a checkpoint of a run directory; returns what to tell the user, a line each.
+) -> Exported:
+    """Export a checkpoint of a run directory.
 
     checkpoint: `last`, or a step. Raises SettingError where the run has no such checkpoint.
     """
@@ -142,15 +172,7 @@ def export_run(
         separator=separator,
         tokenizer=chosen,
     )
-    lines = [f"{out}: step {step} as {opened_as}, logits within {difference:.1e} of the run's"]
-    if opened_as == class_name(None):
-        lines.append(
-            "no class of transformers is this model: open it with trust_remote_code=True, where "
-            "archladder is installed"
-        )
-    if chosen is None:
-        lines.append("without a tokenizer: give tokenizer=PATH of the corpus's tokenizer.json")
-    return lines
+    return Exported(out, step, opened_as, difference, chosen is not None)
 
 
 def load_pretrained(folder: Path, mixers: Collection[str] = ()) -> LanguageModel:

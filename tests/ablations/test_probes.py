@@ -354,7 +354,7 @@ def test_a_mistake_in_the_command_is_a_sentence(make_run, capsys, tmp_path, corp
     assert "neither a run directory" in refused(str(tmp_path / "nowhere"))
     assert "holds no checkpoint; train it first" in refused(str(run.path))
     train(run, spec, stop=lambda: False, say=lambda _: None)
-    assert "setting=probe is not known" in refused(str(run.path), "probe=copy")
+    assert "probe is not a setting; nearest: probes" in refused(str(run.path), "probe=copy")
     assert "checkpoint=7 is not known; valid: " in refused(str(run.path), "checkpoint=7")
     assert "examples=few must be a whole number" in refused(str(run.path), "examples=few")
     assert "device=tpu is not known" in refused(str(run.path), "device=tpu")

@@ -107,7 +107,7 @@ def test_infinite_values_are_words_in_json(
         (["savings", "CSV", "--at", "N=x,D=1"], "at N=x must be a positive finite number"),
         (["savings", "CSV", "--at", "N=-1,D=1"], "must be a positive finite number"),
         (["fit", "CSV", "--loss", "cubic"], "loss=cubic is not known; valid: absolute, huber"),
-        (["savings", "CSV", "--at", "N=1e9,D=1e10,N=2e9"], "at=N=1e9,D=1e10,N=2e9 is not a place"),
+        (["savings", "CSV", "--at", "N=1e9,D=1e10,N=2e9"], "at=N=1e9,D=1e10,N=2e9 gives N twice."),
         (["savings", "CSV", "--delta", "-1"], "delta=-1 must be"),
         (["fit", "CSV", "--delta", "-1"], "delta=-1 must be"),
         (["design", "sizes=1e8,2e8,4e8", "shared=1"], "shared=1 must be a correlation"),

@@ -16,7 +16,6 @@ from synthetic_sweeps import SweepWriter, write_ladder
 import analysis
 from ablations.records import project_root
 from analysis.report import figures, results
-from analysis.report.figures.axes import flop_words
 from analysis.report.figures.drawing import PICTURES, draw
 from analysis.report.figures.style import (
     LOOKS,
@@ -31,6 +30,7 @@ from analysis.study import published
 from analysis.study.findings import Findings, find
 from analysis.study.load import load_sweep
 from analysis.study.training import speed_by_context, spikes, stability
+from models.format import scientific
 
 
 @pytest.fixture(scope="module")
@@ -375,4 +375,4 @@ def test_a_ladder_without_equal_budgets_has_no_isoflop_figure(
     [(1e18, 1, "10¹⁸"), (2e18, 1, "2×10¹⁸"), (9.99e18, 2, "10¹⁹"), (1.25e-3, 3, "1.25×10⁻³")],
 )
 def test_flops_are_powers_of_ten(flops: float, digits: int, words: str) -> None:
-    assert flop_words(flops, digits) == words
+    assert scientific(flops, digits) == words

@@ -14,7 +14,7 @@ from synthetic_sweeps import SweepWriter, write_ladder
 from ablations import formats
 from ablations.records import RunDirectory, SettingError
 from ablations.spec import load as load_spec
-from analysis.commands.common import read_points
+from analysis.commands.common import Points, read
 from analysis.study.join import join
 from analysis.study.load import load_csv, load_sweep
 
@@ -141,10 +141,10 @@ def test_points_come_from_a_csv_or_from_the_folder_of_a_sweep(
     sweep: SweepWriter, tmp_path: Path
 ) -> None:
     write_ladder(sweep, sizes=("50k",))
-    points = read_points(sweep.path).points
+    points = read(Points(points=str(sweep.path))).points
     assert len(points) == 12
     points.to_csv(tmp_path / "points.csv", index=False)
-    again = read_points(tmp_path / "points.csv").points
+    again = read(Points(points=str(tmp_path / "points.csv"))).points
     assert np.allclose(again["loss"], points["loss"])
 
 

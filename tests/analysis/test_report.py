@@ -305,11 +305,14 @@ def test_sweeps_of_one_corpus_are_reported_as_one_and_others_refused(
         (["sweep=trial,trial"], "sweep=trial,trial names one twice"),
         (["sweep=trial", "points=x.csv"], "sweep= and points= are both given"),
         (["points=none.csv"], "points=none.csv is not there"),
-        (["sweep=trial", "colour=red"], "key=colour is not known; valid: baseline, columns"),
+        (
+            ["sweep=trial", "colour=red"],
+            "colour is not a setting; nearest: columns; valid: baseline, columns",
+        ),
         (["sweep=trial", "resamples=few"], "resamples=few must be a whole number"),
         (["sweep=trial", "baseline=mamba2"], "baseline=mamba2 is not among the mixes"),
         (["sweep=trial", "wandb=mine"], "wandb=mine is not a run; give entity/project/run"),
-        (["trial"], "trial is not a setting"),
+        (["trial"], "points=trial is not there"),
     ],
 )
 def test_what_a_user_can_mend_is_one_sentence_and_writes_nothing(

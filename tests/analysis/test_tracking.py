@@ -135,7 +135,7 @@ def test_what_a_run_does_not_carry_is_named() -> None:
     [
         (["nowhere"], "nowhere is neither a folder of offline runs nor entity/project"),
         (["FOLDER"], "holds no offline runs"),
-        (["FOLDER", "colour=red"], "key=colour is not known"),
+        (["FOLDER", "colour=red"], "colour is not a setting; valid: D, N, bpb, loss"),
     ],
 )
 def test_what_cannot_be_pulled_is_one_sentence(

@@ -180,7 +180,7 @@ WRONG = {
     "tokenizer=BPE": "dtype=uint8 holds 256 ids, and tokenizer=tokenizer.json has 500",
     "held_out_tokens=400": "is not the end of whole documents",
     "validation=pile": "validation=pile is not known; valid: olmo_ladder",
-    "validation=olmo_ladder": "root is not given",
+    "validation=olmo_ladder": "root= is missing; give the folder",
     "validation.held=/nowhere": "is the domain held out and validation.held another",
     "validation.x=/nowhere": "validation.x=/nowhere names no file",
 }

@@ -113,8 +113,8 @@ REFUSED = {
     "malformed=2": "malformed=2 must be a share of the records, from 0 to 1",
     "vocab_size=5000000000": "is more than 16,777,216; valid:",
     "name=a/b": "must be letters, digits",
-    "colour=blue": "colour is not known; valid: deduplicate,",
-    "colour": "is not a setting; write KEY=VALUE",
+    "colour=blue": "colour is not a setting; valid: deduplicate,",
+    "colour": "is not a setting; write key=value",
 }
 
 

@@ -1,198 +1,350 @@
-"""python -m models: its table against published counts, and what it refuses."""
+"""The grammar of every command: spellings that mean one thing, and a sentence for each mistake."""
 
-import csv
-import io
-import json
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import itertools
 import re
+import shlex
 import subprocess
 import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
 
+import numpy as np
 import pytest
 
-from ablations.resolve import resolve
-from models.__main__ import COLUMNS, main
+from models.command import check, choose, ended, page, parse, setting, spelled
 from models.errors import SettingError
 
-from ..ablations.conftest import settings
-from .test_counts import MIXES, PUBLISHED_NAMES, ROOT, rows
-
-FIRST = "mix,size,N,N_total,N_body,flops_per_token,state_bytes,kv_bytes,residual"
+ROOT = Path(__file__).parents[2]
 
 
-def ask(capsys, *arguments):
-    code = main([*arguments])
-    out, err = capsys.readouterr()
-    return code, out, err
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """What several commands share."""
 
-
-def read(text):
-    return {(row["mix"], row["size"]): row for row in csv.DictReader(io.StringIO(text))}
-
-
-def test_the_published_ladder_as_csv(capsys):
-    code, out, err = ask(capsys, "protocol=olmo_hybrid", "--format", "csv")
-    assert (code, err) == (0, "")
-    header = out.splitlines()[0]
-    assert header.startswith(FIRST)
-    assert header.endswith(",moved")
-    found = read(out)
-    table = {r["arch"]: r for r in rows("table22_param_counts_M.csv")}
-    for arch, mix in PUBLISHED_NAMES.items():
-        for size in ("60M", "100M", "190M", "370M", "600M", "760M", "1B"):
-            row = found[mix, size.lower()]
-            assert round(int(row["N"]) / 1e6) == int(table[arch][size])
-            assert row["moved"] == "nothing"
-    # 16 query heads of 128, three layers in four at a window of 4096; two bytes, keys and values.
-    assert int(found["transformer", "1b"]["kv_bytes"]) == 2 * 2 * 2048 * (12 * 4096 + 4 * 8192)
-    # Four layers in sixteen, all of them full; states of 128 × 256 and three inputs of the taps.
-    hybrid = found["gdn3_attn1", "1b"]
-    assert int(hybrid["kv_bytes"]) == 2 * 2 * 2048 * 4 * 8192
-    assert int(hybrid["state_bytes"]) == 12 * 16 * (4 * 128 * 256 + 2 * 3 * 512)
-
-
-def test_every_mix_at_every_size_is_listed_transformer_first_and_matched(capsys):
-    _, out, _ = ask(capsys, "--format=csv")
-    listed = [(row["size"], row["mix"]) for row in csv.DictReader(io.StringIO(out))]
-    mixes = sorted(MIXES, key=lambda m: (m != "transformer", m))
-    assert [mix for size, mix in listed if size == "50k"] == mixes
-    sizes = list(dict.fromkeys(size for size, _ in listed))
-    assert sizes[:3] + sizes[-3:] == ["50k", "100k", "200k", "600m", "760m", "1b"]
-    assert all(abs(float(row["residual"])) <= 0.005 for row in read(out).values())
-
-
-@pytest.mark.parametrize("style", ["table", "markdown"])
-def test_a_table_for_readers(capsys, style):
-    code, out, _ = ask(capsys, "size=1b", "mix=gdn3_attn1", "context=32768", "--format", style)
-    assert code == 0
-    assert "mlp_hidden 8192 → 7168" in out
-    assert " 1 GiB " in out  # four layers of 2 · 2 · 2048 bytes, 32k of them
-
-
-def test_an_impossible_row_leaves_the_others_standing(capsys):
-    arguments = ("protocol=olmo_hybrid", "protocol.match=params", "size=60m", "mix=transformer,gdn")
-    code, out, err = ask(capsys, *arguments, "--format", "csv")
-    found = read(out)
-    assert code == 2
-    assert found["transformer", "60m"]["N"] == "57422208"
-    assert found["gdn", "60m"]["N"] == ""
-    assert "cannot be matched" in found["gdn", "60m"]["moved"]
-    assert err == f"error: {found['gdn', '60m']['moved']}\n"
-
-
-def test_settings_of_the_block_are_set_like_any_other(capsys):
-    """A block's settings on the command line, against their parameters written out."""
-    code, out, err = ask(
-        capsys, "size=50k", "mix=transformer", "mix.norm=inputs", "mix.attn_qk_norm=none",
-        "mix.mlp=relu2", "mix.pattern=*-", "protocol.match=blueprint", "--format", "csv",
-    )  # fmt: skip
-    assert (code, err) == (0, "")
-    d, hidden, vocab, depth = 32, 64, 256, 4
-    body = depth * (4 * d * d + 2 * d * hidden + 2 * d) + d
-    assert int(read(out)["transformer", "50k"]["N_body"]) == body
-    assert int(read(out)["transformer", "50k"]["N"]) == body + vocab * d
-    # A kind of one's own: half of the layers keep 8 tokens of the context's 256.
-    kinds = "mix.kinds={swa: {mixer: attn, letter: W, window: 8}}"
-    code, out, _ = ask(
-        capsys, "size=50k", "mix=transformer", kinds, "mix.pattern=W*", "--format", "csv"
+    format: str = setting(
+        "table", "how it is printed", choices=("table", "json"), also={"json": "json"}
     )
-    assert int(read(out)["transformer", "50k"]["kv_bytes"]) == 2 * 2 * d * 2 * (8 + 256)
 
 
-def test_help_names_every_column(capsys):
-    code, out, _ = ask(capsys, "--help")
-    assert code == 0
-    assert all(name in out for name in COLUMNS[2:])
+@dataclass(frozen=True, kw_only=True)
+class Bake(Group):
+    """Bake bread.
+
+    All of it.
+    """
+
+    EXAMPLES = ("rye loaves=2",)
+    flour: str = setting(help="what it is made of", position=True, example="rye")
+    loaves: int = setting(1, "how many", least=1)
+    salt_share: float = setting(0.02, "of the flour", above=0, below=1, example="0.02")
+    heat: float | None = setting(None, "degrees", above=0)
+    rest: float = setting(1.0, "hours", least=0.5, most=48)
+    steam: bool = setting(False, "wet the oven")
+    seeds: tuple[str, ...] = setting((), "on top")
+    turns: tuple[int, ...] = setting((1, 2), "minutes", least=1)
+    at: tuple[Mapping[str, float], ...] = setting((), "places", above=0, example="x=1", repeat=True)
+    where: Mapping[str, tuple[str, ...]] = setting({}, "shelves", example="shelf=1")
+    fix: Mapping[str, float] = setting({}, "held", choices=("a", "b"), example="a=1")
+    names: Mapping[str, str] = setting({}, "own words", choices=("a", "b"), example="a=c")
+    out: Path = setting(Path("bread"), "where it cools")
+    oven: Mapping[str, str] = setting({}, "of the oven", prefixes=("oven.",))
 
 
-def test_no_torch_and_no_hydra_are_loaded():
-    code = (
-        "import sys; from models.__main__ import main; main(['mix=gdn', 'size=50k']);"
-        "sys.exit(sum(name in sys.modules for name in ('torch', 'hydra', 'numpy')))"
+def bake(*words: str) -> Bake:
+    return parse(Bake, words, "bake")
+
+
+SPELLINGS = {
+    "loaves": (3, [["loaves=3"], ["--loaves", "3"], ["--loaves=3"], ["+loaves=3"]]),
+    "salt_share": (
+        0.5,
+        [["salt_share=0.5"], ["salt-share=5e-1"], ["--salt-share", ".5"], ["--salt_share=0.5"]],
+    ),
+    "heat": (220.0, [["heat=220"], ["--heat", "2.2e2"]]),
+    "steam": (True, [["steam=true"], ["--steam"], ["--steam=true"]]),
+    "seeds": (("poppy", "hemp"), [["seeds=poppy,hemp"], ["--seeds", "poppy,hemp"]]),
+    "turns": ((5, 7), [["turns=5,7"], ["turns=[5,7]"], ["--turns", "[5, 7]"]]),
+    "at": (
+        ({"x": 1.0, "y": 2.0}, {"x": 3.0}),
+        [["at=x=1,y=2", "at=x=3"], ["--at", "x=1,y=2", "--at=x=3"]],
+    ),
+    "where": ({"shelf": ("1", "2"), "row": ("a",)}, [["where=shelf=1,row=a,shelf=2"]]),
+    "fix": ({"a": 0.1}, [["fix=a=0.1"], ["--fix", "a=1e-1"]]),
+    "names": ({"a": "x", "b": "y"}, [["names=a=x,b=y"], ["--names", "a=x,b=y"]]),
+    "out": (Path("tin"), [["out=tin"], ["--out", "tin"]]),
+    "oven": (
+        {"oven.fan": "on", "oven.x-y": "1"},
+        [["oven.fan=on", "oven.x-y=1"], ["--oven.fan", "on", "--oven.x-y=1"]],
+    ),
+    "format": ("json", [["format=json"], ["--format", "json"], ["--json"]]),
+}
+
+
+def test_each_spelling_gives_the_same_instance_wherever_the_flour_stands() -> None:
+    for name, (value, spellings) in SPELLINGS.items():
+        expected = Bake(flour="rye", **{name: value})
+        for words in spellings:
+            for flour in (["rye"], ["flour=rye"], ["--flour", "rye"]):
+                assert bake(*flour, *words) == expected, (flour, words)
+                assert bake(*words, *flour) == expected, (flour, words)
+
+
+def test_settings_do_not_disturb_one_another() -> None:
+    names = list(SPELLINGS)
+    for one, other in itertools.combinations(names, 2):
+        words = [*SPELLINGS[one][1][0], *SPELLINGS[other][1][-1]]
+        expected = Bake(flour="rye", **{name: SPELLINGS[name][0] for name in (one, other)})
+        assert bake("rye", *words) == expected
+
+
+def test_what_is_spelled_out_is_read_back() -> None:
+    everything = Bake(
+        flour="a b'c", **{name: value for name, (value, _) in SPELLINGS.items() if name != "where"}
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=False)
-    assert done.returncode == 0, done.stderr
-
-
-# What cannot be, as a user types it, and as a sweep is given it.
-IMPOSSIBLE = {
-    "letter": (
-        {"mix.pattern": "GGX*"}, r"mix.pattern=GGX\* has the letter X; valid: \* attn, G gd"),
-    "last": ({"mix.last": "rwkv"}, "mix.last=rwkv is not known; valid: attn, gdn, mamba2"),
-    "block": ({"mix.norm": "both"}, "mix.norm=both is not known; valid: inputs, outputs"),
-    "mlp": ({"mix.mlp": "gelu"}, "mix.mlp=gelu is not known; valid: none, relu2, swiglu"),
-    "no mlp": ({"mix.mlp": "none"}, "mix.mlp=none.*knob=mlp_hidden cannot match.*knob=heads"),
-    "option": (
-        {"mix.attn_qk_nrm": "head"}, "mix.attn_qk_nrm is not a setting; nearest .*mix.attn_qk_no"),
-    "option's value": (
-        {"mix.attn_qk_norm": "all"}, "mix.attn_qk_norm=all is not known; valid: full, head, none"),
-    "share of a head": (
-        {"mix.attn_rotary": 0.3}, "mix.attn_rotary=0.3 turns 4.8 of the 16 channels of a head"),
-    "kind": (
-        {"mix.kinds": {"swa": {"mixer": "attn", "windw": 8}}},
-        "mix.swa_windw is not a setting; nearest of those that are: mix.swa_window"),
-    "kind's mixer": (
-        {"mix.kinds": {"own": {"mixer": "nobodys.mixer"}}},
-        "mixer=nobodys.mixer cannot be imported .*in the folder of the command"),
-    "rule": (
-        {"protocol.gdn_key_multiple": 0}, "protocol.gdn_key_multiple=0 must be at least 1"),
-    "rule of no layer here": (
-        {"protocol.mamba2_state": -1}, "protocol.mamba2_state=-1 must be at least 1"),
-    "rule's name": (
-        {"protocol.gdn_key_multipl": 16},
-        "protocol.gdn_key_multipl is not a setting; nearest .*protocol.gdn_key_multiple"),
-    "negative window": ({"protocol.windows": [-1]}, r"protocol.windows=\[-1\] must be tokens"),
-    "theta": ({"protocol.rope_theta": 0}, "protocol.rope_theta=0 must be above 0"),
-    "unknown mixer": (
-        {"mix.pattern": ["gdn", "rwkv"]}, "mixer=rwkv is not known; valid: attn, gdn, mamba2"),
-    "depth": ({"mix.pattern": ["gdn", "gdn", "attn"], "mix.last": None}, "give 3 or 6, or set"),
-    "heads": ({"size.n_heads": 3}, "size.n_heads=3 must divide size.d_model=32.*valid: 1, 2, 4"),
-    "kv heads": ({"size.n_kv_heads": 3}, "size.n_kv_heads=3 is not known; valid: 1, 2"),
-    "window": (
-        {"protocol.windows": [512, 0]}, "windows=.512, 0. .*context=256 of size=50k.*at most 256"),
-    "match": (
-        {"protocol.gdn_key_multiple": 128},
-        "cannot be matched .*mlp_hidden=1, leaves .*blueprint"),
-    "match name": ({"protocol.match": "n"}, "protocol.match=n .*valid: blueprint, flops, params"),
-    "knob name": ({"protocol.knob": "depth"}, "protocol.knob=depth .*valid: heads, mlp_hidden"),
-    "type": ({"size.n_layers": "four"}, "size.n_layers=.*must be a whole number"),
-    "setting": ({"size.depth": 4}, "size.depth is not a setting.*size.d_model"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("case", IMPOSSIBLE)
-def test_the_impossible_is_refused_in_a_sentence_by_the_table_and_by_a_sweep(capsys, case):
-    changes, words = IMPOSSIBLE[case]
-    typed = [f"{key}={json.dumps(value)}" for key, value in changes.items()]
-    code, out, err = ask(capsys, "mix=gdn3_attn1", "size=50k", *typed)
-    assert (code, out) == (2, "")
-    assert err.count("\n") == 1
-    assert re.search(words, err)
-    wanted = settings("gdn3_attn1", size__context=256)
-    for name, value in changes.items():
-        group, key = name.split(".")
-        wanted[group][key] = value
-    with pytest.raises(SettingError, match=words) as error:
-        resolve(wanted)
-    assert "\n" not in str(error.value)
+    assert bake(*shlex.split(spelled(everything))) == everything
+    assert spelled(Bake(flour="rye")) == "flour=rye"
+    assert spelled(Bake(flour="rye", loaves=2), without=("loaves",)) == "flour=rye"
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("words", "sentence"),
     [
-        (["mix=rwkv"], "mix=rwkv is not known; valid: gdn, "),
-        (["size=60m,2b"], "size=2b is not known; valid: 100k, "),
-        (["protocol=free"], "protocol=free is not known; valid: controlled, olmo_hybrid"),
-        (["protocol=controlled,olmo_hybrid"], "must be one of: controlled, olmo_hybrid"),
-        (["context=none"], "context=none must be a whole number"),
-        (["--format", "html"], "valid: csv, markdown, table"),
-        (["depth=3"], "depth is not a setting; valid: context, mix, size, protocol"),
-        (["60m"], "60m is not a setting; write KEY=VALUE"),
-        (["mix.pattern=[gdn"], "no value"),
-        (["protocol=olmo_hybrid", "context=1024"], "give windows of at most 1024"),
+        ([], "FLOUR is missing: bake FLOUR [key=value …]"),
+        (["rye", "loaves=0"], "loaves=0 must be a whole number of at least 1."),
+        (["rye", "loaves=1.5"], "loaves=1.5 must be a whole number of at least 1."),
+        (["rye", "loaves=many"], "loaves=many must be a whole number of at least 1."),
+        (["rye", "--loaves"], "loaves has no value; write loaves=N."),
+        (["rye", "loaves="], "loaves has no value; write loaves=N."),
+        (["rye", "loaves=1", "--loaves", "2"], "loaves is given twice; give it once."),
+        (["rye", "salt_share=1"], "salt_share=1 must be a share above 0 and below 1, such as 0"),
+        (["rye", "heat=-1"], "heat=-1 must be a positive finite number."),
+        (["rye", "heat=inf"], "heat=inf must be a positive finite number."),
+        (["rye", "heat=nan"], "heat=nan must be a positive finite number."),
+        (["rye", "rest=49"], "rest=49 must be a number from 0.5 to 48."),
+        (["rye", "steam=yes"], "steam=yes is not known; valid: false, true."),
+        (["rye", "turns=1,0"], "turns=0 must be a whole number of at least 1."),
+        (["rye", "seeds=,"], "seeds has no value; write seeds=A,B."),
+        (["rye", "at=5"], "at=5 is not a setting; give one like x=1."),
+        (["rye", "at=x=0"], "at x=0 must be a positive finite number."),
+        (["rye", "at=x=1,x=2"], "at=x=1,x=2 gives x twice."),
+        (["rye", "fix=c=1"], "fix=c is not known; valid: a, b."),
+        (["rye", "fix=a=b"], "fix a=b must be a number."),
+        (["rye", "where=shelf"], "where=shelf is not a setting; give one like shelf=1."),
+        (["rye", "format=xml"], "format=xml is not known; valid: json, table."),
+        (["rye", "--json", "format=json"], "format is given twice; give it once."),
+        (["rye", "oven.fan=1", "oven.fan=2"], "oven.fan is given twice; give it once."),
+        (["rye", "spelt"], "spelt is not a setting; write key=value, or see --help."),
+        (["rye", "flour=spelt"], "flour is given twice, spelt and rye; give one."),
+        (["rye", "loafs=2"], "loafs is not a setting; nearest: loaves; valid: at, fix, flour, "),
+        (["rye", "--loafs", "2"], "loafs is not a setting; nearest: loaves; valid: at, "),
+        (["rye", "-n"], "-n is not a setting; valid: at, "),
+        (["rye", "größe=1"], "größe is not a setting; valid: at, "),
+    ],
+)  # fmt: skip
+def test_every_mistake_is_one_sentence_and_exit_code_2(
+    words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ended(lambda: print(bake(*words))) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("error: ")
+    assert printed.err.count("\n") == 1
+    assert sentence in printed.err
+
+
+def test_what_is_missing_is_named_with_a_valid_value() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Plan:
+        sizes: tuple[str, ...] = setting(example="60m,100m")
+
+    # Its types are found where the class is, and a local class has no such place.
+    Plan.__annotations__["sizes"] = tuple[str, ...]
+    with pytest.raises(SettingError, match=r"^sizes= is missing; give sizes=60m,100m\.$"):
+        parse(Plan, [], "plan")
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"loaves": 0}, "loaves=0 must be a whole number of at least 1."),
+        ({"loaves": 2.5}, "loaves=2.5 must be a whole number of at least 1."),
+        ({"salt_share": 2}, "salt_share=2 must be a share above 0 and below 1, such as 0.02."),
+        ({"heat": [1]}, "heat=[1] must be a positive finite number."),
+        ({"steam": "perhaps"}, "steam=perhaps is not known; valid: false, true."),
+        ({"steam": 3}, "steam=3 must be True or False."),
+        ({"format": "xml"}, "format=xml is not known; valid: json, table."),
+        ({"fix": {"a": "big"}}, "fix a=big must be a number."),
+        ({"fix": 3}, "fix=3 is no mapping; give one like {'a': 1}."),
+        ({"at": [1e9]}, "at=1000000000.0 is no mapping; give one like {'x': 1}."),
     ],
 )
-def test_what_is_not_known_is_refused_with_what_is(capsys, arguments, words):
-    code, out, err = ask(capsys, *arguments)
-    assert (code, out) == (2, "")
-    assert words in err
-    assert err.count("\n") == 1
+def test_values_of_python_are_held_to_the_same(values: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(SettingError) as caught:
+        check(Bake(flour="rye", **values))
+    assert str(caught.value) == sentence
+
+
+def test_values_of_python_come_out_in_their_types() -> None:
+    made = check(
+        Bake(
+            flour="rye", loaves=np.int64(3), heat=np.float32(2), steam=np.bool_(True),
+            at={"x": np.float64(1)}, where={"shelf": [1, 2], "row": "a"}, turns=[1, 2],  # type: ignore[arg-type]
+        )
+    )  # fmt: skip
+    assert (type(made.loaves), type(made.heat), type(made.steam)) == (int, float, bool)
+    assert made.at == ({"x": 1.0},)
+    assert made.where == {"shelf": (1, 2), "row": ("a",)}
+    assert made.turns == (1, 2)
+
+
+@pytest.mark.parametrize("word", ["-h", "--help"])
+def test_help_lists_every_setting_its_default_and_what_is_valid(
+    word: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ended(lambda: print(bake("rye", word))) == 0
+    told = capsys.readouterr().out
+    assert told == page(Bake, "bake")
+    assert told.startswith("bake FLOUR [key=value …]\n\nBake bread.\n\nAll of it.\n")
+    for field in dataclasses.fields(Bake):
+        assert re.search(rf"^  {field.name}(\.NAME)?=", told, re.MULTILINE), field.name
+    flat = " ".join(told.split())
+    for words in ("table, json (table)", "a whole number of at least 1 (1)", "(required)",
+                  "from 0.5 to 48 (1)", "(1,2)", "(false)", "(bread)"):  # fmt: skip
+        assert words in flat
+    assert told.endswith("Examples\n  bake rye loaves=2\n")
+    assert max(map(len, told.splitlines())) <= 100
+
+
+def test_a_program_lists_its_commands_and_knows_no_other(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    verbs = {"bake": Bake, "share": Group}
+    assert ended(lambda: print(choose("shop", "Bread.", verbs, ["--help"]))) == 0
+    told = capsys.readouterr().out
+    assert told.startswith("shop COMMAND [key=value …]\n\nBread.\n\n  bake   Bake bread.\n")
+    assert choose("shop", "", verbs, ["share"]) == ("share", Group())
+    assert choose("shop", "", verbs, ["bake", "rye"]) == ("bake", Bake(flour="rye"))
+    for words, sentence in ((["eat"], "eat is not known; valid: bake, share"), ([], "is missing")):
+        assert ended(lambda words=words: print(choose("shop", "", verbs, words))) == 2
+        assert sentence in capsys.readouterr().err
+
+
+# What stands for a value in a page: a word for one that reads as such.
+STANDS_FOR = {
+    "RUN_DIR": "runs/a", "SWEEP": "demo", "RUN": "a", "NAME": "demo", "OUT": "out",
+    "FOLDER": "there", "FILE": "file", "DIR": "there", "STEP": "3", "CODE": "there",
+}  # fmt: skip
+PROGRAMS = re.compile(
+    r"(?:python )?(-m (?:analysis|models|models\.hf|models\.doctor|ablations\.data|"
+    r"ablations\.evaluate)|sweeps/status\.py|archladder)(?= |$)(.*)"
+)
+
+
+def printed_commands() -> list[Any]:
+    """(program, words) of every command in the pages, the experiments and the Makefile."""
+    pages = [ROOT / "README.md", ROOT / "Makefile", *sorted((ROOT / "docs").glob("*.md"))]
+    pages += sorted((ROOT / "conf").rglob("*.yaml"))
+    found = []
+    for path in pages:
+        text = re.sub(r"\\\n\s*", " ", path.read_text(encoding="utf-8"))
+        for line in text.splitlines():
+            code = re.findall(r"`([^`]+)`", line)
+            if re.match(r"(    |#|\t)", line):
+                plain = line.lstrip("#").strip().removeprefix("$ ").replace("$(BIN)/", "")
+                code = [re.sub(r"^\w+: +", "", plain)]
+            for one in code:
+                match = PROGRAMS.match(one)
+                words = (
+                    re.split(r"\s+#|\s{3,}", match[2])[0].replace("RUN…", "RUN") if match else ""
+                )
+                if match and words.strip() and not re.search(r"…|fit\|", words):
+                    found.append(pytest.param(match[1], words, id=f"{path.name}:{one[:60]}"))
+    return found
+
+
+def test_commands_are_found_in_the_pages() -> None:
+    programs = [param.values[0] for param in printed_commands()]
+    assert len(programs) > 60
+    assert len(set(programs)) == 8
+
+
+@pytest.mark.parametrize(("program", "words"), printed_commands())
+def test_a_printed_command_parses(program: str, words: str) -> None:
+    plain = re.sub(r"\[(\S+=\S+|--\w+)\]", r"\1", words)  # optional settings, as if given
+    plain = re.sub(r"(\w+)\|\w+", r"\1", plain)
+    for stand, value in STANDS_FOR.items():
+        plain = re.sub(rf"(?<![\w.]){stand}(?![\w.])", value, plain)
+    given = shlex.split(plain)
+    if "--help" in given:
+        return
+    parsed(program, given)
+
+
+def parsed(program: str, given: list[str]) -> Any:
+    if program in ("-m analysis", "archladder"):
+        main = importlib.import_module("analysis.__main__")
+        verbs = {
+            name: importlib.import_module(f"analysis.commands.{name}").Settings
+            for name in main.COMMANDS
+        }
+        return choose(program, "", verbs, given)
+    if program in ("-m models.hf", "-m ablations.data"):
+        verbs = importlib.import_module(f"{program[3:]}.__main__").VERBS
+        return choose(program, "", verbs, given)
+    if program == "sweeps/status.py":
+        status = importlib.import_module("sweeps.status")
+        action = given.pop(0) if given[0] in status.ACTIONS else "show"
+        return parse(status.ACTIONS[action][0], given, program)
+    module = program[3:] + ("" if program.endswith("doctor") else ".__main__")
+    return parse(importlib.import_module(module).Settings, given, program)
+
+
+def test_choices_written_for_the_help_are_those_of_the_statistics() -> None:
+    from analysis.commands import common, figures, fit, savings
+    from analysis.report.figures.style import WIDTHS
+    from analysis.stats import losses, other_savings, rays, uncertainty
+    from analysis.stats.fit import MODELS
+    from analysis.study.law_answer import FORMS
+    from analysis.study.study import Joint
+
+    def choices(cls: type, name: str) -> set[str]:
+        (field,) = (one for one in dataclasses.fields(cls) if one.name == name)  # type: ignore[arg-type]
+        return set(field.metadata["setting"].choices)
+
+    assert set(common.LOSSES) == set(losses.LOSSES)
+    assert set(common.MODELS) == set(MODELS)
+    assert set(fit.LAWS) == set(FORMS)
+    assert choices(fit.Settings, "minimum") == set(rays.MINIMA)
+    joints = {one for part in get_args(Joint) for one in get_args(part) or (part,)}
+    assert choices(savings.Settings, "model") == joints
+    assert choices(savings.Settings, "kind") == set(other_savings.KINDS)
+    assert choices(savings.Settings, "method") == set(uncertainty.METHODS)
+    assert choices(figures.Settings, "width") == set(WIDTHS)
+
+
+@pytest.mark.parametrize(
+    "words", ["-m analysis fit --help", "-m analysis report szie=1", "-m models --help"]
+)
+def test_help_and_mistakes_wait_for_no_heavy_library(words: str) -> None:
+    module, *rest = words.split()[1:]
+    code = (
+        f"import sys; from {module}.__main__ import main; main({rest!r}); "
+        "sys.exit(bool({'numpy', 'pandas', 'torch', 'scipy', 'matplotlib'} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=False)
+    assert done.returncode == 0
+
+
+def test_a_program_is_named_as_it_was_called() -> None:
+    for program in ("python -m analysis", "archladder"):
+        words = [sys.executable, *(["-m", program.split()[-1]])]
+        told = subprocess.run(
+            [*words, "fit", "-h"], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout
+        assert told.startswith(f"{program} fit [")

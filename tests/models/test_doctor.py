@@ -208,7 +208,7 @@ def test_an_impossible_device_is_one_sentence_and_exit_code_2():
     )  # fmt: skip
     assert run.returncode == 2
     assert len(run.stderr.strip().splitlines()) == 1
-    assert run.stderr.startswith("--device toaster: ")
+    assert run.stderr.startswith("error: device=toaster cannot be used: ")
 
 
 def running_sum(v, *, initial_state=None, output_final_state=False, cu_seqlens=None):
@@ -334,7 +334,7 @@ def test_a_mixer_that_cannot_be_examined_is_one_sentence_and_exit_code_2(
     package(operators.replace("tests.models.test_doctor", __name__))
     assert doctor.main(["--mixer", asked]) == 2
     printed = capsys.readouterr().err
-    assert printed.startswith(sentence)
+    assert printed.startswith(f"error: {sentence}")
     assert len(printed.splitlines()) == 1
 
 

@@ -486,8 +486,8 @@ def test_what_cannot_be_exported_is_a_sentence_and_leaves_nothing(tmp_path, caps
     before = sorted(tmp_path.iterdir())
     run, out = str(tmp_path / "run"), str(tmp_path / "out")
     for words, sentence in (
-        ((), "COMMAND=nothing is not known; valid: export, import"),
-        (("export", run), "takes two folders, RUN_DIR OUT; 1 were given"),
+        ((), "a command is missing; valid: export, import"),
+        (("export", run), "OUT is missing: python -m models.hf export RUN_DIR OUT"),
         (("export", out, run + "2"), "is not a run directory"),
         (("export", str(tmp_path / "empty"), out), "holds no checkpoint"),
         (("export", run, out, "checkpoint=4"), "checkpoint=4 is not known; valid: 3, last"),
@@ -495,7 +495,10 @@ def test_what_cannot_be_exported_is_a_sentence_and_leaves_nothing(tmp_path, caps
         (("export", run, out, "tokenizer=nowhere"), "tokenizer=nowhere is no tokenizer.json"),
         (("export", run, out, f"tokenizer={tmp_path}/large.json"), "has ids up to 300"),
         (("import", run, out), "holds no config.json"),
-        (("import", run, out, "checkpoint=3"), "import's setting=checkpoint is not known"),
+        (
+            ("import", run, out, "checkpoint=3"),
+            "checkpoint is not a setting; valid: folder, format",
+        ),
     ):
         assert main(list(words)) == 2, words
         told = capsys.readouterr().err

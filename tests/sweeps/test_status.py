@@ -53,9 +53,8 @@ def test_every_run_is_shown_and_for_programs_as_json(sweep, capsys):
 
 def test_json_has_the_fields_that_the_docs_name(sweep, capsys):
     docs = Path(__file__).parents[2] / "docs"
-    told = (
-        (docs / "cluster.md").read_text().partition("`--json` prints")[2].partition("A number")[0]
-    )
+    text = (docs / "cluster.md").read_text()
+    told = text.partition("`format=json` prints")[2].partition("A number")[0]
     always = {"run", "state", "alive", "note", "attempts", "job", "path", "log"}
     assert always <= set(re.findall(r"`(\w+)`", told))
     status = (docs / "contracts.md").read_text().partition("## status.json")[2].partition("##")[0]
@@ -69,9 +68,10 @@ def test_json_is_json_whatever_the_loss(sweep, capsys):
     run.write_status("failed", loss=float("nan"), eta=float("inf"), step=3)
     rows = json.loads(command(sweep, capsys, "ladder", "--json")[1], parse_constant=pytest.fail)
     assert (rows[1]["loss"], rows[1]["eta"], rows[1]["step"]) == (None, None, 3)
-    with pytest.raises(SystemExit) as error:
-        status.main(["ladder", "--json", "--watch"])
-    assert error.value.code == 2
+    assert status.main(["ladder", "--json", "--watch"]) == 2
+    assert "watch=true and format=json exclude one another" in capsys.readouterr().err
+    told = [command(sweep, capsys, "ladder", *words)[1] for words in (["--json"], ["format=json"])]
+    assert told[0] == told[1]
 
 
 def test_cancelling_says_what_it_cannot_stop(sweep, capsys):
