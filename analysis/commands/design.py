@@ -1,4 +1,7 @@
-"""`python -m analysis design target_width=0.2 sizes=60m,100m,190m,370m`: a ladder, planned."""
+"""`python -m analysis design target_width=0.2 sizes=60m,100m,190m,370m`: a ladder, planned.
+
+With points=pilot.csv or sweep=NAME what is assumed is learned from that pilot, where it can be.
+"""
 
 import argparse
 import csv
@@ -6,19 +9,22 @@ import io
 import math
 import subprocess
 import sys
+from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ablations.records import SettingError, project_root
-from analysis.commands.common import FORMATS, known, number, shown, whole
+from analysis.commands.common import FORMATS, known, number, points_of, shown, whole
 from analysis.commands.savings import place
 from analysis.commands.sources import settings as key_values
+from analysis.commands.sources import source
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from analysis.stats.design import Assumed, Size
+    from analysis.study.pilot import Pilot
 
 HELP = "plan a ladder: expected interval, power and GPU-hours, before anything is spent"
 KEYS = {
@@ -36,9 +42,16 @@ KEYS = {
     "tflops": "989",
     "mfu": "0.4",
     "check": "0",
+    "points": "",
+    "sweep": "",
+    "runs": "",
+    "where": "",
+    "columns": "",
     "figure": "",
     "format": "table",
 }
+# Where a pilot is read from.
+SOURCE = ("points", "sweep", "runs", "where", "columns")
 LEAST_N = 1000
 COLUMNS = ("sizes", "chinchilla", "seeds", "seeds_small", "runs", "gpu_hours", "width", "power")
 
@@ -49,11 +62,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> str:
     from analysis.stats.design import TOKENS_PER_PARAMETER, cheapest, frontier
+    from analysis.study.pilot import rows_of
 
     given = settings(options.settings)
     known("format", given["format"], FORMATS)
     target = number("target_width", given["target_width"])
-    assumed = assumptions(given)
+    explicit = {setting.partition("=")[0] for setting in options.settings}
+    pilot, sizes = learned(given, explicit)
+    assumed = pilot.assumed
     multiples = tuple(sorted(set(numbers("chinchilla", given["chinchilla"]))))
     if len(multiples) < 3:
         raise SettingError(f"chinchilla={given['chinchilla']} must be three multiples or more.")
@@ -61,7 +77,6 @@ def run(options: argparse.Namespace) -> str:
     peak, mfu = (number(key, given[key]) for key in ("tflops", "mfu"))
     if mfu > 1:
         raise SettingError(f"mfu={given['mfu']} must be a share of the peak, at most 1.")
-    sizes = sizes_of(given["sizes"], given["baseline"], given["mix"])
     largest = max(size.N for size in sizes)
     N, D = largest, largest * TOKENS_PER_PARAMETER * multiples[-1]
     if given["at"]:
@@ -69,10 +84,17 @@ def run(options: argparse.Namespace) -> str:
     table = frontier(sizes, assumed, N, D, multiples, seeds, 1e12 * peak * mfu)
     chosen = cheapest(table, target)
     rows = _rows(table)
-    drawn = draw(table, target, assumed, given["figure"], options.settings)
+    drawn = draw(table, target, pilot, given["figure"], options.settings)
+    best = table[table["efficient"] & table["in_range"]]
+    narrow = best[best["width"] <= 1 + target]
+    sure, doubts = doubted(pilot, _rows(narrow), sizes, target)
+    stated = rows_of(pilot.assumptions)
     if given["format"] != "table":
         cheap = None if chosen is None else chosen.to_dict()
-        return shown(given["format"], {"cheapest": cheap, "ladders": rows}, rows)
+        document: dict[str, Any] = {"cheapest": cheap, "ladders": rows, "assumed": stated}
+        if pilot.draws:
+            document |= {"assured": sure, "notes": [*pilot.notes, *doubts]}
+        return shown(given["format"], document, rows)
     asked = f"{given['mix']} over {given['baseline']} at N = {N:.4g}, D = {D:.4g}"
     if chosen is None:
         narrowest = table[table["in_range"]]["width"].min()
@@ -88,21 +110,80 @@ def run(options: argparse.Namespace) -> str:
             f"{chosen['gpu_hours']:.3g} GPU-hours, ×/÷ {chosen['width']:.3g}, "
             f"power {chosen['power']:.2f}."
         )
+    blank = [{key: "" if value is None else value for key, value in row.items()} for row in stated]
     notes = [
-        f"Assumed: the mix needs {assumed.saving:g} times fewer tokens; noise of the loss "
-        f"{100 * assumed.run_sd:g} % a run, {100 * assumed.point_sd:g} % a point, correlation "
-        f"{assumed.shared:g} between mixes on the same batches; no error of the law itself.",
+        "Assumed, with no error of the law itself (noise as shares of the loss, shared as the "
+        "correlation of runs of two mixes on the same batches):",
+        shown("table", {}, blank),
+        "",
+        *pilot.notes,
+        *doubts,
         f"GPU-hours at {100 * mfu:g} % of {peak:g} TFLOP/s.",
     ]
     ladders = whole("check", given["check"], 0)
     if ladders and chosen is not None:
         notes.append(checked(_rows(chosen.to_frame().T)[0], sizes, assumed, ladders))
-    best = table[table["efficient"] & table["in_range"]][list(COLUMNS)]
-    return "\n".join([advice, "", shown("table", {}, _rows(best)), "", *notes, *drawn])
+    listed = shown("table", {}, _rows(best[list(COLUMNS)]))
+    return "\n".join([advice, "", listed, "", *notes, *drawn])
+
+
+def learned(given: dict[str, str], explicit: Collection[str]) -> "tuple[Pilot, list[Size]]":
+    """What is assumed, from the pilot where one is given, and the sizes that may be trained."""
+    from analysis.stats.design import LEAST_SIZES, MOST_SIZES
+    from analysis.study import pilot
+
+    assumed = assumptions(given)
+    baseline, mix = given["baseline"], given["mix"]
+    if not (given["points"] or given["sweep"]):
+        sizes = sizes_of(given["sizes"], baseline, mix)
+        return pilot.Pilot(assumed, frozenset(explicit), {}), sizes
+    name = "points" if given["points"] else "sweep"
+    points = points_of(source({key: given[key] for key in SOURCE if given[key]}))
+    told = pilot.learn(points, f"{name}={given[name]}", baseline, mix, assumed, explicit)
+    if given["sizes"]:
+        return told, sizes_of(given["sizes"], baseline, mix)
+    sizes = pilot.sizes_of(points, baseline, mix)
+    if not LEAST_SIZES <= len(sizes) <= MOST_SIZES:
+        raise SettingError(
+            f"{name}={given[name]} has {len(sizes)} size(s), and a plan chooses among "
+            f"{LEAST_SIZES} to {MOST_SIZES}; give them, sizes=60m,100m,190m,370m."
+        )
+    return told, sizes
+
+
+def doubted(
+    pilot: "Pilot", narrow: list[dict[str, Any]], sizes: "list[Size]", target: float
+) -> tuple[dict[str, Any] | None, list[str]]:
+    """Of `narrow` ladders, cheapest first, the first that keeps the target in nine of ten draws of
+    what is assumed; and that in sentences. Nothing where no pilot told anything."""
+    from analysis.stats.design import ASSURED, assured, ladder_of
+
+    if not pilot.draws or not narrow:
+        return None, []
+    share = f"{100 * ASSURED:.0f} % of the draws of what was learned"
+    sentences: list[str] = []
+    for row in narrow:
+        width, power = assured(ladder_of(row, sizes), pilot.draws, row["N"], row["D"])
+        sure = width <= 1 + target
+        if not sentences:
+            sentences.append(
+                f"The pilot leaves doubt: of the ladder proposed {share} have ×/÷ {width:.4g} or "
+                f"less; its power over the draws is {power:.2f} on average."
+            )
+        elif sure:
+            sentences.append(
+                f"The cheapest listed that keeps ×/÷ {1 + target:g} in {share}: sizes "
+                f"{row['sizes']} at {row['chinchilla']} × Chinchilla, {row['seeds']} seed(s) at "
+                f"the largest and {row['seeds_small']} at the others, {row['gpu_hours']:.3g} "
+                "GPU-hours."
+            )
+        if sure:
+            return row | {"width_assured": width, "power_mean": power}, sentences
+    return None, [*sentences, f"No ladder listed keeps ×/÷ {1 + target:g} in {share}."]
 
 
 def draw(
-    table: "pd.DataFrame", target: float, assumed: "Assumed", stem: str, asked: list[str]
+    table: "pd.DataFrame", target: float, pilot: "Pilot", stem: str, asked: list[str]
 ) -> list[str]:
     """The frontier as a figure at `stem` with .pdf, .png, .svg, .csv and .json; none without."""
     if not stem:
@@ -110,8 +191,9 @@ def draw(
     from analysis.report.figures import design_frontier
     from analysis.report.figures.style import save
     from analysis.report.write import make_writable
+    from analysis.study.pilot import rows_of
 
-    path = Path(stem).with_suffix("")
+    path, assumed = Path(stem).with_suffix(""), pilot.assumed
     make_writable(path.parent)
     note = (
         f"Assumed: a saving of {assumed.saving:g}, noise of {100 * assumed.run_sd:g} % a run and "
@@ -120,7 +202,12 @@ def draw(
     )
     figure, data = design_frontier(table, 1 + target, note)
     command = " ".join(["python -m analysis design", *asked])
-    provenance = {"command": command, "assumed": asdict(assumed), "target_width": target}
+    provenance = {
+        "command": command,
+        "assumed": asdict(assumed),
+        "sources": rows_of(pilot.assumptions),
+        "target_width": target,
+    }
     return [str(written) for written in save(figure, path, data, provenance)]
 
 
@@ -130,22 +217,25 @@ def _rows(table: "pd.DataFrame") -> list[dict[str, Any]]:
 
 def settings(arguments: list[str]) -> dict[str, str]:
     given = KEYS | key_values(arguments, tuple(KEYS), "sizes=60m,100m")
-    if not given["sizes"]:
-        raise SettingError("sizes= is missing; give three or more, sizes=60m,100m,190m,370m.")
+    if not (given["sizes"] or given["points"] or given["sweep"]):
+        raise SettingError(
+            "sizes= is missing; give three or more, sizes=60m,100m,190m,370m, or a pilot, "
+            "points=pilot.csv."
+        )
     return given
 
 
 def assumptions(given: dict[str, str]) -> "Assumed":
-    from analysis.stats.design import Assumed
+    from analysis.stats.design import LARGEST_SAVING, LARGEST_SD, LEAST_SAVING, Assumed
 
     saving, run_sd, point_sd = (number(key, given[key]) for key in ("saving", "run_sd", "point_sd"))
     try:
         shared = float(given["shared"])
     except ValueError:
         shared = math.nan
-    if not 0.1 <= saving <= 10:
+    if not LEAST_SAVING <= saving <= LARGEST_SAVING:
         raise SettingError(f"saving={given['saving']} must lie between 0.1 and 10.")
-    if max(run_sd, point_sd) > 0.1:
+    if max(run_sd, point_sd) > LARGEST_SD:
         raise SettingError("run_sd and point_sd are shares of the loss; each must be at most 0.1.")
     if not 0 <= shared < 1:
         raise SettingError(f"shared={given['shared']} must be a correlation of 0 to less than 1.")
@@ -201,13 +291,9 @@ def _flops(row: dict[str, str]) -> float:
 
 def checked(chosen: dict[str, Any], sizes: "list[Size]", assumed: "Assumed", ladders: int) -> str:
     """What simulated ladders of the chosen kind gave, in a sentence."""
-    from analysis.stats.design import Ladder, check
+    from analysis.stats.design import check, ladder_of
 
-    names = chosen["sizes"].split(",")
-    own = tuple(size for name in names for size in sizes if size.name == name)
-    seeds = (*[int(chosen["seeds_small"])] * (len(own) - 1), int(chosen["seeds"]))
-    multiples = tuple(float(part) for part in chosen["chinchilla"].split(","))
-    found = check(Ladder(own, multiples, seeds), assumed, chosen["N"], chosen["D"], ladders)
+    found = check(ladder_of(chosen, sizes), assumed, chosen["N"], chosen["D"], ladders)
     return (
         f"Checked on {ladders} simulated ladders: ×/÷ {found.width:.3g}, power {found.power:.2f}, "
         f"{100 * found.coverage:.0f} % of intervals hold the truth."

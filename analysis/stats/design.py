@@ -6,9 +6,10 @@ same by drawing ladders and analysing them, to hold the formula to account. Noth
 law's own error: noise as large as the lack of fit that one expects is the honest assumption.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -25,6 +26,10 @@ LEAST_SIZES = LEAST_MULTIPLES = 3
 MOST_SIZES = 10
 # Coefficients of one mix that runs, and not points within a run, must tell apart: E, A, alpha.
 BETWEEN_RUNS = 3
+# What a plan takes: savings, and shares of the loss that noise may be.
+LEAST_SAVING, LARGEST_SAVING, LARGEST_SD = 0.1, 10.0, 0.1
+# Share of draws of the noise in which an interval that is called assured is no wider.
+ASSURED = 0.9
 # Dense bf16 peak of an H100 or H200 (data sheet), and a share of it that large runs reach.
 PEAK_FLOPS, MFU = 989e12, 0.4
 # Olmo Hybrid's transformer (Merrill et al. 2026, Table 18), unrounded so that Table 20 comes out.
@@ -248,6 +253,20 @@ def cheapest(table: pd.DataFrame, target_width: float) -> pd.Series | None:
     """
     narrow = table[table["in_range"] & (table["width"] <= 1 + target_width)]
     return None if narrow.empty else narrow.iloc[0]
+
+
+def ladder_of(row: Mapping[str, Any], sizes: list[Size]) -> Ladder:
+    """The ladder of a row of a `frontier` of `sizes`."""
+    names = row["sizes"].split(",")
+    own = tuple(size for name in names for size in sizes if size.name == name)
+    seeds = (*[int(row["seeds_small"])] * (len(own) - 1), int(row["seeds"]))
+    return Ladder(own, tuple(float(part) for part in row["chinchilla"].split(",")), seeds)
+
+
+def assured(ladder: Ladder, draws: Sequence[Assumed], N: float, D: float) -> tuple[float, float]:
+    """The width at (N, D) that ASSURED of `draws` keep, and the mean power over them."""
+    widths, powers = zip(*(expected(ladder, one, N, D) for one in draws), strict=True)
+    return float(np.quantile(widths, ASSURED, method="higher")), float(np.mean(powers))
 
 
 @dataclass(frozen=True)
