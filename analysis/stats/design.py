@@ -19,7 +19,7 @@ from scipy.stats import t as student
 from analysis.stats.fit import fit
 from analysis.stats.laws import Array, Chinchilla
 from analysis.stats.savings import ROUNDING, matched_factor
-from analysis.stats.uncertainty import bootstrap, interval
+from analysis.stats.uncertainty import LEVEL, bootstrap, interval
 
 TOKENS_PER_PARAMETER = 20.0
 LEAST_SIZES = LEAST_MULTIPLES = 3
@@ -108,9 +108,7 @@ def simulate(
     return pd.DataFrame(rows, columns=["mix", "size", "seed", "run", "N", "D", "loss"])
 
 
-def expected(
-    ladder: Ladder, assumed: Assumed, N: float, D: float, level: float = 0.95
-) -> tuple[float, float]:
+def expected(ladder: Ladder, assumed: Assumed, N: float, D: float) -> tuple[float, float]:
     """Expected half-width of the savings' interval at (N, D), as a factor, and its power.
 
     Power is the chance that the interval excludes 1. Infinite and 0 where too few runs leave
@@ -119,11 +117,11 @@ def expected(
     pairs = zip(ladder.sizes, ladder.seeds, strict=True)
     parts = [seeds * _information(size, ladder.multiples, assumed) for size, seeds in pairs]
     information = np.sum(parts, axis=0)
-    return _width_and_power(information, sum(ladder.seeds), assumed, N, D, level)
+    return _width_and_power(information, sum(ladder.seeds), assumed, N, D)
 
 
 def _width_and_power(
-    information: Array, seeds: int, assumed: Assumed, N: float, D: float, level: float
+    information: Array, seeds: int, assumed: Assumed, N: float, D: float
 ) -> tuple[float, float]:
     # Runs that share nothing between mixes know the noise twice, from either mix.
     dof = (seeds - BETWEEN_RUNS) * (2 - assumed.shared)
@@ -131,7 +129,7 @@ def _width_and_power(
         return float("inf"), 0.0
     direction = _direction(assumed, N, D)
     sd = float(np.sqrt(direction @ np.linalg.solve(information, direction)))
-    reach = float(student.ppf((1 + level) / 2, dof))
+    reach = float(student.ppf((1 + LEVEL) / 2, dof))
     away = np.log(assumed.saving) / sd
     # scipy's noncentral t gives out where the power is one to many digits.
     power = 1.0 if abs(away) > reach + 20 else nct.sf(reach, dof, away) + nct.cdf(-reach, dof, away)
@@ -242,7 +240,7 @@ def _candidates(
                         plan = (*[more * top] * (count - 1), top)
                         pairs = zip(chosen, plan, strict=True)
                         total = np.sum([k * each[size.name] for size, k in pairs], axis=0)
-                        found = _width_and_power(total, sum(plan), assumed, N, D, 0.95)
+                        found = _width_and_power(total, sum(plan), assumed, N, D)
                         yield Ladder(chosen, points, plan), *found
 
 
@@ -286,12 +284,11 @@ def check(
     D: float,
     ladders: int = 100,
     resamples: int = 400,
-    seed: int = 0,
 ) -> Checked:
     """Draw ladders and analyse them as a sweep's: the default interval, each mix its own law."""
     found = []
     for i in range(ladders):
-        rng = np.random.default_rng([seed, i])
+        rng = np.random.default_rng([0, i])
         points = simulate(ladder, assumed.baseline, assumed.mix, assumed, rng)
         draws = bootstrap(fit(points, "free", "squares"), resamples=resamples, seed=i)
         found.append(interval(matched_factor(draws.laws["base"], draws.laws["mix"], N, D))[:2])
