@@ -47,7 +47,7 @@ def repeated(points: pd.DataFrame) -> pd.DataFrame:
     return points[runs > 1].reset_index(drop=True)
 
 
-def seed_noise_draws(points: pd.DataFrame, draws: int = 2000, seed: int = 0) -> SeedNoise | None:
+def seed_noise_draws(points: pd.DataFrame, draws: int = 2000) -> SeedNoise | None:
     """The noise that repeated seeds show (columns mix, size, run, seed, N, D, loss).
 
     None where no mix and size has two runs with a budget in common, or all such runs are copies.
@@ -76,7 +76,7 @@ def seed_noise_draws(points: pd.DataFrame, draws: int = 2000, seed: int = 0) -> 
     ends = np.array([run_ends, shared_ends, (0.0, 0.0), (0.0, 0.0), (0.0, 0.0)])
     dof = len(points) - len(np.unique(cells))
     (run, run_shared, *_), squares, share = on_grid(parts, ends, dof, most, 0.0, LINES)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     cell = rng.choice(len(share), size=draws, p=share)
     point_sd = np.sqrt(squares[cell] / rng.chisquare(dof, draws))
     return SeedNoise(

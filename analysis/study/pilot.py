@@ -78,7 +78,6 @@ def learn(
     mix: str,
     assumed: Assumed,
     given: Collection[str] = (),
-    seed: int = 0,
 ) -> Pilot:
     """Put what the points say in place of `assumed`, but for what is `given`.
 
@@ -90,8 +89,8 @@ def learn(
     notes: list[str] = []
     wanted = [quantity for quantity in QUANTITIES[1:] if quantity not in given]
     if wanted:
-        _learn_noise(points, wanted, learned, draws, notes, seed)
-    laws = _learn_laws(points, baseline, mix, "saving" not in given, learned, draws, notes, seed)
+        _learn_noise(points, wanted, learned, draws, notes)
+    laws = _learn_laws(points, baseline, mix, "saving" not in given, learned, draws, notes)
     if not learned:
         raise SettingError(f"{name} tells nothing that a plan needs. {' '.join(notes)}")
     for quantity in ("run_sd", "point_sd"):
@@ -118,9 +117,8 @@ def _learn_noise(
     learned: dict[str, Assumption],
     draws: dict[str, Array],
     notes: list[str],
-    seed: int,
 ) -> None:
-    noise = seed_noise_draws(points, seed=seed)
+    noise = seed_noise_draws(points)
     if noise is None:
         notes.append(
             "No mix of the pilot has two seeds of different losses at one size and budget, so it "
@@ -157,7 +155,6 @@ def _learn_laws(
     learned: dict[str, Assumption],
     draws: dict[str, Array],
     notes: list[str],
-    seed: int,
 ) -> Chinchilla | None:
     """Learn the baseline's law, which is returned, and the saving where the mix is there too."""
     own = points[points["mix"].isin([baseline, mix])]
@@ -186,7 +183,7 @@ def _learn_laws(
             f"The law leaves {100 * best.rms:.2g} % of the pilot's losses; the plan has no error "
             f"of the law, and run_sd={best.rms:.2g} would hold it."
         )
-    resampled = bootstrap(least, resamples=DRAWS, seed=seed, model=model)
+    resampled = bootstrap(least, resamples=DRAWS, model=model)
     law = best.mixes[baseline].law
     for name, value in law.as_dict().items():
         if name in PARAMETERS:
