@@ -177,12 +177,12 @@ class MixedModel:
         """Posterior mean correlation between runs of two mixes that saw the same batches."""
         return float(self.share @ self.run_shared)
 
-    def slope_interval(self) -> tuple[float, float, float]:
-        """Posterior mean of the slope of log variance in log N, and its central 95 % interval."""
+    def slope_interval(self, level: float = 0.95) -> tuple[float, float, float]:
+        """Posterior mean of the slope of log variance in log N, and its central interval."""
         lines, place = np.unique(self.slope, return_inverse=True)
         share = np.bincount(place, self.share)
         # Each grid line stands for what lies around it.
-        low, high = np.interp([0.025, 0.975], share.cumsum() - share / 2, lines)
+        low, high = np.interp([(1 - level) / 2, (1 + level) / 2], share.cumsum() - share / 2, lines)
         return float(self.share @ self.slope), float(low), float(high)
 
     def _variances(self, effect: Effect, variance: Array, cells: Indices | slice) -> Array:
