@@ -45,7 +45,6 @@ class RayFit:
 
     law: Ray
     ratio: float
-    C_range: tuple[float, float]
     terms: MixFit
 
 
@@ -96,7 +95,7 @@ def fit_rays(
         law = Ray(float(terms.law.E), float(terms.law.B), float(terms.law.beta))
         shown = float(np.exp(np.log(per_parameter).mean())) if ratio is None else ratio
         shown = shown if known else float("nan")
-        found[str(mix)] = RayFit(law, shown, (float(C.min()), float(C.max())), terms)
+        found[str(mix)] = RayFit(law, shown, terms)
     return found
 
 

@@ -16,7 +16,6 @@ from analysis.stats.problem import EXPONENT_BOUNDS, GAMMA_BOUNDS, Problem
 
 Mask = NDArray[np.bool_]
 HALVINGS = 10
-
 MAX_STEPS = 500
 
 
