@@ -1,4 +1,7 @@
-"""`python -m analysis design target_width=0.2 sizes=60m,100m,190m,370m`: a ladder, planned."""
+"""`python -m analysis design target_width=0.2 sizes=60m,100m,190m,370m`: a ladder, planned.
+
+With points=pilot.csv or sweep=NAME what is assumed is learned from that pilot, where it can be.
+"""
 
 import csv
 import io
@@ -10,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ablations.records import SettingError, project_root
-from analysis.commands.common import Shown, shown
+from analysis.commands.common import Points, Shown, read, shown
 from models.command import as_text, setting, spelled
 from models.format import count, percent
 
@@ -18,22 +21,28 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from analysis.stats.design import Assumed, Size
+    from analysis.study.pilot import Pilot
 
 LEAST_N = 1000
 COLUMNS = ("sizes", "chinchilla", "seeds", "seeds_small", "runs", "gpu_hours", "width", "power")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(Shown):
+class Settings(Shown, Points):
     """Plan a ladder: expected interval, power and GPU-hours, before anything is spent.
 
-    The cheapest ladder whose interval of the saving is narrow enough. docs/intervals.md says how.
+    The cheapest ladder whose interval of the saving is narrow enough. Points are those of a pilot,
+    from which what is assumed is learned where it is not given. docs/intervals.md says how.
     """
 
-    EXAMPLES = ("sizes=60m,100m,190m,370m target_width=0.2", "sizes=6e7,1e8,2e8 format=json")
+    EXAMPLES = (
+        "sizes=60m,100m,190m,370m target_width=0.2", "sizes=6e7,1e8,2e8 format=json",
+        "pilot.csv target_width=0.1",
+    )  # fmt: skip
     sizes: tuple[str, ...] = setting(
-        help="three or more, by name or by parameters", example="60m,100m,190m,370m"
-    )
+        (), "three or more, by name or by parameters; a pilot's own unless given",
+        example="60m,100m,190m,370m",
+    )  # fmt: skip
     target_width: float = setting(0.2, "of the interval: 0.2 is ×/÷ 1.2", above=0)
     baseline: str = setting("transformer", "the mix that the other is compared with")
     mix: str = setting("gdn3_attn1", "the other")
@@ -45,15 +54,19 @@ class Settings(Shown):
         {}, "where the saving is asked, at the largest run unless given", above=0,
         example="N=1e9,D=2e10",
     )  # fmt: skip
-    saving: float = setting(1.3, "assumed saving of tokens", least=0.1, most=10)
-    run_sd: float = setting(
-        0.001, "noise of a run", above=0, most=0.1, words="a share of the loss, at most 0.1"
+    saving: float | None = setting(
+        None, "assumed saving of tokens, 1.3 unless learned", least=0.1, most=10
     )
-    point_sd: float = setting(
-        0.0005, "noise of a point", above=0, most=0.1, words="a share of the loss, at most 0.1"
-    )
-    shared: float = setting(
-        0.0, "between mixes on the same batches", least=0, below=1,
+    run_sd: float | None = setting(
+        None, "noise of a run, 0.001 unless learned", above=0, most=0.1,
+        words="a share of the loss, at most 0.1",
+    )  # fmt: skip
+    point_sd: float | None = setting(
+        None, "noise of a point, 0.0005 unless learned", above=0, most=0.1,
+        words="a share of the loss, at most 0.1",
+    )  # fmt: skip
+    shared: float | None = setting(
+        None, "between mixes on the same batches, 0 unless learned", least=0, below=1,
         words="a correlation of 0 to less than 1",
     )  # fmt: skip
     tflops: float = setting(989.0, "peak of a device", above=0)
@@ -65,17 +78,16 @@ class Settings(Shown):
 
 
 def run(asked: Settings) -> str:
-    from analysis.stats.design import TOKENS_PER_PARAMETER, Assumed, cheapest, frontier
+    from analysis.stats.design import TOKENS_PER_PARAMETER, cheapest, frontier
+    from analysis.study.pilot import rows_of
     from analysis.study.savings_answer import check_place
 
-    assumed = Assumed(
-        saving=asked.saving, run_sd=asked.run_sd, point_sd=asked.point_sd, shared=asked.shared
-    )
+    pilot, sizes = learned(asked)
+    assumed = pilot.assumed
     multiples = tuple(sorted(set(asked.chinchilla)))
     if len(multiples) < 3:
         given = ",".join(f"{one:g}" for one in asked.chinchilla)
         raise SettingError(f"chinchilla={given} must be three multiples or more.")
-    sizes = sizes_of(asked.sizes, asked.baseline, asked.mix)
     largest = max(size.N for size in sizes)
     N, D = largest, largest * TOKENS_PER_PARAMETER * multiples[-1]
     if asked.at:
@@ -86,10 +98,16 @@ def run(asked: Settings) -> str:
     target = asked.target_width
     chosen = cheapest(table, target)
     rows = _rows(table)
-    drawn = draw(table, assumed, asked)
+    drawn = draw(table, pilot, asked)
+    best = table[table["efficient"] & table["in_range"]]
+    sure, doubts = doubted(pilot, _rows(best[best["width"] <= 1 + target]), sizes, target)
+    stated = rows_of(pilot.assumptions)
     if asked.format != "table":
         cheap = None if chosen is None else chosen.to_dict()
-        return shown(asked.format, {"cheapest": cheap, "ladders": rows}, rows)
+        document: dict[str, Any] = {"cheapest": cheap, "ladders": rows, "assumed": stated}
+        if pilot.draws:
+            document |= {"assured": sure, "notes": [*pilot.notes, *doubts]}
+        return shown(asked.format, document, rows)
     what = f"{asked.mix} over {asked.baseline} at N = {N:.4g}, D = {D:.4g}"
     if chosen is None:
         narrowest = table[table["in_range"]]["width"].min()
@@ -105,28 +123,96 @@ def run(asked: Settings) -> str:
             f"{count(chosen['gpu_hours'], 3)} GPU-hours, ×/÷ {chosen['width']:.3g}, "
             f"power {chosen['power']:.2f}."
         )
+    blank = [{key: "" if value is None else value for key, value in row.items()} for row in stated]
     notes = [
-        f"Assumed: the mix needs {assumed.saving:g} times fewer tokens; noise of the loss "
-        f"{percent(assumed.run_sd, 'g')} a run, {percent(assumed.point_sd, 'g')} a point, "
-        f"correlation {assumed.shared:g} between mixes on the same batches; no error of the law "
-        "itself.",
+        "Assumed, with no error of the law itself (noise as shares of the loss, shared as the "
+        "correlation of runs of two mixes on the same batches):",
+        shown("table", {}, blank),
+        "",
+        *pilot.notes,
+        *doubts,
         f"GPU-hours at {percent(asked.mfu, 'g')} of {asked.tflops:g} TFLOP/s.",
     ]
     if asked.check and chosen is not None:
         notes.append(checked(_rows(chosen.to_frame().T)[0], sizes, assumed, asked.check))
-    best = table[table["efficient"] & table["in_range"]][list(COLUMNS)]
-    return "\n".join([advice, "", shown("table", {}, _rows(best)), "", *notes, *drawn])
+    listed = shown("table", {}, _rows(best[list(COLUMNS)]))
+    return "\n".join([advice, "", listed, "", *notes, *drawn])
 
 
-def draw(table: "pd.DataFrame", assumed: "Assumed", asked: Settings) -> list[str]:
+def learned(asked: Settings) -> "tuple[Pilot, list[Size]]":
+    """What is assumed, from the pilot where one is given, and the sizes that may be trained."""
+    from analysis.stats.design import LEAST_SIZES, MOST_SIZES, Assumed
+    from analysis.study import pilot
+
+    given = {
+        name: value
+        for name in ("saving", "run_sd", "point_sd", "shared")
+        if (value := getattr(asked, name)) is not None
+    }
+    assumed = Assumed(**given)
+    if asked.points is None and not asked.sweep:
+        if not asked.sizes:
+            raise SettingError(
+                "sizes= is missing; give three or more, sizes=60m,100m,190m,370m, or a pilot, "
+                "points=pilot.csv."
+            )
+        sizes = sizes_of(asked.sizes, asked.baseline, asked.mix)
+        return pilot.Pilot(assumed, frozenset(given), {}), sizes
+    points = read(asked).points
+    name = f"points={asked.points}" if asked.points else f"sweep={','.join(asked.sweep)}"
+    told = pilot.learn(points, name, asked.baseline, asked.mix, assumed, frozenset(given))
+    if asked.sizes:
+        return told, sizes_of(asked.sizes, asked.baseline, asked.mix)
+    sizes = pilot.sizes_of(points, asked.baseline, asked.mix)
+    if not LEAST_SIZES <= len(sizes) <= MOST_SIZES:
+        raise SettingError(
+            f"{name} has {len(sizes)} size(s), and a plan chooses among {LEAST_SIZES} to "
+            f"{MOST_SIZES}; give them, sizes=60m,100m,190m,370m."
+        )
+    return told, sizes
+
+
+def doubted(
+    pilot: "Pilot", narrow: list[dict[str, Any]], sizes: "list[Size]", target: float
+) -> tuple[dict[str, Any] | None, list[str]]:
+    """Of `narrow` ladders, cheapest first, the first that keeps the target in nine of ten draws of
+    what is assumed; and that in sentences. Nothing where no pilot told anything."""
+    from analysis.stats.design import ASSURED, assured, ladder_of
+
+    if not pilot.draws or not narrow:
+        return None, []
+    share = f"{percent(ASSURED, 'g')} of the draws of what was learned"
+    sentences: list[str] = []
+    for row in narrow:
+        width, power = assured(ladder_of(row, sizes), pilot.draws, row["N"], row["D"])
+        sure = width <= 1 + target
+        if not sentences:
+            sentences.append(
+                f"The pilot leaves doubt: of the ladder proposed {share} have ×/÷ {width:.4g} or "
+                f"less; its power over the draws is {power:.2f} on average."
+            )
+        elif sure:
+            sentences.append(
+                f"The cheapest listed that keeps ×/÷ {1 + target:g} in {share}: sizes "
+                f"{row['sizes']} at {row['chinchilla']} × Chinchilla, {row['seeds']} seed(s) at "
+                f"the largest and {row['seeds_small']} at the others, {count(row['gpu_hours'], 3)} "
+                "GPU-hours."
+            )
+        if sure:
+            return row | {"width_assured": width, "power_mean": power}, sentences
+    return None, [*sentences, f"No ladder listed keeps ×/÷ {1 + target:g} in {share}."]
+
+
+def draw(table: "pd.DataFrame", pilot: "Pilot", asked: Settings) -> list[str]:
     """The frontier as a figure with .pdf, .png, .svg, .csv and .json; none where none is asked."""
     if asked.figure is None:
         return []
     from analysis.report.figures import design_frontier
     from analysis.report.figures.style import save
     from analysis.report.write import make_writable
+    from analysis.study.pilot import rows_of
 
-    path = asked.figure.with_suffix("")
+    path, assumed = asked.figure.with_suffix(""), pilot.assumed
     make_writable(path.parent)
     note = (
         f"Assumed: a saving of {assumed.saving:g}, noise of {percent(assumed.run_sd, 'g')} a run "
@@ -137,6 +223,7 @@ def draw(table: "pd.DataFrame", assumed: "Assumed", asked: Settings) -> list[str
     provenance = {
         "command": f"python -m analysis design {spelled(asked)}",
         "assumed": asdict(assumed),
+        "sources": rows_of(pilot.assumptions),
         "target_width": asked.target_width,
     }
     return [str(written) for written in save(figure, path, data, provenance)]
@@ -194,14 +281,10 @@ def _flops(row: dict[str, str]) -> float:
 
 def checked(chosen: dict[str, Any], sizes: "list[Size]", assumed: "Assumed", ladders: int) -> str:
     """What simulated ladders of the chosen kind gave, in a sentence."""
-    from analysis.stats.design import Ladder, check
+    from analysis.stats.design import check, ladder_of
 
-    names = chosen["sizes"].split(",")
-    own = tuple(size for name in names for size in sizes if size.name == name)
-    seeds = (*[int(chosen["seeds_small"])] * (len(own) - 1), int(chosen["seeds"]))
-    multiples = tuple(float(part) for part in chosen["chinchilla"].split(","))
-    found = check(Ladder(own, multiples, seeds), assumed, chosen["N"], chosen["D"], ladders)
+    found = check(ladder_of(chosen, sizes), assumed, chosen["N"], chosen["D"], ladders)
     return (
         f"Checked on {ladders} simulated ladders: ×/÷ {found.width:.3g}, power {found.power:.2f}, "
-        f"{percent(found.coverage, '.0f')} of intervals hold the truth."
+        f"{100 * found.coverage:.0f} % of intervals hold the truth."
     )

@@ -6,9 +6,10 @@ same by drawing ladders and analysing them, to hold the formula to account. Noth
 law's own error: noise as large as the lack of fit that one expects is the honest assumption.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,6 +17,7 @@ from scipy.stats import nct
 from scipy.stats import t as student
 
 from analysis.stats.fit import fit
+from analysis.stats.interval import LEVEL
 from analysis.stats.laws import Array, Chinchilla
 from analysis.stats.savings import ROUNDING, matched_factor
 from analysis.stats.uncertainty import bootstrap
@@ -25,6 +27,10 @@ LEAST_SIZES = LEAST_MULTIPLES = 3
 MOST_SIZES = 10
 # Coefficients of one mix that runs, and not points within a run, must tell apart: E, A, alpha.
 BETWEEN_RUNS = 3
+# What a plan takes: savings, and shares of the loss that noise may be.
+LEAST_SAVING, LARGEST_SAVING, LARGEST_SD = 0.1, 10.0, 0.1
+# Share of draws of the noise in which an interval that is called assured is no wider.
+ASSURED = 0.9
 # Dense bf16 peak of an H100 or H200 (data sheet), and a share of it that large runs reach.
 PEAK_FLOPS, MFU = 989e12, 0.4
 # Olmo Hybrid's transformer (Merrill et al. 2026, Table 18), unrounded so that Table 20 comes out.
@@ -103,9 +109,7 @@ def simulate(
     return pd.DataFrame(rows, columns=["mix", "size", "seed", "run", "N", "D", "loss"])
 
 
-def expected(
-    ladder: Ladder, assumed: Assumed, N: float, D: float, level: float = 0.95
-) -> tuple[float, float]:
+def expected(ladder: Ladder, assumed: Assumed, N: float, D: float) -> tuple[float, float]:
     """Expected half-width of the savings' interval at (N, D), as a factor, and its power.
 
     Power is the chance that the interval excludes 1. Infinite and 0 where too few runs leave
@@ -114,11 +118,11 @@ def expected(
     pairs = zip(ladder.sizes, ladder.seeds, strict=True)
     parts = [seeds * _information(size, ladder.multiples, assumed) for size, seeds in pairs]
     information = np.sum(parts, axis=0)
-    return _width_and_power(information, sum(ladder.seeds), assumed, N, D, level)
+    return _width_and_power(information, sum(ladder.seeds), assumed, N, D)
 
 
 def _width_and_power(
-    information: Array, seeds: int, assumed: Assumed, N: float, D: float, level: float
+    information: Array, seeds: int, assumed: Assumed, N: float, D: float
 ) -> tuple[float, float]:
     # Runs that share nothing between mixes know the noise twice, from either mix.
     dof = (seeds - BETWEEN_RUNS) * (2 - assumed.shared)
@@ -126,7 +130,7 @@ def _width_and_power(
         return float("inf"), 0.0
     direction = _direction(assumed, N, D)
     sd = float(np.sqrt(direction @ np.linalg.solve(information, direction)))
-    reach = float(student.ppf((1 + level) / 2, dof))
+    reach = float(student.ppf((1 + LEVEL) / 2, dof))
     away = np.log(assumed.saving) / sd
     # scipy's noncentral t gives out where the power is one to many digits.
     power = 1.0 if abs(away) > reach + 20 else nct.sf(reach, dof, away) + nct.cdf(-reach, dof, away)
@@ -237,7 +241,7 @@ def _candidates(
                         plan = (*[more * top] * (count - 1), top)
                         pairs = zip(chosen, plan, strict=True)
                         total = np.sum([k * each[size.name] for size, k in pairs], axis=0)
-                        found = _width_and_power(total, sum(plan), assumed, N, D, 0.95)
+                        found = _width_and_power(total, sum(plan), assumed, N, D)
                         yield Ladder(chosen, points, plan), *found
 
 
@@ -248,6 +252,20 @@ def cheapest(table: pd.DataFrame, target_width: float) -> pd.Series | None:
     """
     narrow = table[table["in_range"] & (table["width"] <= 1 + target_width)]
     return None if narrow.empty else narrow.iloc[0]
+
+
+def ladder_of(row: Mapping[str, Any], sizes: list[Size]) -> Ladder:
+    """The ladder of a row of a `frontier` of `sizes`."""
+    names = row["sizes"].split(",")
+    own = tuple(size for name in names for size in sizes if size.name == name)
+    seeds = (*[int(row["seeds_small"])] * (len(own) - 1), int(row["seeds"]))
+    return Ladder(own, tuple(float(part) for part in row["chinchilla"].split(",")), seeds)
+
+
+def assured(ladder: Ladder, draws: Sequence[Assumed], N: float, D: float) -> tuple[float, float]:
+    """The width at (N, D) that ASSURED of `draws` keep, and the mean power over them."""
+    widths, powers = zip(*(expected(ladder, one, N, D) for one in draws), strict=True)
+    return float(np.quantile(widths, ASSURED, method="higher")), float(np.mean(powers))
 
 
 @dataclass(frozen=True)
@@ -267,12 +285,11 @@ def check(
     D: float,
     ladders: int = 100,
     resamples: int = 400,
-    seed: int = 0,
 ) -> Checked:
     """Draw ladders and analyse them as a sweep's: the default interval, each mix its own law."""
     found = []
     for i in range(ladders):
-        rng = np.random.default_rng([seed, i])
+        rng = np.random.default_rng([0, i])
         points = simulate(ladder, assumed.baseline, assumed.mix, assumed, rng)
         draws = bootstrap(fit(points, "free", "squares"), resamples=resamples, seed=i)
         ends = draws.interval(matched_factor(draws.laws["base"], draws.laws["mix"], N, D))

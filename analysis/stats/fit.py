@@ -92,11 +92,6 @@ class MixFit:
     E_error: float = 0.0
 
     @property
-    def identified(self) -> bool:
-        """Whether the coefficients can be read one by one."""
-        return not self.caveats
-
-    @property
     def caveats(self) -> tuple[str, ...]:
         """What keeps the coefficients from being read one by one, a clause each."""
         found = []

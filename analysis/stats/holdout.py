@@ -7,13 +7,13 @@ line in logs through the two nearest points that were kept, with nothing fitted.
 import numpy as np
 import pandas as pd
 
-from analysis.stats.fit import Loss, fit, lacking
+from analysis.stats.fit import fit, lacking
 from analysis.stats.laws import Array
 
 COLUMNS = ["mix", "left_out", "size", "N", "D", "loss", "predicted", "error", "line", "line_error"]
 
 
-def holdout(points: pd.DataFrame, loss: Loss = "squares") -> pd.DataFrame:
+def holdout(points: pd.DataFrame) -> pd.DataFrame:
     """Predictions of what was left out, each mix by its own law, over means of seeds.
 
     Columns: mix, left_out (`largest N` or `largest D`), size, N, D, loss, predicted, error
@@ -28,7 +28,7 @@ def holdout(points: pd.DataFrame, loss: Loss = "squares") -> pd.DataFrame:
             kept = own[~out]
             if out.all() or lacking(kept):
                 continue
-            law = fit(kept, "free", loss).mixes[str(mix)].law
+            law = fit(kept, "free", "squares").mixes[str(mix)].law
             line = _line_in_N if label == "largest N" else _line_in_D
             for _, cell in own[out].groupby(["size", "D"]):
                 size, D = str(cell["size"].iloc[0]), float(cell["D"].iloc[0])

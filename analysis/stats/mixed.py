@@ -124,6 +124,10 @@ class Effect:
         return (np.sqrt(variance) * effect)[:, self.level] * self.value
 
 
+Part = tuple[Array, Effect, Effect]
+"""What is fitted and, last, the residual (n, p + 1), each over a point's sd; runs; tilts."""
+
+
 @dataclass(frozen=True)
 class MixedModel:
     """The posterior of the noise of one fit, on a grid of G cells.
@@ -337,23 +341,42 @@ def mixed_model(fit: Fit, slope_mean: float = 0.0) -> MixedModel:
             (-SLOPE_REACH, SLOPE_REACH) if sizes >= LEAST_SIZES_FOR_SLOPE else (0.0, 0.0),
         ]
     )
+    cells, squares, share = on_grid(
+        [(columns, seen_runs, seen_tilts)], ends, dof, most, slope_mean, (COARSE, FINE)
+    )
+    run, run_shared, tilt, tilt_shared, slope = cells
+    return MixedModel(
+        fit, runs, tilts, share, run, run_shared, tilt, tilt_shared, slope, squares, dof
+    )
+
+
+def on_grid(
+    parts: list[Part],
+    ends: Array,
+    dof: int,
+    most: int,
+    slope_mean: float,
+    lines: tuple[tuple[int, ...], tuple[int, ...]],
+) -> tuple[tuple[Array, ...], Array, Array]:
+    """Cells of the grid (run, run shared, tilt, tilt shared, slope), their generalised residual
+    sums of squares and their posterior probabilities, each (G,).
+
+    `parts` share no run and no batches; `ends` (5, 2) are those of the axes, equal where there is
+    nothing to vary; `most` points has a run; `lines` of each axis, over all of it and where mass
+    is.
+    """
     for number in range(MOST_PASSES):
         axes = [
             np.linspace(low, high, count) if high > low else np.array([low])
-            for (low, high), count in zip(ends, FINE if number else COARSE, strict=True)
+            for (low, high), count in zip(ends, lines[bool(number)], strict=True)
         ]
-        cells, squares, log_share = _posterior(
-            columns, seen_runs, seen_tilts, axes, dof, most, slope_mean
-        )
+        cells, squares, log_share = _posterior(parts, axes, dof, most, slope_mean)
         share = np.exp(log_share - log_share.max())
         share /= share.sum()
         ends, spanned = _where_mass_is(share.reshape([len(axis) for axis in axes]), axes)
         if number and spanned >= LEAST_LINES:
             break
-    run, run_shared, tilt, tilt_shared, slope = cells
-    return MixedModel(
-        fit, runs, tilts, share, run, run_shared, tilt, tilt_shared, slope, squares, dof
-    )
+    return cells, squares, share
 
 
 def _where_mass_is(share: Array, axes: list[Array]) -> tuple[Array, int]:
@@ -375,51 +398,53 @@ def _correlation(log_ratio: Array, mixes: int) -> Array:
 
 
 def _posterior(
-    columns: Array,
-    runs: Effect,
-    tilts: Effect,
-    axes: list[Array],
-    dof: int,
-    most: int,
-    slope_mean: float,
+    parts: list[Part], axes: list[Array], dof: int, most: int, slope_mean: float
 ) -> tuple[tuple[Array, ...], Array, Array]:
     """Cells of the grid (run, run shared, tilt, tilt shared, slope), each (G,), their generalised
     residual sums of squares (G,) and log posterior (G,).
 
     Runs and tilts are orthogonal within a run, so what each takes from the sums of squares adds.
     """
-    p = columns.shape[1] - 1
     run_axis, run_ratio, tilt_axis, tilt_ratio, slopes = axes
-    mixes = runs.largest_family
+    mixes = max(runs.largest_family for _, runs, _ in parts)
     u, w = (one.ravel() for one in np.meshgrid(run_axis, run_ratio, indexing="ij"))
     t, v = (one.ravel() for one in np.meshgrid(tilt_axis, tilt_ratio, indexing="ij"))
-    run, tilt = np.expm1(u) / most, np.expm1(t) / max(tilts.size.max(), 1e-300)
-    run_shared, tilt_shared = _correlation(w, mixes), _correlation(v, tilts.largest_family)
+    tilt_size = max(tilts.size.max() for _, _, tilts in parts)
+    run, tilt = np.expm1(u) / most, np.expm1(t) / max(tilt_size, 1e-300)
+    run_shared = _correlation(w, mixes)
+    tilt_shared = _correlation(v, max(tilts.largest_family for _, _, tilts in parts))
     prior_run = np.zeros_like(u)
     if mixes > 1:
         # Uniform in the correlation, by its Jacobian.
         prior_run += w - 2 * np.log(np.exp(w) + mixes - 1)
     if len(run_axis) > 1:
         prior_run -= np.log1p(run / RUN_TO_POINT**2)
-    total = columns.T @ columns
-    by_run, by_tilt = runs.sums(columns), tilts.sums(columns)
+    moments = [
+        (columns.T @ columns, runs, runs.sums(columns), tilts, tilts.sums(columns))
+        for columns, runs, tilts in parts
+    ]
 
     def along(slope: float) -> tuple[Array, Array]:
-        taken, log_det = runs.subtracted(
-            by_run, run[:, None] * np.exp(slope * runs.log_N), run_shared
-        )
-        sums = (total - taken)[:, None]
-        log_det = log_det[:, None]
-        if tilt.any():
-            taken, extra = tilts.subtracted(
-                by_tilt, tilt[:, None] * np.exp(slope * tilts.log_N), tilt_shared
+        squares = log_det = np.zeros(len(run) * len(tilt))
+        for total, runs, by_run, tilts, by_tilt in moments:
+            p = len(total) - 1
+            taken, of_effects = runs.subtracted(
+                by_run, run[:, None] * np.exp(slope * runs.log_N), run_shared
             )
-            sums, log_det = sums - taken, log_det + extra
-        sums = sums.reshape(-1, p + 1, p + 1)
-        factor = np.linalg.cholesky(sums[:, :p, :p])
-        image = np.linalg.solve(factor, sums[:, :p, p:])[:, :, 0]
-        squares = np.maximum(sums[:, p, p] - (image**2).sum(1), 1e-30)
-        log_det = log_det.ravel() + 2 * np.log(np.einsum("gii->gi", factor)).sum(1)
+            sums = (total - taken)[:, None]
+            of_effects = of_effects[:, None]
+            if tilt.any():
+                taken, extra = tilts.subtracted(
+                    by_tilt, tilt[:, None] * np.exp(slope * tilts.log_N), tilt_shared
+                )
+                sums, of_effects = sums - taken, of_effects + extra
+            sums = sums.reshape(-1, p + 1, p + 1)
+            factor = np.linalg.cholesky(sums[:, :p, :p])
+            image = np.linalg.solve(factor, sums[:, :p, p:])[:, :, 0]
+            squares = squares + (sums[:, p, p] - (image**2).sum(1))
+            of_law = 2 * np.log(np.einsum("gii->gi", factor)).sum(1)
+            log_det = log_det + (of_effects.ravel() + of_law)
+        squares = np.maximum(squares, 1e-30)
         prior = np.repeat(prior_run, len(t)) - ((slope - slope_mean) / SLOPE_SD) ** 2 / 2
         return squares, prior - log_det / 2 - dof / 2 * np.log(squares)
 

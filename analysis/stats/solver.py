@@ -16,6 +16,7 @@ from analysis.stats.problem import EXPONENT_BOUNDS, GAMMA_BOUNDS, Problem
 
 Mask = NDArray[np.bool_]
 HALVINGS = 10
+MAX_STEPS = 500
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,6 @@ def polish(
     log_loss: Array,
     weight: Array,
     criterion: Criterion | float = np.inf,
-    max_steps: int = 500,
 ) -> Polished:
     """Minimise sum(weight * loss(log residual)) from each row of `theta`, within the bounds.
 
@@ -42,7 +42,7 @@ def polish(
     """
     last = Huber(criterion) if isinstance(criterion, int | float) else criterion
     for stage in last.path():
-        polished = _polish(problem, theta, log_loss, weight, stage, max_steps)
+        polished = _polish(problem, theta, log_loss, weight, stage)
         theta = polished.theta
     return polished
 
@@ -53,7 +53,6 @@ def _polish(
     log_loss: Array,
     weight: Array,
     criterion: Criterion,
-    max_steps: int,
 ) -> Polished:
     low, high = problem.bounds(log_loss)
     theta = np.clip(theta, low, high)
@@ -64,7 +63,7 @@ def _polish(
     damping = np.full(len(theta), 1e-3)
     norm = np.zeros(len(theta))
     active = np.arange(len(theta))
-    for _ in range(max_steps):
+    for _ in range(MAX_STEPS):
         now, slope = theta[active], gradient[active]
         fixed = ((now <= low) & (slope > 0)) | ((now >= high) & (slope < 0)) | (low == high)
         norm[active] = np.linalg.norm(np.where(fixed, 0, slope), axis=1)

@@ -14,6 +14,7 @@ import pandas as pd
 from ablations.records import SettingError, one_of
 from analysis.stats.envelope import Envelope, draw_envelope, fit_envelope
 from analysis.stats.fit import DELTA, LOSSES, MODELS, Fit, Loss, Model, fit
+from analysis.stats.interval import LEVEL
 from analysis.stats.isoflop_draws import IsoFlopDraws, draw_isoflop
 from analysis.stats.joint import ladder
 from analysis.stats.laws import Ray
@@ -30,7 +31,7 @@ from analysis.stats.rays import (
     fit_isoflop,
     fit_rays,
 )
-from analysis.stats.uncertainty import LEVEL, METHOD_WORDS
+from analysis.stats.uncertainty import METHOD_WORDS
 from analysis.study.checks import doubts
 from models.format import percent
 

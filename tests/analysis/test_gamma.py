@@ -28,7 +28,7 @@ def test_published_objectives_of_the_gamma_form_come_out_or_better(row: Any) -> 
     if (row.mix, row.most) == ("xlstm", 100):
         # Fourteen points leave the form open; the published search stopped 0.3 % above.
         assert one.objective == pytest.approx(row.objective, rel=5e-3)
-        assert not one.identified
+        assert one.caveats
         return
     assert one.objective == pytest.approx(row.objective, rel=1e-6)
     assert one.law.loss(own["N"], own["D"]) == pytest.approx(

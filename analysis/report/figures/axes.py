@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -93,14 +93,12 @@ def published_handle(words: str) -> Line2D:
     return Line2D([], [], color=GREY, marker="o", ms=5, mew=0.9, mfc="white", ls="", label=words)
 
 
-def legend(
-    axes: Axes, handles: list[Line2D], place: Literal["upper right", "lower left"] = "upper right"
-) -> None:
+def legend(axes: Axes, handles: list[Line2D]) -> None:
     """A legend inside the axes on a page's width, under the figure in a single column."""
     figure = axes.figure.get_figure(root=True)
     assert isinstance(figure, Figure)
     if figure.get_size_inches()[0] > SINGLE_COLUMN_INCHES:
-        axes.legend(handles=handles, loc=place)
+        axes.legend(handles=handles, loc="upper right")
     else:
         figure.legend(handles=handles, loc="outside upper left", ncols=2, fontsize=6.5)
 
