@@ -65,7 +65,7 @@ def test_a_table_for_readers(capsys, style):
     code, out, _ = ask(capsys, "size=1b", "mix=gdn3_attn1", "context=32768", "--format", style)
     assert code == 0
     assert "mlp_hidden 8192 → 7168" in out
-    assert "1.00 GiB" in out  # four layers of 2 · 2 · 2048 bytes, 32k of them
+    assert " 1 GiB " in out  # four layers of 2 · 2 · 2048 bytes, 32k of them
 
 
 def test_an_impossible_row_leaves_the_others_standing(capsys):
