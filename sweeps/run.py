@@ -82,15 +82,18 @@ def _composed(arguments: list[str]) -> list[dict[str, Any]]:
     if given.config_dir and not Path(given.config_dir).is_dir():
         raise SettingError(f"--config-dir {given.config_dir} is not a folder.")
     from sweeps.compose import CONF, compose_sweep
+    from sweeps.names import check_names
 
     here = Path(__file__).resolve().parent  # what a relative --config-path begins at
-    return compose_sweep(
+    composed = compose_sweep(
         [_open(override) for override in given.overrides],
         several=given.multirun,
         conf=(here / given.config_path).resolve() if given.config_path else CONF,
         name=given.config_name or "config",
         beside=Path(given.config_dir).resolve() if given.config_dir else None,
     )
+    check_names(composed)
+    return composed
 
 
 def _open(override: str) -> str:
