@@ -389,8 +389,10 @@ class Trainer:
         }
         self._record("points.jsonl", point)
         self.last_bpb = point["bpb"]
+        is_try = self.recipe.ladder_steps is not None
+        what = "end of a try, no point of the ladder," if is_try else "point"
         self.say(
-            f"point {chinchilla:g}x Chinchilla: {D:,} tokens, "
+            f"{what} {chinchilla:g}x Chinchilla: {D:,} tokens, "
             f"loss {point['loss']:.4f}, {point['bpb']:.4f} bits per byte"
         )
         if self.probes is not None:

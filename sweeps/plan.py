@@ -260,6 +260,7 @@ def show(plan: Plan, console: Console) -> None:
         if problem:
             console.print(f"would be refused: {problem}", soft_wrap=True)
     _show_matched(plan, console)
+    _show_tries(plan, console)
     _show_totals(plan, console)
     if len(mixes) > 1:
         _show_confounds(plan_confounds(plan), baseline_among(mixes), console)
@@ -301,6 +302,14 @@ def _show_matched(plan: Plan, console: Console) -> None:
     if changed:
         more = f"; {len(changed) - 6} more by `python -m models`" if len(changed) > 6 else ""
         console.print("matched: " + "; ".join(changed[:6]) + more + ".", style="dim")
+
+
+def _show_tries(plan: Plan, console: Console) -> None:
+    tries = [e.spec for e in plan.estimates if e.spec.recipe.ladder_steps is not None]
+    sizes = ", ".join(dict.fromkeys(spec.size.name for spec in tries))
+    some = f" ({sizes})" if len(tries) < len(plan.estimates) else ""
+    for number in sorted({spec.recipe.steps for spec in tries}):
+        console.print(f"tries{some}: {_many(number, 'step')}, no point of the ladder.")
 
 
 def _show_totals(plan: Plan, console: Console) -> None:

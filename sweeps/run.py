@@ -379,6 +379,8 @@ def _finish(specs: list[RunSpec], runs_root: Path, root: str, console: Console) 
     if "done" in states:
         sweep = runs[0].path.parent.name
         where = "" if root == "runs" else f" runs={root}"
+        if tries := {s.recipe.steps for s in specs if s.recipe.ladder_steps is not None}:
+            where += f" where=protocol.max_steps={min(tries)}"
         console.print(f"next: python -m analysis report sweep={sweep}{where}", soft_wrap=True)
     return 0 if set(states) == {"done"} else 1
 

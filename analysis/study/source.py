@@ -20,10 +20,12 @@ def from_sweeps(folders: list[Path], where: Mapping[str, Any] | None = None) -> 
     """One sweep or several as one, at one level of what they vary beside the mix.
 
     `where` chooses by columns of the points (a value or a list of them) and by settings of the runs
-    (one value, as in protocol.lr_multiplier=1). Raises SettingError where nothing is left, and
+    (one value, as in protocol.lr_multiplier=1). protocol.max_steps=N asks for the tries of N steps,
+    which are left out otherwise. Raises SettingError where nothing is left, and
     where runs of one mix and size still differ in more than their seed.
     """
-    sweep = join([load_sweep(folder) for folder in folders])
+    tries = "protocol.max_steps" in (where or {})
+    sweep = join([load_sweep(folder, tries) for folder in folders])
     by_column = {key: value for key, value in (where or {}).items() if key in sweep.points}
     by_setting: dict[str, str] = {}
     for key, value in (where or {}).items():

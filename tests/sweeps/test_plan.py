@@ -303,3 +303,12 @@ def test_a_plan_says_which_runs_would_be_refused_for_their_epochs():
     (line,) = [line for line in text.splitlines() if line.startswith("would be refused: ")]
     assert "size=1m" in line
     assert "protocol.max_epochs=0.1" in line
+
+
+def test_a_plan_says_which_sizes_it_only_tries():
+    text = shown(planned("mix=gdn", "size=50k,1m", "protocol.max_steps=40"))
+    assert "tries: 40 steps, no point of the ladder" in text
+    plan = planned("mix=gdn", "size=50k,1m", "protocol.max_steps=2000")
+    assert [e.spec.recipe.ladder_steps is None for e in plan.estimates] == [True, False]
+    assert "tries (1m): 2000 steps" in shown(plan)
+    assert "tries" not in shown(planned("mix=gdn", "size=50k"))
