@@ -81,18 +81,24 @@ def _composed(arguments: list[str]) -> list[dict[str, Any]]:
         raise SettingError("--experimental-rerun is not supported; give the sweep's command again.")
     if given.config_dir and not Path(given.config_dir).is_dir():
         raise SettingError(f"--config-dir {given.config_dir} is not a folder.")
+    from sweeps import view
     from sweeps.compose import CONF, compose_sweep
     from sweeps.names import check_names
+    from sweeps.sizes import name_by_blueprint
 
     here = Path(__file__).resolve().parent  # what a relative --config-path begins at
+    conf = (here / given.config_path).resolve() if given.config_path else CONF
+    beside = Path(given.config_dir).resolve() if given.config_dir else None
     composed = compose_sweep(
         [_open(override) for override in given.overrides],
         several=given.multirun,
-        conf=(here / given.config_path).resolve() if given.config_path else CONF,
+        conf=conf,
         name=given.config_name or "config",
-        beside=Path(given.config_dir).resolve() if given.config_dir else None,
+        beside=beside,
     )
     check_names(composed)
+    for renamed in name_by_blueprint(composed, [beside, conf] if beside else [conf]):
+        view.console().print(renamed, soft_wrap=True)
     return composed
 
 
