@@ -54,6 +54,8 @@ class Estimate:
     """GPUs that train the run together; None where there is none and none was asked for."""
     checkpoint_bytes: int
     """Of the checkpoints that stay when the run is done."""
+    on_gpus: bool = False
+    """Whether it trains on GPUs where it will run."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,12 @@ class Plan:
             shape = self.cluster.shape(e.spec.size.name)  # type: ignore[union-attr]
             recipe = e.spec.recipe
             runs.append((e.spec.sweep, shape, time_of(recipe.N, recipe.tokens, shape)))
-        return arrays(runs, self.parallel)
+        return arrays(runs, self.parallel, max_gpus=self.cluster.max_gpus if self.cluster else None)
+
+    @property
+    def hours_of_gpus(self) -> float:
+        """GPU-hours that what is not done takes where it runs: 0 on CPUs."""
+        return sum(e.seconds * (e.gpus or 0) for e in self.todo if e.on_gpus) / 3600
 
 
 @functools.cache
@@ -135,15 +142,18 @@ def make_plan(
     runs_root: Path,
     max_parallel: int | None,
     cluster: Slurm | None = None,
+    max_gpus: int | None = None,
 ) -> Plan:
     """Estimate every run of a sweep and see which are done already.
 
-    cluster: where the runs go; None for this machine. Raises SettingError where a batch has fewer
+    cluster: where the runs go; None for this machine, of whose GPUs they have max_gpus at most.
+    Raises SettingError where a batch has fewer
     rows than devices.
     """
     gpu_here, count = (None, 0)
     if cluster is None and specs[0].resources.device != "cpu":
         gpu_here, count = gpus_of_this_machine()
+        count = min(count, max_gpus or count)
     if cluster is None:
         tiny = all(spec.counts.N < TINY for spec in specs)
         parallel = max_parallel or (cores() if tiny and gpu_here is None else 1)
@@ -167,7 +177,7 @@ def make_plan(
         gpus, ranks, cpus = spec.resources.devices, devices, threads
         if cluster:
             shape = cluster.shape(spec.size.name)
-            gpus, ranks, cpus = shape.nodes * shape.gpus, shape.ranks, shape.cpus
+            gpus, ranks, cpus = shape.all_gpus, shape.ranks, shape.cpus
         elif gpu_here:
             gpus = devices
         by_gpu = bool(gpus) if cluster else gpu_here is not None
@@ -189,6 +199,7 @@ def make_plan(
                 flops / gpu_flops / 3600,
                 gpus or None,
                 kept_bytes(spec),
+                by_gpu,
             )
         )
     return Plan(tuple(estimates), parallel, threads, devices, quoted, cluster)
@@ -318,7 +329,9 @@ def _show_totals(plan: Plan, console: Console) -> None:
     if plan.devices > 1:
         place = place.replace("time, ", f"time, {plan.devices} processes a run, ")
     if plan.cluster:
-        place = f"on Slurm ({plan.parallel} at a time, beside waiting in its queue)"
+        most = plan.cluster.max_gpus
+        together = f"{plan.parallel} at a time" if most is None else f"on at most {most} GPUs"
+        place = f"on Slurm ({together}, beside waiting in its queue)"
     begun = sum(e.state in ("running", "preempted", "failed", "damaged") for e in todo)
     words = f", {begun} begun and going on" if begun else ""
     console.print(
@@ -367,6 +380,8 @@ def show_arrays(plan: Plan, console: Console) -> None:
         if longest > array.shape.minutes * 60:
             words += f"; up to {duration(longest)} each, queued again at every time limit"
         console.print(f"Slurm: {words}.", soft_wrap=True)
+    if len(planned) > 1 and plan.cluster and plan.cluster.max_gpus is not None:
+        console.print(f"Slurm: at most {plan.cluster.max_gpus} GPUs at a time in all.")
     if len(planned) > 1 and plan.parallel < len(todo):
         console.print(f"Slurm: at most {plan.parallel} runs at a time in all.", soft_wrap=True)
 

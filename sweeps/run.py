@@ -15,6 +15,7 @@ import os
 import re
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -123,6 +124,8 @@ def _sweep(composed: list[dict[str, Any]]) -> int:
     _check_driver(composed)
     _check_data(composed, sys.argv[1:])
     cluster = parse(driver["cluster"])
+    if isinstance(cluster, Slurm):
+        cluster = replace(cluster, max_gpus=driver["max_gpus"])
     root = expand(driver["runs"], "runs")
     runs_root = project_root() / Path(root).expanduser()
     asked = [of_the_run(c) for c in composed]
@@ -135,20 +138,27 @@ def _sweep(composed: list[dict[str, Any]]) -> int:
     _say_damaged(specs, runs_root, console)
     at_once = driver["max_parallel"]
     if not isinstance(cluster, Slurm):
-        at_once = _fitting(specs, cluster, at_once)
+        at_once = _fitting(specs, cluster, at_once, driver["max_gpus"])
     else:
         check_ranks(cluster, specs)
     _check_control(specs, runs_root, driver["treatments"])
-    plan = make_plan(specs, runs_root, at_once, cluster if isinstance(cluster, Slurm) else None)
+    there = cluster if isinstance(cluster, Slurm) else None
+    plan = make_plan(specs, runs_root, at_once, there, driver["max_gpus"])
     show(plan, console)
     show_arrays(plan, console)
-    if driver["plan"]:
+    _check_gpu_hours(plan, driver["max_gpu_hours"])
+    given = [a for a in sys.argv[1:] if not a.startswith("dry_run=")]
+    command = "python sweeps/run.py " + shlex.join(given)
+    if driver["dry_run"] and not driver["plan"]:
+        from sweeps.dry import show_dry
+
+        show_dry(plan, runs_root, command, console)
+    if driver["plan"] or driver["dry_run"]:
         return 0
 
     specs = [resolve(s) for s in settings]
     _check_control(specs, runs_root, driver["treatments"])
     requests = _requests(plan, specs, runs_root)
-    command = "python sweeps/run.py " + shlex.join(sys.argv[1:])
     if requests:
         _check_machine(plan, cluster, runs_root, driver["max_local_hours"])
         if isinstance(cluster, Slurm):
@@ -186,18 +196,21 @@ def _check_driver(composed: list[dict[str, Any]]) -> None:
     for key in DRIVER:
         if any(other[key] != driver[key] for other in composed):
             raise SettingError(f"{key} is one for a whole sweep; give it one value.")
-    plan_only, treatments = driver["plan"], driver["treatments"]
-    if not isinstance(plan_only, bool):
-        raise SettingError(f"plan={plan_only} must be true or false.")
+    treatments = driver["treatments"]
+    for key in ("plan", "dry_run"):
+        if not isinstance(driver[key], bool):
+            raise SettingError(f"{key}={driver[key]} must be true or false.")
     if not isinstance(treatments, list):
         raise SettingError(f"treatments={treatments} must be a list, like [mix].")
     if not isinstance(driver["runs"], str) or not driver["runs"].strip():
         raise SettingError(f"runs={driver['runs']} must be a folder.")
-    for key in ("max_parallel", "max_local_hours"):
+    counts = ("max_parallel", "max_gpus")
+    for key in (*counts, "max_local_hours", "max_gpu_hours"):
         value = driver[key]
-        whole = key == "max_parallel" and not isinstance(value, int)
-        if value is not None and (isinstance(value, str | bool) or value <= 0 or whole):
-            kind = "whole number" if key == "max_parallel" else "number"
+        whole = key in counts and not isinstance(value, int)
+        if value is not None and (not isinstance(value, int | float) or value <= 0 or whole
+                                  or isinstance(value, bool)):  # fmt: skip
+            kind = "whole number" if key in counts else "number"
             raise SettingError(f"{key}={value} must be a {kind} above 0, or null.")
 
 
@@ -214,7 +227,29 @@ def _check_data(composed: list[dict[str, Any]], arguments: list[str]) -> None:
             )
 
 
-def _fitting(specs: list[RunSpec], cluster: Local, at_once: int | None) -> int | None:
+def _check_gpu_hours(plan: Plan, limit: float | None) -> None:
+    """Raise SettingError where the sweep would take more GPU-hours than it may, or where its GPUs
+    are not named, on which the hours depend."""
+    if limit is None:
+        return
+    if plan.cluster and plan.cluster.gpu_kind is None and plan.hours_of_gpus:
+        from ablations.devices import GPUS
+
+        raise SettingError(
+            f"max_gpu_hours={limit:g} depends on the GPUs, and cluster.gpu_kind is null; name one "
+            f"of {', '.join(GPUS)}."
+        )
+    if plan.hours_of_gpus > limit:
+        raise SettingError(
+            f"this sweep would take about {plan.hours_of_gpus:,.3g} GPU-hours, more than "
+            f"max_gpu_hours={limit:g}; take smaller sizes, fewer runs or fewer tokens "
+            f"(protocol.chinchilla), or allow {math.ceil(plan.hours_of_gpus * 1.1)}."
+        )
+
+
+def _fitting(
+    specs: list[RunSpec], cluster: Local, at_once: int | None, max_gpus: int | None
+) -> int | None:
     """Runs at a time that this machine's GPUs hold; as asked, or null, where it has none."""
     from sweeps.plan import gpus_of_this_machine
 
@@ -225,7 +260,15 @@ def _fitting(specs: list[RunSpec], cluster: Local, at_once: int | None) -> int |
     devices = wanted.devices or 1
     if devices > gpus:
         raise SettingError(f"resources.devices={devices} is more than the {gpus} GPUs here.")
+    if max_gpus is not None and devices > max_gpus:
+        raise SettingError(
+            f"max_gpus={max_gpus} is fewer than the {devices} GPUs of a run (resources.devices)."
+        )
     room = gpus // devices * cluster.runs_per_gpu
+    if max_gpus is not None:
+        # Runs that could share a GPU may lie on one each.
+        room = min(room, max_gpus // devices)
+        at_once = None if at_once is None else min(at_once, room)
     if at_once is not None and at_once > room:
         raise SettingError(
             f"max_parallel={at_once} is more than {gpus} GPUs hold, {devices} a run and "

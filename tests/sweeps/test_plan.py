@@ -312,3 +312,26 @@ def test_a_plan_says_which_sizes_it_only_tries():
     assert [e.spec.recipe.ladder_steps is None for e in plan.estimates] == [True, False]
     assert "tries (1m): 2000 steps" in shown(plan)
     assert "tries" not in shown(planned("mix=gdn", "size=50k"))
+
+
+def test_days_follow_the_gpus_that_one_has():
+    runs = specs("mix=transformer", "size=1b", "seed=0,1,2,3")
+    cluster = parse(slurm_settings(gpu_kind="H100", sizes={"1b": {"gpus": 8}}))
+    free = make_plan(runs, Path("/nowhere"), None, cluster)
+    for most, rounds in ((32, 1), (16, 2), (24, 2), (8, 4)):
+        bound = make_plan(runs, Path("/nowhere"), None, dataclasses.replace(cluster, max_gpus=most))
+        assert bound.hours == pytest.approx(rounds * free.hours)
+        assert bound.hours_of_gpus == pytest.approx(free.hours_of_gpus)
+        assert f"on at most {most} GPUs" in shown(bound)
+    # GPU-hours are those of one GPU, however many share a run.
+    assert free.hours_of_gpus == pytest.approx(sum(e.gpu_hours for e in free.estimates))
+    # A limit on runs holds beside it.
+    both = make_plan(runs, Path("/nowhere"), 1, dataclasses.replace(cluster, max_gpus=32))
+    assert both.hours == pytest.approx(4 * free.hours)
+
+
+def test_a_run_alone_is_given_no_more_gpus_than_it_may_have(monkeypatch):
+    monkeypatch.setattr(planning, "gpus_of_this_machine", lambda: ("H100", 8))
+    alone = specs("size=1b")
+    assert make_plan(alone, Path("/nowhere"), None).devices == 8
+    assert make_plan(alone, Path("/nowhere"), None, max_gpus=3).devices == 3
