@@ -7,6 +7,7 @@ and waiting in a queue are not in them.
 """
 
 import functools
+import importlib.util
 import os
 import subprocess
 from collections.abc import Iterable, Sequence
@@ -21,8 +22,9 @@ from rich.table import Table
 from ablations.confounds import Confound, Facts, baseline_among, conditions, confounds
 from ablations.devices import GPUS, gpu_kind
 from ablations.records import RunDirectory, directory_of
-from ablations.resources import check_ranks, kept_bytes
+from ablations.resources import check_ranks, cost_of_operators, kept_bytes
 from ablations.spec import RunSpec, too_many_epochs
+from models.mixers import lookup
 from sweeps.arrays import Array, arrays, makespan, time_of
 from sweeps.cluster import Slurm
 from sweeps.view import fitted
@@ -272,6 +274,7 @@ def show(plan: Plan, console: Console) -> None:
             console.print(f"would be refused: {problem}", soft_wrap=True)
     _show_matched(plan, console)
     _show_tries(plan, console)
+    _show_operators(plan, console)
     _show_totals(plan, console)
     if len(mixes) > 1:
         _show_confounds(plan_confounds(plan), baseline_among(mixes), console)
@@ -313,6 +316,23 @@ def _show_matched(plan: Plan, console: Console) -> None:
     if changed:
         more = f"; {len(changed) - 6} more by `python -m models`" if len(changed) > 6 else ""
         console.print("matched: " + "; ".join(changed[:6]) + more + ".", style="dim")
+
+
+def _show_operators(plan: Plan, console: Console) -> None:
+    """Which forms the recurrent operators will have, as far as that is known without the device."""
+    recurrent = [e for e in plan.estimates if any(lookup(m).operators for m in e.spec.model.mixers)]
+    for on_gpu, wanted in dict.fromkeys((e.on_gpus, e.spec.resources.backend) for e in recurrent):
+        likely, why = wanted, "as asked for"
+        if wanted == "auto":
+            installed = importlib.util.find_spec("fla") is not None
+            likely = "fla" if on_gpu and installed else "chunked"
+            why = "the form for a CPU"
+            if on_gpu:
+                why = "where a check on the node finds it right, else chunked"
+                why = why if installed else "as fla is not installed here"
+        slow = cost_of_operators([likely], on_gpu)
+        words = f"{likely}, {why}" + (f"; {slow}" if slow else "")
+        console.print(f"recurrent operators: {words}.", soft_wrap=True)
 
 
 def _show_tries(plan: Plan, console: Console) -> None:

@@ -322,7 +322,7 @@ def test_days_follow_the_gpus_that_one_has():
         bound = make_plan(runs, Path("/nowhere"), None, dataclasses.replace(cluster, max_gpus=most))
         assert bound.hours == pytest.approx(rounds * free.hours)
         assert bound.hours_of_gpus == pytest.approx(free.hours_of_gpus)
-        assert f"on at most {most} GPUs" in shown(bound)
+        assert f"on at most {most} GPUs" in shown(bound, 300)
     # GPU-hours are those of one GPU, however many share a run.
     assert free.hours_of_gpus == pytest.approx(sum(e.gpu_hours for e in free.estimates))
     # A limit on runs holds beside it.
@@ -335,3 +335,33 @@ def test_a_run_alone_is_given_no_more_gpus_than_it_may_have(monkeypatch):
     alone = specs("size=1b")
     assert make_plan(alone, Path("/nowhere"), None).devices == 8
     assert make_plan(alone, Path("/nowhere"), None, max_gpus=3).devices == 3
+
+
+@pytest.mark.parametrize(
+    ("mix", "gpus", "backend", "installed", "words"),
+    [
+        ("gdn", 1, "auto", True, "fla, where a check on the node finds it right, else chunked."),
+        (
+            "gdn",
+            1,
+            "auto",
+            False,
+            "chunked, as fla is not installed here; .*pip install '\\.\\[gpu\\]'",
+        ),
+        ("gdn", 1, "chunked", True, "chunked, as asked for; chunked is plain PyTorch, slower"),
+        ("gdn", 0, "auto", True, "chunked, the form for a CPU."),
+        ("gdn", 0, "naive", False, "naive, as asked for; naive, .*10 to 30 times as long"),
+        ("transformer", 1, "auto", False, None),
+    ],
+)
+def test_a_plan_says_which_operators_will_be_used(
+    mix, gpus, backend, installed, words, monkeypatch
+):
+    found = object() if installed else None
+    monkeypatch.setattr(planning.importlib.util, "find_spec", lambda _: found)
+    cluster = parse(slurm_settings(gpus=gpus))
+    asked = specs(f"mix={mix}", "size=60m", f"resources.backend={backend}")
+    text = shown(make_plan(asked, Path("/nowhere"), None, cluster), 300)
+    told = [line for line in text.splitlines() if line.startswith("recurrent operators: ")]
+    assert len(told) == (words is not None)
+    assert words is None or re.match(f"recurrent operators: {words}", told[0])
