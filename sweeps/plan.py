@@ -2,8 +2,9 @@
 
 Hours where the sweep runs, on this machine or on a cluster, come from the measured tokens per
 second of a run of that mix and size on such a device where there is one under runs/, else from
-FLOPs and a stated rate; hours on a GPU always from the rate. Evaluation, the writing of checkpoints
-and waiting in a queue are not in them.
+FLOPs and a stated rate; hours on a GPU always from the rate. They hold training, evaluation by its
+FLOPs and, on a CPU, what a run takes to start. The writing of checkpoints, waiting in a queue, and
+on a GPU starting and compiling, which are not measured, are not in them.
 """
 
 import functools
@@ -20,7 +21,9 @@ from rich.padding import Padding
 from rich.table import Table
 
 from ablations.confounds import Confound, Facts, baseline_among, conditions, confounds
+from ablations.data.source import held_out_tokens
 from ablations.devices import GPUS, gpu_kind
+from ablations.evaluate import budget
 from ablations.records import RunDirectory, directory_of
 from ablations.resources import check_ranks, cost_of_operators, kept_bytes
 from ablations.spec import RunSpec, too_many_epochs
@@ -34,6 +37,8 @@ TINY = 10_000_000
 CORE_FLOPS = ((10_000_000, 40e9), (500_000, 25e9), (0, 10e9))
 """(N, training FLOP/s a CPU core reaches in eager float32 from that N on); low, round figures, for
 1m that of docs/performance.md."""
+START_SECONDS = 14.0
+"""To import, open the corpus and build a tiny model on a CPU core: docs/performance.md."""
 QUOTED = "H200"
 """The GPU that a plan quotes where none is named."""
 
@@ -58,6 +63,8 @@ class Estimate:
     """Of the checkpoints that stay when the run is done."""
     on_gpus: bool = False
     """Whether it trains on GPUs where it will run."""
+    evaluation_flops: float = 0.0
+    """Of all its points, which `flops` are without; 0 where no corpus is named yet."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +131,19 @@ def gpus_of_this_machine() -> tuple[str | None, int]:
     return gpu_kind(found[0]) or found[0], count
 
 
+def evaluation_flops(spec: RunSpec, held_out: Iterable[int]) -> float:
+    """FLOPs of the held-out text and the probes at all points of a run, a third of training's a
+    token.
+
+    held_out: tokens of each domain.
+    """
+    read = sum(min(n, spec.data.eval_tokens or n) for n in held_out)
+    a_point = read * spec.counts.flops_per_token / 3
+    if spec.evaluation.probes:
+        a_point += budget.flops(spec.evaluation, spec.model, spec.recipe.context)
+    return a_point * len(spec.recipe.milestones)
+
+
 def _devices(specs: Sequence[RunSpec], gpus: int, parallel: int) -> int:
     """Devices a run: as set, or for runs one at a time all GPUs that its batch has rows for."""
     fewest = min(spec.recipe.batch_instances for spec in specs)
@@ -172,6 +192,8 @@ def make_plan(
         "cuda": measured_rates(runs_root, "cuda", on_gpus) if on_gpus else {},
     }
     here = GPUS.get(on_gpus or "", GPUS["A100"])
+    corpora = {(spec.data.name, spec.data.path) for spec in specs if spec.corpus}
+    held_out = {corpus: held_out_tokens(*corpus) for corpus in corpora}
     estimates = []
     for spec in specs:
         counts = spec.counts
@@ -188,7 +210,11 @@ def make_plan(
         )
         core_flops = next(rate for least, rate in CORE_FLOPS if least <= counts.N)
         speed = here.peak_flops * here.mfu if by_gpu else core_flops * cpus
-        seconds = spec.recipe.tokens / rate if rate else flops / speed
+        tokens = held_out.get((spec.data.name, spec.data.path))
+        evaluation = evaluation_flops(spec, tokens.values()) if tokens else 0.0
+        more = 1 + evaluation / flops
+        seconds = spec.recipe.tokens * more / rate if rate else (flops + evaluation) / speed
+        start = 0.0 if by_gpu else START_SECONDS
         run = directory_of(runs_root, spec)
         estimates.append(
             Estimate(
@@ -196,12 +222,13 @@ def make_plan(
                 counts.N,
                 run.state if spec.corpus else "no corpus",
                 flops,
-                seconds / ranks,
+                seconds / ranks + start,
                 rate is not None,
-                flops / gpu_flops / 3600,
+                (flops + evaluation) / gpu_flops / 3600,
                 gpus or None,
                 kept_bytes(spec),
                 by_gpu,
+                evaluation,
             )
         )
     return Plan(tuple(estimates), parallel, threads, devices, quoted, cluster)
@@ -367,11 +394,25 @@ def _show_totals(plan: Plan, console: Console) -> None:
     )
     if any(e.spec.corpus is None for e in plan.estimates):
         note += " No corpus is named yet, so epochs are not known."
+    note += f" Time holds {_in_the_time(plan)}."
     if not all(e.measured for e in plan.estimates):
         note += f" ~ by formula: {_by_formula(plan)}; others as measured."
     if plan.cluster and plan.cluster.gpu_kind is None and any(e.gpus for e in plan.estimates):
         note += f" GPUs are taken for {plan.gpu}s, as cluster.gpu_kind names no other."
     console.print(note, style="dim")
+
+
+def _in_the_time(plan: Plan) -> str:
+    """What the hours are of, beside training."""
+    evaluation, training = (
+        sum(getattr(e, name) for e in plan.estimates) for name in ("evaluation_flops", "flops")
+    )
+    words = f"training, evaluation ({evaluation / training:.2g} of training's FLOPs)"
+    if not evaluation:
+        words = "training, and evaluation only once a corpus is named"
+    if any(e.on_gpus for e in plan.estimates):
+        return f"{words}; not starting and compiling, which no GPU has been measured for"
+    return f"{words} and {START_SECONDS:g} s to start a run"
 
 
 def _by_formula(plan: Plan) -> str:
