@@ -78,6 +78,9 @@ class Recipe:
     milestones: tuple[Milestone, ...]
     by_hand: tuple[str, ...] = ()
     """What the ladder's rules did not decide, each with what they would have said."""
+    ladder_steps: int | None = None
+    """Steps of the run that this one is a try of, ended early by max_steps; None for a run of the
+    ladder."""
 
     def lr(self, step: int) -> float:
         """Learning rate of the update numbered `step` (from 1): warm-up, stable, decay, jump.
@@ -111,6 +114,7 @@ def plan_recipe(
     batch: int | None,
     batch_multiple: int = 1,
     schedule: str = "wsds",
+    max_steps: int | None = None,
     weight_decay: float,
     grad_clip: float,
     z_loss: float,
@@ -119,7 +123,8 @@ def plan_recipe(
     """Apply the rules to a size whose transformer has N parameters.
 
     chinchilla: multiples at which points are taken, rising; batch: tokens, None for the rule;
-    batch_multiple: sequences that a batch is a multiple of, so that it divides over devices.
+    batch_multiple: sequences that a batch is a multiple of, so that it divides over devices;
+    max_steps: of a try, which ends there by a schedule of its own, evaluated once.
     Raises SettingError on a budget that is not positive, not rising, or below one batch.
     """
     if not chinchilla or any(c <= 0 for c in chinchilla):
@@ -166,6 +171,11 @@ def plan_recipe(
             )
         decay = max(1, round(decay_fraction * (step - start))) if schedule == "wsds" else 0
         milestones.append(Milestone(multiple, step - decay, step))
+    ladder_steps = milestones[-1].step
+    if is_try := max_steps is not None and max_steps < ladder_steps:
+        multiple = max_steps * actual / (tokens_per_parameter * N)
+        decay = max(1, round(decay_fraction * max_steps)) if schedule == "wsds" else 0
+        milestones = [Milestone(multiple, max_steps - decay, max_steps)]
     steps = milestones[-1].step
     return Recipe(
         N=N,
@@ -186,6 +196,7 @@ def plan_recipe(
         schedule=schedule,
         milestones=tuple(milestones),
         by_hand=_by_hand(N, batch, lr_multiplier, tokens_per_parameter),
+        ladder_steps=ladder_steps if is_try else None,
     )
 
 

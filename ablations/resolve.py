@@ -132,6 +132,7 @@ def _recipe(N: int, size: SizeSettings, protocol: ProtocolSettings, train: Train
         batch=protocol.batch_tokens,
         batch_multiple=protocol.batch_multiple,
         schedule=protocol.schedule,
+        max_steps=protocol.max_steps,
         weight_decay=train.weight_decay,
         grad_clip=train.grad_clip,
         z_loss=train.z_loss,
@@ -210,6 +211,7 @@ LEAST = {
     "train.z_loss": 0,
     "train.skip_sigma": 0,
     "protocol.tolerance": 0,
+    "protocol.max_steps": 1,
     "size.context": 1,
 }
 

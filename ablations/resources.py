@@ -6,7 +6,7 @@ A driver asks before it writes anything: what cannot work is a sentence and not 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ablations.records import directory_of
@@ -63,6 +63,19 @@ def kept_bytes(spec: RunSpec) -> int:
     between = range(every, spec.recipe.steps + 1, every)
     saved = sorted(points | set(between[-KEEP_LATEST:]))
     return checkpoint_bytes(spec) * len(points | set(saved[-KEEP_LATEST:]))
+
+
+def cost_of_operators(backends: Iterable[str], on_gpu: bool) -> str:
+    """What the slow forms of recurrent operators cost, a clause; empty where none is in use."""
+    if "naive" in backends:
+        # docs/performance.md: the two operators' forward and backward passes on a CPU.
+        return "naive, the definition a token at a time, takes 10 to 30 times as long as chunked"
+    if on_gpu and "chunked" in backends:
+        return (
+            "chunked is plain PyTorch, slower on a GPU than fla's kernels by what `python "
+            "benchmarks/operators.py` measures there (install them: pip install '.[gpu]')"
+        )
+    return ""
 
 
 def check_here(specs: Sequence[RunSpec], devices: int, gpus: int, folder: Path) -> None:

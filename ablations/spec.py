@@ -83,6 +83,8 @@ class ProtocolSettings:
     """`wsds`: a point at each multiple from one run; `cosine`: one multiple, one point a run."""
     batch_multiple: int = 1
     """Sequences that every batch is a multiple of, so that it divides over devices."""
+    max_steps: int | None = None
+    """Steps after which a run ends, for a try; such a run is none of the ladder's."""
     options: Mapping[str, Any] = open_field()
     """Rules of the mixers that the run has, `<mixer>_<rule>`."""
 

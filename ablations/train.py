@@ -41,7 +41,7 @@ from ablations.hardware import (
 )
 from ablations.optim import OutlierRule, build_optimizers
 from ablations.records import DamagedRecord, RunDirectory, project_root
-from ablations.resources import micro_batch_rows
+from ablations.resources import cost_of_operators, micro_batch_rows
 from ablations.spec import RunSpec
 from models.checkpoint_files import read_index, step_folder
 from models.documents import Documents
@@ -98,7 +98,8 @@ def train(
         operators = choose_operators(spec, hardware)
         if operators is None:
             return Trainer(run, spec, hardware, world, say).run_to_end(stop)
-        say(f"recurrent operators: {operators.reason}")
+        slow = cost_of_operators(operators.backends.values(), kind == "cuda")
+        say(f"recurrent operators: {operators.reason}{f' Cost: {slow}.' if slow else ''}")
         with backend.using(operators):
             return Trainer(run, spec, hardware, world, say).run_to_end(stop)
 
@@ -390,8 +391,10 @@ class Trainer:
         }
         self._record("points.jsonl", point)
         self.last_bpb = point["bpb"]
+        is_try = self.recipe.ladder_steps is not None
+        what = "end of a try, no point of the ladder," if is_try else "point"
         self.say(
-            f"point {chinchilla:g}x Chinchilla: {D:,} tokens, "
+            f"{what} {chinchilla:g}x Chinchilla: {D:,} tokens, "
             f"loss {point['loss']:.4f}, {point['bpb']:.4f} bits per byte"
         )
         if self.probes is not None:

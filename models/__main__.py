@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import yaml
 
 from models.command import ended, parse, setting
-from models.config import Blueprint
+from models.config import Blueprint, size_name
 from models.cost import activation_bytes, count, decode_bytes, parameters
 from models.errors import SettingError, one_of
 from models.format import byte_count, percent, write_table
@@ -247,13 +247,16 @@ def _read(
 
     others: names that may be set beside those of the group's dataclasses and of the file.
     """
-    values = _file(folders, group, name)
+    file = _file(folders, group, name)
+    values = dict(file)
     fields = [f for cls in GROUPS[group] for f in dataclasses.fields(cls)]
     valid = {f.name for f in fields if not f.metadata.get("open")} | {*values, *others}
     for key, value in overrides[group].items():
         if key not in valid and group != "mix":  # a Mix refuses what no mixer has
             raise unknown(key, sorted(valid), group)
         values[key] = value
+    if group == "size" and values.get("name") == file.get("name"):
+        values["name"] = size_name(file, values)
     return {"group": group, **values}
 
 

@@ -9,7 +9,7 @@ Sources: Merrill et al. 2026 (Olmo Hybrid), section 4.1 and appendix D.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from models.errors import SettingError, one_of
@@ -59,6 +59,17 @@ class Blueprint:
     @property
     def head_dim(self) -> int:
         return self.d_model // self.n_heads
+
+
+def size_name(file: Mapping[str, Any], size: Mapping[str, Any]) -> str:
+    """The name of a size: as it has it while its blueprint is the file's, and else with what is
+    another, like 60m_d_model_64. Fields that the file does not hold are not compared."""
+    changed = [
+        f"{field.name}_{size[field.name]}"
+        for field in fields(Blueprint)
+        if field.name in file and size.get(field.name, file[field.name]) != file[field.name]
+    ]
+    return "_".join([str(size["name"]), *changed])
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,11 @@ class Shape:
     def ranks(self) -> int:
         return self.nodes * self.ranks_per_node
 
+    @property
+    def all_gpus(self) -> int:
+        """Of all nodes."""
+        return self.nodes * self.gpus
+
     def expanded(self) -> Shape:
         """As sbatch is asked for it: with what the environment variables that it names hold."""
         named: dict[str, Any] = {
@@ -83,6 +88,8 @@ class Slurm:
     poll_seconds: float = 5.0
     gpu_kind: str | None = None
     """Of ablations.devices.GPUS, for the plan's hours; None for what the plan quotes."""
+    max_gpus: int | None = None
+    """That all runs of a submission have at a time, from the driver's setting; None for any."""
 
     def shape(self, size: str) -> Shape:
         """What a run of this size asks for."""
@@ -103,7 +110,7 @@ DRIVERS_OWN = (
     *("test-only", "wait", "wrap"),
 )
 """Options of sbatch by which a driver finds its jobs again; not for `extra`."""
-OWN = ("launcher", "sizes", "warn_seconds", "poll_seconds", "gpu_kind")
+OWN = ("launcher", "sizes", "warn_seconds", "poll_seconds", "gpu_kind", "max_gpus")
 
 
 def parse(settings: Mapping[str, Any]) -> Local | Slurm:
@@ -165,7 +172,7 @@ def restore(settings: Mapping[str, Any]) -> Local | Slurm:
     kind = settings.get("gpu_kind")
     if kind is not None and kind not in GPUS:
         raise one_of("cluster.gpu_kind", kind, tuple(GPUS))
-    return Slurm("slurm", default, shapes, gpu_kind=kind, **own)
+    return Slurm("slurm", default, shapes, gpu_kind=kind, max_gpus=settings.get("max_gpus"), **own)
 
 
 def _shape(settings: Mapping[str, Any], path: str) -> Shape:
@@ -193,6 +200,12 @@ def check_ranks(cluster: Slurm, specs: list[RunSpec]) -> None:
                 f"resources.devices={spec.resources.devices} is for cluster=local; under Slurm "
                 "cluster.nodes and cluster.gpus decide."
             )
+        if cluster.max_gpus is not None and shape.all_gpus > cluster.max_gpus:
+            raise SettingError(
+                f"max_gpus={cluster.max_gpus} is fewer than the {shape.all_gpus} GPUs of a run of "
+                f"size={spec.size.name} ({shape}); give at least {shape.all_gpus}, or set "
+                "cluster.gpus and cluster.nodes to less."
+            )
         if shape.ranks > rows:
             raise SettingError(
                 f"size={spec.size.name} is given {shape.ranks} ranks ({shape}) and has a batch of "
@@ -208,6 +221,7 @@ def to_dict(cluster: Local | Slurm) -> dict[str, Any]:
         "launcher": cluster.launcher,
         "warn_seconds": cluster.warn_seconds,
         "poll_seconds": cluster.poll_seconds,
+        "max_gpus": cluster.max_gpus,
         **dataclasses.asdict(cluster.default),
         "sizes": {name: dataclasses.asdict(shape) for name, shape in cluster.sizes.items()},
     }

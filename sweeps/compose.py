@@ -35,7 +35,10 @@ from sweeps.variables import refused, settings_of
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 
-DRIVER = ("plan", "treatments", "runs", "max_parallel", "max_local_hours", "cluster")
+DRIVER = (
+    *("plan", "dry_run", "treatments", "runs", "max_parallel", "max_gpus", "max_local_hours"),
+    *("max_gpu_hours", "cluster"),
+)
 """Settings of the sweep's driver, which no run knows."""
 
 

@@ -9,6 +9,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError
 
 from models.errors import SettingError, not_ascii
+from sweeps.names import not_a_setting
 
 
 def sentence(error: Exception) -> str | None:
@@ -32,11 +33,8 @@ def sentence(error: Exception) -> str | None:
                 f"{unset.group(2)} names the environment variable {unset.group(1)}, which is not "
                 "set; set it, or give the value itself."
             )
-        if unknown := re.search(r"Key '[^']*' is not in struct\s+full_key: (\S+)", text):
-            return (
-                f"{unknown.group(1)} is not a setting; those that are: "
-                "python sweeps/run.py --cfg job."
-            )
+        if unknown := re.search(r"Could not override '([^']+)'.*is not in struct", text, re.DOTALL):
+            return str(not_a_setting(unknown.group(1)))
         return f"{' '.join(str(error).split()).rstrip('.')}."
     return None
 

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -74,17 +74,7 @@ def run_all(
     """
     jobs = [Job(RunDirectory(path)) for path in runs]
     root = code or project_root()
-    environment = {
-        **of_this_machine(os.environ),
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")])),
-        # The copy of the code, not what lies in the folder that the command was typed in.
-        "PYTHONSAFEPATH": "1",
-        # Two runs with a pool of threads each on two cores would wait for one another.
-        "OMP_NUM_THREADS": str(threads),
-        "MKL_NUM_THREADS": str(threads),
-        "ARCHLADDER_COMMAND": command,
-        "ARCHLADDER_RUNS_AT_ONCE": str(parallel),
-    }
+    environment = worker_environment(root, threads, parallel, command, of_this_machine(os.environ))
     places = [f"{gpu}.{place}" for place in range(runs_per_gpu) for gpu in gpus]
     waiting, heard = list(jobs), 0
     asked: list[int] = []
@@ -116,6 +106,28 @@ def run_all(
             # Whatever ends the driver, no run is left training behind its back.
             _signal(jobs, signal.SIGTERM)
     return {job.run.name: dict(job.run.read_status()) for job in jobs}
+
+
+def worker_environment(
+    code: Path, threads: int, parallel: int, command: str, inherited: Mapping[str, str]
+) -> dict[str, str]:
+    """What a worker's process gets: `inherited` and what the driver decides."""
+    return {
+        **inherited,
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(code), os.environ.get("PYTHONPATH")])),
+        # The copy of the code, not what lies in the folder that the command was typed in.
+        "PYTHONSAFEPATH": "1",
+        # Two runs with a pool of threads each on two cores would wait for one another.
+        "OMP_NUM_THREADS": str(threads),
+        "MKL_NUM_THREADS": str(threads),
+        "ARCHLADDER_COMMAND": command,
+        "ARCHLADDER_RUNS_AT_ONCE": str(parallel),
+    }
+
+
+def worker_command(run: Path) -> list[str]:
+    """The command of each process that trains a run."""
+    return [sys.executable, "-m", "sweeps.worker", str(run)]
 
 
 def _take(places: Sequence[str], devices: int) -> list[Gpu] | None:
@@ -175,7 +187,7 @@ def _spawn(job: Job, environment: dict[str, str], devices: int, gpus: list[Gpu])
         }  # fmt: skip
         with job.run.log.open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "sweeps.worker", str(job.run.path)],
+                worker_command(job.run.path),
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,

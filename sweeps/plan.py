@@ -2,14 +2,16 @@
 
 Hours where the sweep runs, on this machine or on a cluster, come from the measured tokens per
 second of a run of that mix and size on such a device where there is one under runs/, else from
-FLOPs and a stated rate; hours on a GPU always from the rate. Evaluation, the writing of checkpoints
-and waiting in a queue are not in them.
+FLOPs and a stated rate; hours on a GPU always from the rate. They hold training, evaluation by its
+FLOPs and, on a CPU, what a run takes to start. The writing of checkpoints, waiting in a queue, and
+on a GPU starting and compiling, which are not measured, are not in them.
 """
 
 import functools
+import importlib.util
 import os
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,11 +21,14 @@ from rich.padding import Padding
 from rich.table import Table
 
 from ablations.confounds import Confound, Facts, baseline_among, conditions, confounds
+from ablations.data.source import held_out_tokens
 from ablations.devices import GPUS, gpu_kind
+from ablations.evaluate import budget
 from ablations.records import RunDirectory, directory_of
-from ablations.resources import check_ranks, kept_bytes
+from ablations.resources import check_ranks, cost_of_operators, kept_bytes
 from ablations.spec import RunSpec, too_many_epochs
 from models.format import byte_count, count, duration, flop_count, percent
+from models.mixers import lookup
 from sweeps.arrays import Array, arrays, makespan, time_of
 from sweeps.cluster import Slurm
 from sweeps.view import fitted
@@ -33,6 +38,8 @@ TINY = 10_000_000
 CORE_FLOPS = ((10_000_000, 40e9), (500_000, 25e9), (0, 10e9))
 """(N, training FLOP/s a CPU core reaches in eager float32 from that N on); low, round figures, for
 1m that of docs/performance.md."""
+START_SECONDS = 14.0
+"""To import, open the corpus and build a tiny model on a CPU core: docs/performance.md."""
 QUOTED = "H200"
 """The GPU that a plan quotes where none is named."""
 
@@ -55,6 +62,10 @@ class Estimate:
     """GPUs that train the run together; None where there is none and none was asked for."""
     checkpoint_bytes: int
     """Of the checkpoints that stay when the run is done."""
+    on_gpus: bool = False
+    """Whether it trains on GPUs where it will run."""
+    evaluation_flops: float = 0.0
+    """Of all its points, which `flops` are without; 0 where no corpus is named yet."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +103,12 @@ class Plan:
             shape = self.cluster.shape(e.spec.size.name)  # type: ignore[union-attr]
             recipe = e.spec.recipe
             runs.append((e.spec.sweep, shape, time_of(recipe.N, recipe.tokens, shape)))
-        return arrays(runs, self.parallel)
+        return arrays(runs, self.parallel, max_gpus=self.cluster.max_gpus if self.cluster else None)
+
+    @property
+    def hours_of_gpus(self) -> float:
+        """GPU-hours that what is not done takes where it runs: 0 on CPUs."""
+        return sum(e.seconds * (e.gpus or 0) for e in self.todo if e.on_gpus) / 3600
 
 
 @functools.cache
@@ -115,6 +131,19 @@ def gpus_of_this_machine() -> tuple[str | None, int]:
     return gpu_kind(found[0]) or found[0], len(visible.split(",") if visible else found)
 
 
+def evaluation_flops(spec: RunSpec, held_out: Iterable[int]) -> float:
+    """FLOPs of the held-out text and the probes at all points of a run, a third of training's a
+    token.
+
+    held_out: tokens of each domain.
+    """
+    read = sum(min(n, spec.data.eval_tokens or n) for n in held_out)
+    a_point = read * spec.counts.flops_per_token / 3
+    if spec.evaluation.probes:
+        a_point += budget.flops(spec.evaluation, spec.model, spec.recipe.context)
+    return a_point * len(spec.recipe.milestones)
+
+
 def _devices(specs: Sequence[RunSpec], gpus: int, parallel: int) -> int:
     """Devices a run: as set, or for runs one at a time all GPUs that its batch has rows for."""
     fewest = min(spec.recipe.batch_instances for spec in specs)
@@ -135,15 +164,18 @@ def make_plan(
     runs_root: Path,
     max_parallel: int | None,
     cluster: Slurm | None = None,
+    max_gpus: int | None = None,
 ) -> Plan:
     """Estimate every run of a sweep and see which are done already.
 
-    cluster: where the runs go; None for this machine. Raises SettingError where a batch has fewer
+    cluster: where the runs go; None for this machine, of whose GPUs they have max_gpus at most.
+    Raises SettingError where a batch has fewer
     rows than devices.
     """
     gpu_here, gpus_here = (None, 0)
     if cluster is None and specs[0].resources.device != "cpu":
         gpu_here, gpus_here = gpus_of_this_machine()
+        gpus_here = min(gpus_here, max_gpus or gpus_here)
     if cluster is None:
         tiny = all(spec.counts.N < TINY for spec in specs)
         parallel = max_parallel or (cores() if tiny and gpu_here is None else 1)
@@ -160,6 +192,8 @@ def make_plan(
         "cuda": measured_rates(runs_root, "cuda", on_gpus) if on_gpus else {},
     }
     here = GPUS.get(on_gpus or "", GPUS["A100"])
+    corpora = {(spec.data.name, spec.data.path) for spec in specs if spec.corpus}
+    held_out = {corpus: held_out_tokens(*corpus) for corpus in corpora}
     estimates = []
     for spec in specs:
         counts = spec.counts
@@ -167,7 +201,7 @@ def make_plan(
         gpus, ranks, cpus = spec.resources.devices, devices, threads
         if cluster:
             shape = cluster.shape(spec.size.name)
-            gpus, ranks, cpus = shape.nodes * shape.gpus, shape.ranks, shape.cpus
+            gpus, ranks, cpus = shape.all_gpus, shape.ranks, shape.cpus
         elif gpu_here:
             gpus = devices
         by_gpu = bool(gpus) if cluster else gpu_here is not None
@@ -176,7 +210,11 @@ def make_plan(
         )
         core_flops = next(rate for least, rate in CORE_FLOPS if least <= counts.N)
         speed = here.peak_flops * here.mfu if by_gpu else core_flops * cpus
-        seconds = spec.recipe.tokens / rate if rate else flops / speed
+        tokens = held_out.get((spec.data.name, spec.data.path))
+        evaluation = evaluation_flops(spec, tokens.values()) if tokens else 0.0
+        more = 1 + evaluation / flops
+        seconds = spec.recipe.tokens * more / rate if rate else (flops + evaluation) / speed
+        start = 0.0 if by_gpu else START_SECONDS
         run = directory_of(runs_root, spec)
         estimates.append(
             Estimate(
@@ -184,11 +222,13 @@ def make_plan(
                 counts.N,
                 run.state if spec.corpus else "no corpus",
                 flops,
-                seconds / ranks,
+                seconds / ranks + start,
                 rate is not None,
-                flops / gpu_flops / 3600,
+                (flops + evaluation) / gpu_flops / 3600,
                 gpus or None,
                 kept_bytes(spec),
+                by_gpu,
+                evaluation,
             )
         )
     return Plan(tuple(estimates), parallel, threads, devices, quoted, cluster)
@@ -260,6 +300,8 @@ def show(plan: Plan, console: Console) -> None:
         if problem:
             console.print(f"would be refused: {problem}", soft_wrap=True)
     _show_matched(plan, console)
+    _show_tries(plan, console)
+    _show_operators(plan, console)
     _show_totals(plan, console)
     if len(mixes) > 1:
         _show_confounds(plan_confounds(plan), baseline_among(mixes), console)
@@ -307,13 +349,40 @@ def _show_matched(plan: Plan, console: Console) -> None:
         console.print("matched: " + "; ".join(changed[:6]) + more + ".", style="dim")
 
 
+def _show_operators(plan: Plan, console: Console) -> None:
+    """Which forms the recurrent operators will have, as far as that is known without the device."""
+    recurrent = [e for e in plan.estimates if any(lookup(m).operators for m in e.spec.model.mixers)]
+    for on_gpu, wanted in dict.fromkeys((e.on_gpus, e.spec.resources.backend) for e in recurrent):
+        likely, why = wanted, "as asked for"
+        if wanted == "auto":
+            installed = importlib.util.find_spec("fla") is not None
+            likely = "fla" if on_gpu and installed else "chunked"
+            why = "the form for a CPU"
+            if on_gpu:
+                why = "where a check on the node finds it right, else chunked"
+                why = why if installed else "as fla is not installed here"
+        slow = cost_of_operators([likely], on_gpu)
+        words = f"{likely}, {why}" + (f"; {slow}" if slow else "")
+        console.print(f"recurrent operators: {words}.", soft_wrap=True)
+
+
+def _show_tries(plan: Plan, console: Console) -> None:
+    tries = [e.spec for e in plan.estimates if e.spec.recipe.ladder_steps is not None]
+    sizes = ", ".join(dict.fromkeys(spec.size.name for spec in tries))
+    some = f" ({sizes})" if len(tries) < len(plan.estimates) else ""
+    for number in sorted({spec.recipe.steps for spec in tries}):
+        console.print(f"tries{some}: {_many(number, 'step')}, no point of the ladder.")
+
+
 def _show_totals(plan: Plan, console: Console) -> None:
     todo = plan.todo
     place = f"here ({plan.parallel} at a time, {_many(plan.threads, 'thread')} each)"
     if plan.devices > 1:
         place = place.replace("time, ", f"time, {plan.devices} processes a run, ")
     if plan.cluster:
-        place = f"on Slurm ({plan.parallel} at a time, beside waiting in its queue)"
+        most = plan.cluster.max_gpus
+        together = f"{plan.parallel} at a time" if most is None else f"on at most {most} GPUs"
+        place = f"on Slurm ({together}, beside waiting in its queue)"
     begun = sum(e.state in ("running", "preempted", "failed", "damaged") for e in todo)
     words = f", {begun} begun and going on" if begun else ""
     console.print(
@@ -329,11 +398,25 @@ def _show_totals(plan: Plan, console: Console) -> None:
     )
     if any(e.spec.corpus is None for e in plan.estimates):
         note += " No corpus is named yet, so epochs are not known."
+    note += f" Time holds {_in_the_time(plan)}."
     if not all(e.measured for e in plan.estimates):
         note += f" ~ by formula: {_by_formula(plan)}; others as measured."
     if plan.cluster and plan.cluster.gpu_kind is None and any(e.gpus for e in plan.estimates):
         note += f" GPUs are taken for {plan.gpu}s, as cluster.gpu_kind names no other."
     console.print(note, style="dim")
+
+
+def _in_the_time(plan: Plan) -> str:
+    """What the hours are of, beside training."""
+    evaluation, training = (
+        sum(getattr(e, name) for e in plan.estimates) for name in ("evaluation_flops", "flops")
+    )
+    words = f"training, evaluation ({evaluation / training:.2g} of training's FLOPs)"
+    if not evaluation:
+        words = "training, and evaluation only once a corpus is named"
+    if any(e.on_gpus for e in plan.estimates):
+        return f"{words}; not starting and compiling, which no GPU has been measured for"
+    return f"{words} and {START_SECONDS:g} s to start a run"
 
 
 def _by_formula(plan: Plan) -> str:
@@ -362,6 +445,8 @@ def show_arrays(plan: Plan, console: Console) -> None:
         if longest > array.shape.minutes * 60:
             words += f"; up to {duration(longest)} each, queued again at every time limit"
         console.print(f"Slurm: {words}.", soft_wrap=True)
+    if len(planned) > 1 and plan.cluster and plan.cluster.max_gpus is not None:
+        console.print(f"Slurm: at most {plan.cluster.max_gpus} GPUs at a time in all.")
     if len(planned) > 1 and plan.parallel < len(todo):
         console.print(f"Slurm: at most {plan.parallel} runs at a time in all.", soft_wrap=True)
 

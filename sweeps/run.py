@@ -15,6 +15,7 @@ import os
 import re
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,16 +82,25 @@ def _composed(arguments: list[str]) -> list[dict[str, Any]]:
         raise SettingError("--experimental-rerun is not supported; give the sweep's command again.")
     if given.config_dir and not Path(given.config_dir).is_dir():
         raise SettingError(f"--config-dir {given.config_dir} is not a folder.")
+    from sweeps import view
     from sweeps.compose import CONF, compose_sweep
+    from sweeps.names import check_names
+    from sweeps.sizes import name_by_blueprint
 
     here = Path(__file__).resolve().parent  # what a relative --config-path begins at
-    return compose_sweep(
+    conf = (here / given.config_path).resolve() if given.config_path else CONF
+    beside = Path(given.config_dir).resolve() if given.config_dir else None
+    composed = compose_sweep(
         [_open(override) for override in given.overrides],
         several=given.multirun,
-        conf=(here / given.config_path).resolve() if given.config_path else CONF,
+        conf=conf,
         name=given.config_name or "config",
-        beside=Path(given.config_dir).resolve() if given.config_dir else None,
+        beside=beside,
     )
+    check_names(composed)
+    for renamed in name_by_blueprint(composed, [beside, conf] if beside else [conf]):
+        view.console().print(renamed, soft_wrap=True)
+    return composed
 
 
 def _open(override: str) -> str:
@@ -114,6 +124,8 @@ def _sweep(composed: list[dict[str, Any]]) -> int:
     _check_driver(composed)
     _check_data(composed, sys.argv[1:])
     cluster = parse(driver["cluster"])
+    if isinstance(cluster, Slurm):
+        cluster = replace(cluster, max_gpus=driver["max_gpus"])
     root = expand(driver["runs"], "runs")
     runs_root = project_root() / Path(root).expanduser()
     asked = [of_the_run(c) for c in composed]
@@ -126,20 +138,27 @@ def _sweep(composed: list[dict[str, Any]]) -> int:
     _say_damaged(specs, runs_root, console)
     at_once = driver["max_parallel"]
     if not isinstance(cluster, Slurm):
-        at_once = _fitting(specs, cluster, at_once)
+        at_once = _fitting(specs, cluster, at_once, driver["max_gpus"])
     else:
         check_ranks(cluster, specs)
     _check_control(specs, runs_root, driver["treatments"])
-    plan = make_plan(specs, runs_root, at_once, cluster if isinstance(cluster, Slurm) else None)
+    there = cluster if isinstance(cluster, Slurm) else None
+    plan = make_plan(specs, runs_root, at_once, there, driver["max_gpus"])
     show(plan, console)
     show_arrays(plan, console)
-    if driver["plan"]:
+    _check_gpu_hours(plan, driver["max_gpu_hours"])
+    given = [a for a in sys.argv[1:] if not a.startswith("dry_run=")]
+    command = "python sweeps/run.py " + shlex.join(given)
+    if driver["dry_run"] and not driver["plan"]:
+        from sweeps.dry import show_dry
+
+        show_dry(plan, runs_root, command, console)
+    if driver["plan"] or driver["dry_run"]:
         return 0
 
     specs = [resolve(s) for s in settings]
     _check_control(specs, runs_root, driver["treatments"])
     requests = _requests(plan, specs, runs_root)
-    command = "python sweeps/run.py " + shlex.join(sys.argv[1:])
     if requests:
         _check_machine(plan, cluster, runs_root, driver["max_local_hours"])
         if isinstance(cluster, Slurm):
@@ -177,18 +196,21 @@ def _check_driver(composed: list[dict[str, Any]]) -> None:
     for key in DRIVER:
         if any(other[key] != driver[key] for other in composed):
             raise SettingError(f"{key} is one for a whole sweep; give it one value.")
-    plan_only, treatments = driver["plan"], driver["treatments"]
-    if not isinstance(plan_only, bool):
-        raise SettingError(f"plan={plan_only} must be true or false.")
+    treatments = driver["treatments"]
+    for key in ("plan", "dry_run"):
+        if not isinstance(driver[key], bool):
+            raise SettingError(f"{key}={driver[key]} must be true or false.")
     if not isinstance(treatments, list):
         raise SettingError(f"treatments={treatments} must be a list, like [mix].")
     if not isinstance(driver["runs"], str) or not driver["runs"].strip():
         raise SettingError(f"runs={driver['runs']} must be a folder.")
-    for key in ("max_parallel", "max_local_hours"):
+    counts = ("max_parallel", "max_gpus")
+    for key in (*counts, "max_local_hours", "max_gpu_hours"):
         value = driver[key]
-        whole = key == "max_parallel" and not isinstance(value, int)
-        if value is not None and (isinstance(value, str | bool) or value <= 0 or whole):
-            kind = "whole number" if key == "max_parallel" else "number"
+        whole = key in counts and not isinstance(value, int)
+        if value is not None and (not isinstance(value, int | float) or value <= 0 or whole
+                                  or isinstance(value, bool)):  # fmt: skip
+            kind = "whole number" if key in counts else "number"
             raise SettingError(f"{key}={value} must be a {kind} above 0, or null.")
 
 
@@ -205,7 +227,29 @@ def _check_data(composed: list[dict[str, Any]], arguments: list[str]) -> None:
             )
 
 
-def _fitting(specs: list[RunSpec], cluster: Local, at_once: int | None) -> int | None:
+def _check_gpu_hours(plan: Plan, limit: float | None) -> None:
+    """Raise SettingError where the sweep would take more GPU-hours than it may, or where its GPUs
+    are not named, on which the hours depend."""
+    if limit is None:
+        return
+    if plan.cluster and plan.cluster.gpu_kind is None and plan.hours_of_gpus:
+        from ablations.devices import GPUS
+
+        raise SettingError(
+            f"max_gpu_hours={limit:g} depends on the GPUs, and cluster.gpu_kind is null; name one "
+            f"of {', '.join(GPUS)}."
+        )
+    if plan.hours_of_gpus > limit:
+        raise SettingError(
+            f"this sweep would take about {plan.hours_of_gpus:,.3g} GPU-hours, more than "
+            f"max_gpu_hours={limit:g}; take smaller sizes, fewer runs or fewer tokens "
+            f"(protocol.chinchilla), or allow {math.ceil(plan.hours_of_gpus * 1.1)}."
+        )
+
+
+def _fitting(
+    specs: list[RunSpec], cluster: Local, at_once: int | None, max_gpus: int | None
+) -> int | None:
     """Runs at a time that this machine's GPUs hold; as asked, or null, where it has none."""
     from sweeps.plan import gpus_of_this_machine
 
@@ -216,7 +260,15 @@ def _fitting(specs: list[RunSpec], cluster: Local, at_once: int | None) -> int |
     devices = wanted.devices or 1
     if devices > gpus:
         raise SettingError(f"resources.devices={devices} is more than the {gpus} GPUs here.")
+    if max_gpus is not None and devices > max_gpus:
+        raise SettingError(
+            f"max_gpus={max_gpus} is fewer than the {devices} GPUs of a run (resources.devices)."
+        )
     room = gpus // devices * cluster.runs_per_gpu
+    if max_gpus is not None:
+        # Runs that could share a GPU may lie on one each.
+        room = min(room, max_gpus // devices)
+        at_once = None if at_once is None else min(at_once, room)
     if at_once is not None and at_once > room:
         raise SettingError(
             f"max_parallel={at_once} is more than {gpus} GPUs hold, {devices} a run and "
@@ -377,6 +429,8 @@ def _finish(specs: list[RunSpec], runs_root: Path, root: str, console: Console) 
     if "done" in states:
         sweep = runs[0].path.parent.name
         where = "" if root == "runs" else f" runs={root}"
+        if tries := {s.recipe.steps for s in specs if s.recipe.ladder_steps is not None}:
+            where += f" where=protocol.max_steps={min(tries)}"
         console.print(f"next: python -m analysis report sweep={sweep}{where}", soft_wrap=True)
     return 0 if set(states) == {"done"} else 1
 

@@ -142,13 +142,38 @@ def submit(
 ) -> str:
     """One job array named `job`, an element a run in the order given. Returns its number.
 
-    folder: for scripts and logs; at_once: elements that may run at a time; after: the number of an
-    array that has to end first. Raises SettingError with Slurm's words where it refuses.
+    Raises SettingError with Slurm's words where it refuses.
     """
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
     from sweeps import worker
 
+    executor = prepare(cluster, shape, job, folder, code, environment, at_once, after)
+    try:
+        # As in `check`. What sbatch says is in the error.
+        with handed_on(), contextlib.redirect_stderr(io.StringIO()):
+            submitted = executor.map_array(worker.under_slurm, [str(path) for path in runs])
+    except (FailedSubmissionError, FailedJobError, subprocess.SubprocessError) as error:
+        words = _words(str(error)) or f"sbatch said nothing for {ASK_SECONDS} s"
+        raise SettingError(f"Slurm refuses {runs[0].name} ({shape}): {words}.") from error
+    return str(submitted[0].job_id).partition("_")[0]
+
+
+def prepare(
+    cluster: Slurm,
+    shape: Shape,
+    job: str,
+    folder: Path,
+    code: Path,
+    environment: Mapping[str, str],
+    at_once: int,
+    after: str | None = None,
+) -> Any:
+    """What submits an array named `job`; nothing is asked of Slurm or written yet.
+
+    folder: for scripts and logs; at_once: elements that may run at a time; after: the number of an
+    array that has to end first.
+    """
     exports = {
         "PYTHONPATH": str(code), "OMP_NUM_THREADS": str(shape.cpus),
         "MKL_NUM_THREADS": str(shape.cpus), **environment,
@@ -164,14 +189,14 @@ def submit(
     if after:
         extra = executor.parameters["additional_parameters"]
         extra["dependency"] = ",".join(filter(None, [extra.get("dependency"), f"afterany:{after}"]))
-    try:
-        # As in `check`. What sbatch says is in the error.
-        with handed_on(), contextlib.redirect_stderr(io.StringIO()):
-            submitted = executor.map_array(worker.under_slurm, [str(path) for path in runs])
-    except (FailedSubmissionError, FailedJobError, subprocess.SubprocessError) as error:
-        words = _words(str(error)) or f"sbatch said nothing for {ASK_SECONDS} s"
-        raise SettingError(f"Slurm refuses {runs[0].name} ({shape}): {words}.") from error
-    return str(submitted[0].job_id).partition("_")[0]
+    return executor
+
+
+def script(prepared: Any, elements: int) -> str:
+    """The text that sbatch would be given for an array of so many elements."""
+    if elements > 1:
+        prepared.parameters["map_count"] = elements
+    return str(prepared._make_submission_file_text(prepared._submitit_command_str, "dry"))
 
 
 def elements() -> int:
@@ -192,6 +217,8 @@ def _executor(cluster: Slurm, shape: Shape, job: str, folder: Path, lines: list[
     logging.getLogger("submitit").setLevel(logging.ERROR)
     # submitit would wait for ever, and for the lock of the sweep so would everybody else.
     submitit.SlurmExecutor._make_submission_command = _sbatch  # type: ignore[method-assign,assignment]
+    # Whether Slurm is here `check` says; a dry run asks what would be submitted from anywhere.
+    submitit.SlurmExecutor.affinity = classmethod(lambda _cls: 2)  # type: ignore[method-assign,assignment]
     extra: dict[str, Any] = {"requeue": True}
     for option in shape.extra:
         name, _, value = option.removeprefix("--").partition("=")

@@ -74,7 +74,7 @@ def to_slurm(
         with _all_or_nothing(todo) as made:
             frozen = {sweep: code or _freeze(sweep, todo, made) for sweep in _sweeps(todo)}
             runs = [_as_planned(request, cluster) for request in todo]
-            planned = arrays(runs, at_once, slurm.elements())
+            planned = arrays(runs, at_once, slurm.elements(), cluster.max_gpus)
             members = [[todo[number] for number in array.members] for array in planned]
             # Every run is recorded as handed on before the first of them is.
             how = {"cluster": clusters.to_dict(cluster), "at_once": at_once}

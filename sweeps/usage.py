@@ -11,6 +11,7 @@ archladder: train a ladder of language models that differ in their layer mix alo
 python sweeps/run.py [-m] GROUP=OPTION[,OPTION…] KEY=VALUE[,VALUE…]
   -m            every combination of the comma-separated values; without it, one run
   plan=true     show runs, N, tokens, FLOPs and hours, start nothing
+  dry_run=true  show each script for sbatch and its environment too, submit nothing
   cluster=…     where: local, slurm, or your own conf/cluster/mine.yaml (docs/cluster.md)
   --cfg job     print every setting with its value
   --config-dir  a folder of files of your own, like FOLDER/mix/NAME.yaml, before those of conf/

@@ -17,6 +17,7 @@ from rich.text import Text
 
 from ablations.records import RunDirectory, visible
 from models.format import duration, percent
+from sweeps.labels import labels
 from sweeps.state import Look, slurm_log
 
 PLAIN_EVERY_SECONDS = 15.0
@@ -82,12 +83,13 @@ def live_table(looks: Sequence[Look], out: Console, *, waiting: bool = True) -> 
     table = Table(title=counted([look.state for look in looks]), title_justify="left")
     for name in ("run", "state", *COLUMNS, "attempts"):
         table.add_column(name, justify="left" if name in ("run", "state") else "right")
+    called = labels([look.run for look in looks])
     for look in looks:
         if look.state in ("done", "new") or (look.state == "queued" and not waiting):
             continue
         told = progress(look.status) if look.state == "running" else {}
         cells = [told.get(name, "") for name in COLUMNS]
-        table.add_row(look.run.name, look.state, *cells, str(look.attempts or ""))
+        table.add_row(called[str(look.run.path)], look.state, *cells, str(look.attempts or ""))
         if words := look.note or first_words(look):
             notes.append(f"{look.run.name}: {words}")
     return Group(fitted(table, out, LEAST), *notes)
@@ -121,11 +123,12 @@ def summary(looks: Sequence[Look], out: Console) -> None:
     table = Table(title="Runs", title_justify="left")
     for name in ("run", "state", "steps", "loss", "bpb", "tokens/s", "time", "attempts"):
         table.add_column(name, justify="left" if name in ("run", "state") else "right")
+    called = labels([look.run for look in looks])
     for look in looks:
         point = last_point(look.run)
         told = progress(look.status)
         table.add_row(
-            look.run.name,
+            called[str(look.run.path)],
             look.state,
             told.get("step", "").split("/")[0] if look.state == "done" else told.get("step", ""),
             f"{point['loss']:.4f}" if "loss" in point else "",

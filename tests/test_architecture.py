@@ -132,7 +132,10 @@ def test_planning_and_analysis_load_nothing_of_corpus_preparation(module):
     assert [name for name in loaded if f"{name}.".startswith(prefixes)] == []
 
 
-@pytest.mark.parametrize("setting", ["szie=50k", "sweep=größe"])
+@pytest.mark.parametrize(
+    "setting",
+    ["szie=50k", "sweep=größe", "train.lr=1", "steps=9", "protocol.learning_rate=1", "+mix.lr=1"],
+)
 def test_a_mistyped_setting_answers_before_numpy_is_loaded(setting):
     code = (
         f"import sys; sys.argv = ['run.py', {setting!r}]; from sweeps import run; "

@@ -30,6 +30,14 @@ def summarize(name: str, path: str | None) -> CorpusSummary:
     return CorpusSummary(corpus.name, corpus.vocab_size, corpus.fingerprint, len(corpus.train))
 
 
+def held_out_tokens(name: str, path: str | None) -> dict[str, int]:
+    """{domain: held-out tokens} of a corpus that `summarize` describes; raises as it does."""
+    if name == "embedded":
+        validation = embedded_manifest()["validation"]
+        return {domain: int(part["tokens"]) for domain, part in validation.items()}
+    return {d: len(part.tokens) for d, part in _open_folder(path).validation.items()}
+
+
 def open_corpus(name: str, path: str | None, cache_dir: Path) -> Corpus:
     """Open what `summarize` describes; the embedded corpus is unpacked once into `cache_dir`."""
     return open_embedded(cache_dir) if name == "embedded" else _open_folder(path)

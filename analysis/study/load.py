@@ -66,12 +66,13 @@ class Sweep:
     """What the runs varied beside the mix; then a point's and a run's `mix` is an arm's name."""
 
 
-def load_sweep(sweep_dir: Path) -> Sweep:
+def load_sweep(sweep_dir: Path, tries: bool = False) -> Sweep:
     """Read a sweep directory.
 
     Left out and named in `dropped`: points whose loss is not a positive number (a run that
-    diverged), runs whose records cannot be relied on, and runs that were trained once and lie
-    there twice. Raises SettingError where there is no such sweep, or nothing is left of it.
+    diverged), runs whose records cannot be relied on, runs that were trained once and lie there
+    twice, and tries, which protocol.max_steps ended, unless `tries`. Raises SettingError where
+    there is no such sweep, or nothing is left of it.
     """
     recorded: list[dict[str, Any]] = []
     runs: list[Run] = []
@@ -82,6 +83,13 @@ def load_sweep(sweep_dir: Path) -> Sweep:
             run, points = _read_run(directory)
         except DamagedRecord as problem:
             dropped.append(f"run {directory.name}: {problem}")
+            continue
+        if not tries and _mapping(run.spec.get("recipe")).get("ladder_steps") is not None:
+            steps = run.spec["recipe"]["steps"]
+            dropped.append(
+                f"run {run.name}: it is a try of {steps} steps and none of the ladder; "
+                f"where=protocol.max_steps={steps} reads it"
+            )
             continue
         runs.append(run)
         recorded += points
@@ -369,6 +377,9 @@ def _read_run(directory: RunDirectory) -> tuple[Run, list[dict[str, Any]]]:
     spec = directory.read_spec()
     if not {"mix", "size", "seed"} <= spec.keys():
         raise DamagedRecord("spec.yaml names no mix, size and seed")
+    if protocol := _mapping(spec.get("protocol")):
+        # A run recorded before the setting was there is none that it ended.
+        spec = {**spec, "protocol": {"max_steps": None, **protocol}}
     status = directory.read_status()
     try:
         manifest = directory.read_manifest()

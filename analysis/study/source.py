@@ -18,9 +18,11 @@ def from_sweeps(folders: list[Path], where: Mapping[str, Any] | None = None) -> 
     """One sweep or several as one, by arms where they vary more than the mix.
 
     `where` chooses by columns of the points and by settings of the runs, as in
-    protocol.lr_multiplier=1: a value or a list of them. Raises SettingError where nothing is left.
+    protocol.lr_multiplier=1: a value or a list of them. protocol.max_steps=N asks for the tries of
+    N steps, which are left out otherwise. Raises SettingError where nothing is left.
     """
-    sweep = join([load_sweep(folder) for folder in folders])
+    tries = "protocol.max_steps" in (where or {})
+    sweep = join([load_sweep(folder, tries) for folder in folders])
     by_column = {key: value for key, value in (where or {}).items() if key in sweep.points}
     by_setting = {
         key: [str(one) for one in rows.values_of(value)]

@@ -122,3 +122,9 @@ def test_a_folder_without_a_usable_spec_is_named(spec):
 def test_a_treatment_that_is_no_setting_is_refused(treatment):
     with pytest.raises(SettingError, match="which is no setting of a run"):
         check(specs_of(settings("gdn")), ["mix", treatment])
+
+
+def test_a_try_lies_in_no_sweep_of_the_ladder():
+    tried = settings("gdn", protocol__max_steps=3)
+    with pytest.raises(SettingError, match=r"^protocol\.max_steps differs .*take another sweep"):
+        check(specs_of(settings("transformer"), tried), ["mix"])

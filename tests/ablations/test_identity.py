@@ -306,3 +306,12 @@ def test_settings_worked_out_as_another_type_have_one_identity(monkeypatch):
     again = resolve(settings("gdn"))
     assert again.identity == base.identity
     assert yaml.safe_load(yaml.safe_dump(again.record())) == base.record()
+
+
+def test_a_try_is_another_run_and_one_that_reaches_the_ladders_end_is_the_same():
+    ladders = resolve(settings("gdn"))
+    assert resolve(settings("gdn", protocol__max_steps=3)).identity != ladders.identity
+    enough = resolve(settings("gdn", protocol__max_steps=ladders.recipe.steps))
+    assert enough.run_name == ladders.run_name
+    with pytest.raises(SettingError, match=r"protocol\.max_steps=0 must be at least 1"):
+        resolve(settings("gdn", protocol__max_steps=0))

@@ -124,3 +124,24 @@ def test_what_is_set_by_hand_is_recorded_beside_the_rule():
         "lr_multiplier=0.5 (the ladder: 1)",
         "tokens_per_parameter=10 (the ladder: 20)",
     )
+
+
+@pytest.mark.parametrize(("schedule", "multiples"), [("wsds", (0.5, 1, 2)), ("cosine", (1,))])
+def test_a_try_ends_where_it_is_told_with_a_whole_schedule_of_its_own(schedule, multiples):
+    ladders = recipe(schedule=schedule, chinchilla=multiples, batch=4096)
+    made = recipe(schedule=schedule, chinchilla=multiples, batch=4096, max_steps=700)
+    assert (made.steps, made.tokens, made.ladder_steps) == (700, 700 * 4096, ladders.steps)
+    (end,) = made.milestones
+    assert (end.step, end.chinchilla) == (700, pytest.approx(700 * 4096 / (20 * made.N)))
+    # The rate rises as the ladder's does, and ends as low as at a point of the ladder.
+    assert [made.lr(s) for s in range(1, 200)] == [ladders.lr(s) for s in range(1, 200)]
+    floor = 0.1 * made.peak_lr if schedule == "cosine" else made.peak_lr / (0.1 * 700)
+    assert made.lr(700) <= floor * (1 + 1e-6)
+
+
+def test_a_run_of_the_ladder_is_no_try_however_many_steps_are_allowed():
+    whole = recipe()
+    assert whole.ladder_steps is None
+    for steps in (whole.steps, whole.steps + 1, 10**9):
+        assert recipe(max_steps=steps) == whole
+    assert recipe(max_steps=whole.steps - 1).ladder_steps == whole.steps

@@ -484,3 +484,16 @@ def test_a_run_that_waits_for_its_data_tells_that_it_is_alive(monkeypatch):
     )  # fmt: skip
     assert training.Trainer._verified(trainer, lambda: False)
     assert beats == ["running"] * 3
+
+
+def test_a_try_reads_the_ladders_batches_and_is_evaluated_where_it_ends(make_run):
+    run, spec = make_run()
+    first = spec.recipe.milestones[0].step
+    tried, short = make_run(protocol__max_steps=first)
+    finish(run, spec)
+    finish(tried, short)
+    (point,) = tried.rows("points.jsonl")
+    ladders = next(row for row in run.rows("points.jsonl") if row["step"] == first)
+    assert point == {**ladders, "chinchilla": point["chinchilla"]}
+    assert tried.read_spec()["recipe"]["ladder_steps"] == spec.recipe.steps
+    assert tried.read_status()["steps"] == first

@@ -17,6 +17,7 @@ from ablations.spec import load as load_spec
 from analysis.commands.common import Points, read
 from analysis.study.join import join
 from analysis.study.load import load_csv, load_sweep
+from analysis.study.source import from_sweeps
 
 DEMO = Path(__file__).parents[2] / "notebooks" / "records" / "demo"
 
@@ -270,3 +271,28 @@ def test_the_same_training_under_another_name_counts_once(sweep: SweepWriter) ->
 def test_a_csv_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingError, match="is not there"):
         load_csv(tmp_path / "none.csv")
+
+
+def as_a_try(run: RunDirectory, steps: int) -> None:
+    """The run's records as if protocol.max_steps had ended it, under the name that it then has."""
+    spec = run.spec_as_written()
+    spec["protocol"]["max_steps"] = steps
+    spec["recipe"] |= {"steps": steps, "ladder_steps": 9999}
+    manifest = run.read_manifest() | {"run": formats.run_name(spec)}
+    tried = RunDirectory(run.path.rename(run.path.with_name(formats.run_name(spec))))
+    tried.write_spec(spec)
+    tried.write_manifest(manifest)
+
+
+def test_a_try_enters_no_fit_unless_it_is_asked_for(sweep: SweepWriter) -> None:
+    write_ladder(sweep)
+    ladder = load_sweep(sweep.path)
+    for mix, steps in (("gdn", 7), ("gdn", 8), ("gdn3_attn1", 7)):
+        as_a_try(sweep.run(mix, "400k", steps, multiples=(1,)), steps)
+    loaded = from_sweeps([sweep.path])
+    pd.testing.assert_frame_equal(loaded.points, ladder.points)
+    assert len(loaded.dropped) == 3
+    assert "a try of 7 steps and none of the ladder; where=protocol.max_steps=7" in str(
+        loaded.dropped
+    )
+    assert set(from_sweeps([sweep.path], {"protocol.max_steps": 7}).points["seed"]) == {7}

@@ -72,3 +72,46 @@ def test_an_array_lasts_as_long_as_its_fullest_place(seconds, at_once):
     for s in seconds:  # each to the place that is free first
         heapq.heappush(places, heapq.heappop(places) + s)
     assert makespan([array], seconds) == pytest.approx(max(places))
+
+
+OF_MANY = [Shape(nodes=nodes, gpus=gpus) for nodes, gpus in ((1, 0), (1, 1), (1, 4), (2, 4))]
+ON_GPUS = st.lists(
+    st.tuples(st.sampled_from("ab"), st.sampled_from(OF_MANY), st.floats(0.1, 100)),
+    min_size=1,
+    max_size=30,
+)
+
+
+def greatest(planned, of_an_array):
+    """The most of something at a time: each chain of arrays holds its greatest."""
+    chains = [[number] for number, array in enumerate(planned) if array.after is None]
+    for number, array in enumerate(planned):
+        if array.after is not None:
+            (chain,) = (chain for chain in chains if array.after in chain)
+            chain.append(number)
+    return sum(max(of_an_array(planned[number]) for number in chain) for chain in chains)
+
+
+@given(ON_GPUS, st.integers(8, 24), st.integers(1, 12) | st.none(), st.integers(1, 6))
+def test_no_more_gpus_than_the_limit_and_each_run_once(runs, max_gpus, at_once, longest):
+    planned = arrays(runs, at_once, longest, max_gpus)
+    assert greatest(planned, lambda a: a.at_once * a.shape.nodes * a.shape.gpus) <= max_gpus
+    assert most_together(planned) <= (at_once or len(runs))
+    assert sorted(n for array in planned for n in array.members) == list(range(len(runs)))
+    assert all(array.after is None or array.after < n for n, array in enumerate(planned))
+
+
+@given(ON_GPUS, st.integers(1, 6))
+def test_gpus_for_all_runs_at_once_are_no_limit(runs, longest):
+    assert arrays(runs, None, longest, 8 * len(runs)) == arrays(runs, None, longest)
+
+
+def test_gpus_go_where_the_time_is():
+    small, large = Shape(gpus=1), Shape(gpus=8)
+    runs = [("a", small, 1.0)] * 16 + [("a", large, 3.0)] * 2
+    limits = {a.shape: (a.at_once, a.after) for a in arrays(runs, None, max_gpus=16)}
+    assert limits == {large: (1, None), small: (8, None)}
+    # No room beside the large: the small follow, eight at a time.
+    limits = {a.shape: (a.at_once, a.after) for a in arrays(runs, None, max_gpus=8)}
+    assert limits == {large: (1, None), small: (8, 0)}
+    assert {a.at_once for a in arrays(runs, 1, max_gpus=8)} == {1}

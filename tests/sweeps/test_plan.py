@@ -10,9 +10,11 @@ import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from rich.console import Console
 
+from ablations.data.embedded import embedded_manifest
 from ablations.devices import GPUS, gpu_kind, peak_flops
 from ablations.records import RunDirectory
 from ablations.resolve import resolve
+from models.cost import count
 from models.errors import SettingError
 from models.settings import to_dict
 from sweeps import plan as planning
@@ -20,7 +22,7 @@ from sweeps.cluster import parse
 from sweeps.compose import compose_sweep, of_the_run
 from sweeps.errors import sentence
 from sweeps.experiment import check_experiment
-from sweeps.plan import make_plan, measured_rates, show, show_arrays
+from sweeps.plan import START_SECONDS, make_plan, measured_rates, show, show_arrays
 from tests.sweeps.test_cluster import slurm as slurm_settings
 
 ROOT = Path(__file__).parents[2]
@@ -183,7 +185,7 @@ def test_a_cpu_of_a_cluster_is_as_fast_as_its_cores():
     cluster = parse(slurm_settings(gpus=0, cpus=4))
     (e,) = make_plan(specs("size=50k"), Path("/nowhere"), None, cluster).estimates
     assert e.gpus is None
-    assert e.seconds == pytest.approx(e.flops / 40e9)
+    assert e.seconds == pytest.approx((e.flops + e.evaluation_flops) / 40e9 + START_SECONDS)
 
 
 def test_one_run_of_1m_trains_here_in_the_time_that_was_measured(monkeypatch):
@@ -232,7 +234,10 @@ def test_hours_follow_a_measured_run_of_that_mix_and_size(tmp_path):
     again = planned("mix=gdn", "size=50k,100k", "seed=0,1", runs_root=tmp_path)
     assert [e.measured for e in again.estimates] == [e.spec.size.name == "50k" for e in
                                                      plan.estimates]  # fmt: skip
-    assert [e.seconds for e in again.estimates if e.measured] == pytest.approx([50.0, 50.0])
+    seconds = [
+        50.0 * (1 + e.evaluation_flops / e.flops) + START_SECONDS for e in again.estimates[:2]
+    ]
+    assert [e.seconds for e in again.estimates if e.measured] == pytest.approx(seconds)
     assert "others as measured" in shown(again)
 
 
@@ -289,3 +294,89 @@ def test_a_plan_says_which_runs_would_be_refused_for_their_epochs():
     (line,) = [line for line in text.splitlines() if line.startswith("would be refused: ")]
     assert "size=1m" in line
     assert "protocol.max_epochs=0.1" in line
+
+
+def test_a_plan_says_which_sizes_it_only_tries():
+    text = shown(planned("mix=gdn", "size=50k,1m", "protocol.max_steps=40"))
+    assert "tries: 40 steps, no point of the ladder" in text
+    plan = planned("mix=gdn", "size=50k,1m", "protocol.max_steps=2000")
+    assert [e.spec.recipe.ladder_steps is None for e in plan.estimates] == [True, False]
+    assert "tries (1m): 2000 steps" in shown(plan)
+    assert "tries" not in shown(planned("mix=gdn", "size=50k"))
+
+
+def test_days_follow_the_gpus_that_one_has():
+    runs = specs("mix=transformer", "size=1b", "seed=0,1,2,3")
+    cluster = parse(slurm_settings(gpu_kind="H100", sizes={"1b": {"gpus": 8}}))
+    free = make_plan(runs, Path("/nowhere"), None, cluster)
+    for most, rounds in ((32, 1), (16, 2), (24, 2), (8, 4)):
+        bound = make_plan(runs, Path("/nowhere"), None, dataclasses.replace(cluster, max_gpus=most))
+        assert bound.hours == pytest.approx(rounds * free.hours)
+        assert bound.hours_of_gpus == pytest.approx(free.hours_of_gpus)
+        assert f"on at most {most} GPUs" in shown(bound, 300)
+    # GPU-hours are those of one GPU, however many share a run.
+    assert free.hours_of_gpus == pytest.approx(sum(e.gpu_hours for e in free.estimates))
+    # A limit on runs holds beside it.
+    both = make_plan(runs, Path("/nowhere"), 1, dataclasses.replace(cluster, max_gpus=32))
+    assert both.hours == pytest.approx(4 * free.hours)
+
+
+def test_a_run_alone_is_given_no_more_gpus_than_it_may_have(monkeypatch):
+    monkeypatch.setattr(planning, "gpus_of_this_machine", lambda: ("H100", 8))
+    alone = specs("size=1b")
+    assert make_plan(alone, Path("/nowhere"), None).devices == 8
+    assert make_plan(alone, Path("/nowhere"), None, max_gpus=3).devices == 3
+
+
+@pytest.mark.parametrize(
+    ("mix", "gpus", "backend", "installed", "words"),
+    [
+        ("gdn", 1, "auto", True, "fla, where a check on the node finds it right, else chunked."),
+        (
+            "gdn",
+            1,
+            "auto",
+            False,
+            "chunked, as fla is not installed here; .*pip install '\\.\\[gpu\\]'",
+        ),
+        ("gdn", 1, "chunked", True, "chunked, as asked for; chunked is plain PyTorch, slower"),
+        ("gdn", 0, "auto", True, "chunked, the form for a CPU."),
+        ("gdn", 0, "naive", False, "naive, as asked for; naive, .*10 to 30 times as long"),
+        ("transformer", 1, "auto", False, None),
+    ],
+)
+def test_a_plan_says_which_operators_will_be_used(
+    mix, gpus, backend, installed, words, monkeypatch
+):
+    found = object() if installed else None
+    monkeypatch.setattr(planning.importlib.util, "find_spec", lambda _: found)
+    cluster = parse(slurm_settings(gpus=gpus))
+    asked = specs(f"mix={mix}", "size=60m", f"resources.backend={backend}")
+    text = shown(make_plan(asked, Path("/nowhere"), None, cluster), 300)
+    told = [line for line in text.splitlines() if line.startswith("recurrent operators: ")]
+    assert len(told) == (words is not None)
+    assert words is None or re.match(f"recurrent operators: {words}", told[0])
+
+
+def test_evaluation_is_a_forward_pass_over_the_held_out_text_at_every_point():
+    held_out = [part["tokens"] for part in embedded_manifest()["validation"].values()]
+    (all_of_it,) = planned("size=50k").estimates
+    points, flops = 3, all_of_it.spec.counts.flops_per_token
+    assert all_of_it.evaluation_flops == pytest.approx(points * sum(held_out) * flops / 3)
+    (some,) = planned("size=50k", "data.eval_tokens=2048").estimates
+    assert some.evaluation_flops == pytest.approx(points * 4 * 2048 * flops / 3)
+    more = all_of_it.evaluation_flops - some.evaluation_flops
+    assert all_of_it.seconds - some.seconds == pytest.approx(more / (10e9 * planning.cores()))
+    (probed,) = planned(
+        "size=50k", "evaluation.probes=[recall]", "evaluation.lengths=[64]"
+    ).estimates
+    assert probed.evaluation_flops - all_of_it.evaluation_flops == pytest.approx(
+        points * 32 * 64 * count(probed.spec.model, 64).flops_per_token / 3
+    )
+
+
+def test_a_plan_says_what_its_hours_hold():
+    here = shown(planned("size=50k"), 400)
+    assert f"evaluation (0.44 of training's FLOPs) and {START_SECONDS:g} s to start a run" in here
+    there = shown(planned("size=60m", cluster=parse(slurm_settings(gpus=1))), 400)
+    assert "evaluation only once a corpus is named; not starting and compiling" in there

@@ -287,18 +287,20 @@ def test_a_changed_run_is_named_as_a_new_one(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("asked", "devices", "expected"),
-    [(None, None, 4), (None, 2, 2), (2, None, 2), (5, None, "runs_per_gpu"), (1, 8, "4 GPUs here")],
-)
-def test_a_machine_with_gpus_is_given_a_run_on_each(monkeypatch, asked, devices, expected):
+    ("asked", "devices", "most", "expected"),
+    [(None, None, None, 4), (None, 2, None, 2), (2, None, None, 2), (5, None, None, "runs_per_gpu"),
+     (1, 8, None, "4 GPUs here"), (None, None, 3, 3), (3, None, 2, 2), (2, None, 9, 2),
+     (None, 2, 3, 1), (None, 2, 1, "max_gpus=1 is fewer than the 2 GPUs of a run")],
+)  # fmt: skip
+def test_a_machine_with_gpus_is_given_a_run_on_each(monkeypatch, asked, devices, most, expected):
     monkeypatch.setattr(plan, "gpus_of_this_machine", lambda: ("H100", 4))
     specs = [resolve(settings(seed=s, resources__device="auto")) for s in range(6)]
     specs = [replace(s, resources=replace(s.resources, devices=devices)) for s in specs]
     if isinstance(expected, str):
         with pytest.raises(SettingError, match=expected):
-            _fitting(specs, Local("local"), asked)
+            _fitting(specs, Local("local"), asked, most)
     else:
-        assert _fitting(specs, Local("local"), asked) == expected
+        assert _fitting(specs, Local("local"), asked, most) == expected
 
 
 def test_status_of_a_run_is_json_with_its_place(tmp_path):
