@@ -105,6 +105,10 @@ def _interactions(found: Findings, gallery: Gallery) -> Iterator[Block]:
     if result.interactions:
         table = tables.interactions_table(result.interactions, result.level)
         yield Table(table, _files("interactions"))
+    table = tables.free_interactions_table(result.interactions_free, result.level)
+    if len(table):
+        yield Text("From seeds, without a fit, where both savings are:")
+        yield Table(table, _files("interactions_free"))
 
 
 def savings_table(found: Findings) -> pd.DataFrame | None:

@@ -140,6 +140,30 @@ def interactions_table(found: Sequence[tuple[Contrast, Interaction]], level: flo
     )
 
 
+def free_interactions_table(ratios: pd.DataFrame, level: float) -> pd.DataFrame:
+    """The same without a fit: the mean over seeds, and each seed's own."""
+    rows = []
+    for (mix, size), own in ratios.groupby(["mix", "size"], sort=False):
+        mean, seeds = own[own["seed"] == "mean"], own[own["seed"] != "mean"]
+        if mean.empty:
+            continue
+        one = mean.iloc[0]
+        told = f"{one['value']:.2f}"
+        if not math.isnan(one["low"]):
+            told = with_interval(one["value"], one["low"], one["high"])
+        rows.append(
+            {
+                "mix": mix,
+                "over": one["reference"],
+                "size": size,
+                "N": count(one["N"]),
+                f"ratio, mean of seeds [{percent(level, 'g')}]": told,
+                "one seed at a time": ", ".join(f"{value:.2f}" for value in seeds["value"]),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
 def fit_free_table(free: pd.DataFrame, level: float) -> pd.DataFrame:
     """Savings without a fit: the mean over seeds, and each seed's own."""
     rows = []

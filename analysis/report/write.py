@@ -66,6 +66,7 @@ CAPTIONS = {
     "holdout": "Signed errors on points that the fit was not shown.",
     "savings": "Token savings with their intervals.",
     "interactions": "What other treatments do to token savings: the ratio of two, with intervals.",
+    "interactions_free": "What other treatments do to token savings, from seeds and without a fit.",
     "fit_free": "Token savings without a fit, with intervals from seeds.",
     "points": "All points: held-out loss and bits per byte, means over seeds.",
     "checklist": "What a reviewer asks.",
@@ -88,6 +89,10 @@ def cells(found: Findings) -> dict[str, pd.DataFrame]:
     }
     if result.interactions:
         made["interactions"] = tables.interactions_table(result.interactions, result.level)
+    if len(result.interactions_free):
+        made["interactions_free"] = tables.free_interactions_table(
+            result.interactions_free, result.level
+        )
     if found.points["bpb"].notna().any():
         made["results_bpb"] = results.results_table(found, "bpb")
     if domains(found.points):
@@ -118,6 +123,8 @@ def numbers(found: Findings) -> dict[str, pd.DataFrame]:
         made["savings"] = pd.DataFrame(
             [one.row | {"in_range": one.in_range} for one in result.savings]
         )
+    if len(result.interactions_free):
+        made["interactions_free"] = result.interactions_free
     if result.interactions:
         made["interactions"] = pd.DataFrame(
             [interaction_row(by, one) for by, one in result.interactions]

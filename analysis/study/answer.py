@@ -37,9 +37,12 @@ def answers(result: Study) -> list[str]:
     found, waiting = [], []
     for mix in result.versus or [one for one in result.mixes if one != result.baseline]:
         own = [one for one in result.savings if one.mix == mix]
-        measured = _answer_by_seeds(result, mix) if result.law_fails else ""
-        if measured:
-            found.append(measured)
+        measured = _answer_by_seeds(result, mix)
+        if measured and result.law_fails:
+            found.append(
+                f"{measured} The fitted law is not used for this, as it does not describe these "
+                "points."
+            )
         elif own and result.draws is not None:
             chosen, why = headline(own)
             told = _answer(chosen, result.draws, result.law_fails) + why
@@ -52,18 +55,29 @@ def answers(result: Study) -> list[str]:
             found.append(told.rstrip())
         else:
             waiting.append(mix)
-    if waiting:
-        baselines = [result.versus.get(mix, result.baseline) for mix in waiting]
-        concerned = dict.fromkeys([*baselines, *waiting])
-        lacks = lacking_words(
-            {name: result.unfitted[name] for name in concerned if name in result.unfitted}
-        )
-        found.append(
-            f"**No interval yet for {', '.join(waiting)}, as no law can be fitted: "
-            f"{lacks or f'{result.baseline} has no points'}.**"
-        )
-        found += [told for mix in waiting if (told := _answer_without_fit(result, mix))]
-    return [*found, *_interactions(result)]
+    return [*found, *_answers_without_law(result, waiting), *_interactions(result)]
+
+
+def _answers_without_law(result: Study, mixes: list[str]) -> Iterable[str]:
+    """What seeds and measured losses say of mixes that no law compares, and what a law lacks."""
+    if not mixes:
+        return
+    by_seeds = {mix: told for mix in mixes if (told := _answer_by_seeds(result, mix))}
+    yield from by_seeds.values()
+    baselines = [result.versus.get(mix, result.baseline) for mix in mixes]
+    lacks = lacking_words(
+        {
+            name: result.unfitted[name]
+            for name in dict.fromkeys([*baselines, *mixes])
+            if name in result.unfitted
+        }
+    )
+    lacks = lacks or f"{result.baseline} has no points"
+    if waiting := [mix for mix in mixes if mix not in by_seeds]:
+        yield f"**No interval yet for {', '.join(waiting)}, as no law can be fitted: {lacks}.**"
+        yield from filter(None, (_answer_without_fit(result, mix) for mix in waiting))
+    else:
+        yield f"No law yet, so nothing beyond the sizes measured: {lacks}."
 
 
 def _interactions(result: Study) -> Iterable[str]:
@@ -131,7 +145,7 @@ def _verdict(low: float, high: float) -> str:
 
 
 def _answer_by_seeds(result: Study, mix: str) -> str:
-    """The answer where the law fails: read off the losses, with the scatter of seeds."""
+    """The answer without a law: read off the losses, with the scatter of seeds."""
     own = result.free[(result.free["mix"] == mix) & result.free["low"].notna()]
     if own.empty:
         return ""
@@ -143,8 +157,7 @@ def _answer_by_seeds(result: Study, mix: str) -> str:
         f"tokens, token savings of {mix} over {result.versus[mix]} are {told} "
         f"({percent(result.level, 'g')} interval, from "
         f"seeds, without a fit); {_verdict(last['low'], last['high'])}.** "
-        f"P(savings > 1) {chance}; in range. The fitted law is not used for this, as it does not "
-        "describe these points."
+        f"P(savings > 1) {chance}; in range."
     )
 
 

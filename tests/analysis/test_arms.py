@@ -7,6 +7,9 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.interpolate import PchipInterpolator
+from scipy.optimize import brentq
+from scipy.stats import t as student
 from synthetic_sweeps import SweepWriter
 
 import analysis
@@ -229,6 +232,43 @@ def test_report_figures_and_tables_go_by_arm(
     assert (tmp_path / "figures" / "interaction.pdf").exists()
     points = pd.read_csv(tmp_path / "tables" / "points.csv")
     assert set(points["mix"]) == {"gdn3_attn1", "transformer"}
+
+
+def test_a_real_two_by_two_says_what_its_losses_say_by_hand() -> None:
+    # Two mixes at two learning rates, three seeds, 50k and 100k (notebooks/records/README.md).
+    ladder = analysis.load("notebooks/records/rate_by_mix")
+    assert ladder.mixes == ["gdn3_attn1", "transformer"]
+    assert len(ladder.arms) == 4
+    points = ladder.points[ladder.points["size"] == "100k"]
+
+    def saving(rate: float, seeds: list[int]) -> float:
+        """Ratio of tokens at the lowest loss that both reach, means joined by a monotone cubic."""
+        crossed = {}
+        curves = {}
+        for mix in ladder.mixes:
+            own = points[(points["mix"] == mix) & (points["protocol.lr_multiplier"] == f"{rate:g}")]
+            own = own[own["seed"].isin(seeds)]
+            means = np.log(own["loss"]).groupby(np.log(own["D"])).mean()
+            curves[mix] = PchipInterpolator(means.index, means.to_numpy())
+        target = max(curve(curve.x[-1]) for curve in curves.values())
+        for mix, curve in curves.items():
+            ends = curve(curve.x[[0, -1]]) - target
+            last = curve.x[-1]
+            crossed[mix] = last if abs(ends[1]) < 1e-12 else brentq(
+                lambda x, curve=curve: curve(x) - target, curve.x[0], last
+            )  # fmt: skip
+        return float(np.exp(crossed["transformer"] - crossed["gdn3_attn1"]))
+
+    found = ladder.findings(resamples=20).study.interactions_free
+    found = found[found["size"] == "100k"].set_index("seed")
+    ratios = [saving(1, [seed]) / saving(0.5, [seed]) for seed in (0, 1, 2)]
+    for seed, ratio in enumerate(ratios):
+        assert found.loc[str(seed), "value"] == pytest.approx(ratio, rel=1e-3)
+    mean = found.loc["mean"]
+    assert mean["value"] == pytest.approx(saving(1, [0, 1, 2]) / saving(0.5, [0, 1, 2]), rel=1e-3)
+    # The 50k ratios are bounds, so the scatter is that of three seeds at one size.
+    reach = student.ppf(0.975, 2) * np.std(np.log(ratios), ddof=1) / np.sqrt(3)
+    assert np.log(mean["high"] / mean["value"]) == pytest.approx(reach, rel=1e-2)
 
 
 def test_one_level_is_that_level_alone(two_rates: Path) -> None:
