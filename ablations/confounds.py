@@ -135,7 +135,8 @@ def _tokens_per_parameter(run: Facts) -> float | None:
 
 def _norms(pairs: Sequence[Pair]) -> Confound | None:
     """Where the norms stand is each mixer's own, unless a mix says otherwise."""
-    sizes, off, counts = [], [], None
+    sizes, off = [], []
+    counts: dict[str, list[str]] = {}
     for of_baseline, of_mix in pairs:
         kinds = [
             [kind for kind in run.layers if kind.get("mixer") != MLP]
@@ -153,14 +154,20 @@ def _norms(pairs: Sequence[Pair]) -> Confound | None:
         if shares[0] != shares[1] or moved:
             sizes.append(of_baseline.size)
             off.append(shares[1] - shares[0])
-            counts = [f"{n} of {len(layers)}" for n, layers in zip(before, kinds, strict=True)]
-    if counts is None:
+            told = [f"{n} of {len(layers)}" for n, layers in zip(before, kinds, strict=True)]
+            counts.setdefault(" → ".join(told), []).append(of_baseline.size)
+    if not counts:
         return None
+    everywhere = len(sizes) == len(pairs)
     of_baseline, of_mix = pairs[0]
     return Confound(
-        "norm placement", of_baseline.mix, of_mix.mix, tuple(sizes), tuple(off), " → ".join(counts),
-        f"layers with norms before the sublayers, not behind: {' → '.join(counts)} at size "
-        f"{sizes[-1]}",
+        "norm placement", of_baseline.mix, of_mix.mix, tuple(sizes), tuple(off),
+        next(reversed(counts)),
+        "layers with norms before the sublayers, not behind: "
+        + ", ".join(
+            f"{told} at size {places(tuple(own), everywhere and len(counts) == 1)}"
+            for told, own in counts.items()
+        ),
         "set by a mix" if any(run.get("mix.norm") for run in pairs[0])
         else "comes with the mixers, as published; equal where both mixes set norm=inputs",
     )  # fmt: skip

@@ -82,13 +82,20 @@ def load(
     columns = {ours: theirs for ours, theirs in given.items() if theirs is not None}
     if where is not None and not isinstance(where, Mapping):
         raise SettingError(f'where={where!r} is no filter; give one like {{"mix": ["a", "b"]}}.')
-    varied = (treatments,) if isinstance(treatments, str) else tuple(treatments)
+    varied = (treatments,) if isinstance(treatments, str) else treatments
+    if not isinstance(varied, Sequence) or not all(isinstance(name, str) for name in varied):
+        raise SettingError(f'treatments={treatments!r} names no columns; give one like ["lr"].')
+    varied = tuple(varied)
     if isinstance(source, pd.DataFrame):
         return Ladder(sources.from_frame(source, True, columns, where, varied))
     folders = [source] if isinstance(source, str | os.PathLike) else source
-    if not isinstance(folders, Sequence) or not folders:
+    paths_given = isinstance(folders, Sequence) and all(
+        isinstance(folder, str | os.PathLike) and str(folder) for folder in folders
+    )
+    if not paths_given or not folders:
+        what = repr(source) if isinstance(source, str) else type(source).__name__
         raise SettingError(
-            f"load({source!r}): give the folder of a sweep, a list of such, a CSV or a DataFrame."
+            f"load({what}): give the folder of a sweep, a list of such, a CSV or a DataFrame."
         )
     paths = [_located(folder) for folder in folders]
     if len(paths) == 1 and not paths[0].is_dir():

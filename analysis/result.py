@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
+    from analysis.stats.interaction import Interaction
     from analysis.stats.interval import Interval
     from analysis.study.law_answer import LawAnswer
     from analysis.study.load import Sweep
@@ -45,6 +46,8 @@ class Result(abc.ABC):
     """What the small table is of."""
     table: pd.DataFrame
     """Every number at full precision, as the command's format=csv has it."""
+    remarks: tuple[str, ...] = ()
+    """What else it says, a sentence each."""
     caveats: list[str]
     """Sentences to keep in mind before a number is repeated to anyone."""
     how: dict[str, Any]
@@ -66,8 +69,9 @@ class Result(abc.ABC):
     def __repr__(self) -> str:
         cells = self.cells()
         table = write_table([*map(str, cells)], cells.astype(str).to_numpy()).rstrip("\n")
+        remarks = map(visible, self.remarks)
         caveats = [f"- {visible(one)}" for one in self.caveats]
-        return "\n".join([self.title, table, *caveats, self._made()])
+        return "\n".join([self.title, table, *remarks, *caveats, self._made()])
 
     def _repr_html_(self) -> str:
         cells = self.cells()
@@ -80,6 +84,7 @@ class Result(abc.ABC):
         return (
             f"<p><b>{_html(self.title)}</b></p>"
             f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+            + "".join(f"<p>{_html(one)}</p>" for one in self.remarks)
             + (f"<ul>{caveats}</ul>" if caveats else "")
             + f"<p><small>{_html(self._made())}</small></p>"
         )
@@ -134,7 +139,11 @@ class Laws(Result):
 
 
 class Savings(Result):
-    """Savings of every mix over a baseline, with intervals. Made by `Ladder.savings`."""
+    """Savings of every mix over a baseline, with intervals. Made by `Ladder.savings`.
+
+    `interactions` is a DataFrame of what other treatments do to savings, a row per ratio of two;
+    empty where the mix is all that was varied.
+    """
 
     def __init__(
         self,
@@ -152,6 +161,13 @@ class Savings(Result):
         from analysis.study.source import notes_of
 
         self._answer, self._kind = answer, kind
+        self.interactions = pd.DataFrame(answer.interaction_rows)
+        self.remarks = tuple(
+            f"{by.treatment.name} {by.level} in place of {by.reference_level} multiplies the "
+            f"saving of {answer.arms.arm(by.arm).mix} by {_with_ends(one.value, one.interval)} at "
+            f"{_place_words(one)}."
+            for by, one in answer.interactions
+        )
         self.document = answer.document
         self.table = pd.DataFrame(answer.rows)
         self.title = f"Savings of {kind} over {baseline} in {sweep.name}"
@@ -261,6 +277,12 @@ class Predictions(Result):
         from analysis.report import figures
 
         return figures.predictions_by_place(list(self._predictions))[0]
+
+
+def _place_words(one: Interaction) -> str:
+    from models.format import count
+
+    return f"N = {count(one.N)}, D = {count(one.D)}" + ("" if one.in_range else ", extrapolated")
 
 
 def _with_ends(value: float, ends: Interval) -> str:

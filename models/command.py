@@ -26,6 +26,7 @@ from typing import Any, TypeVar
 
 from models.errors import SettingError, one_of
 from models.terminal import readable
+from models.text import visible
 
 T = TypeVar("T")
 HELP_WORDS = {"-h", "--help"}
@@ -77,7 +78,10 @@ def ended(work: Callable[[], int | None]) -> int:
     except SystemExit as asked:  # a page of help
         return int(asked.code or 0)
     except SettingError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(visible(f"error: {error}"), file=sys.stderr)
+        return 2
+    except MemoryError:
+        print("error: this needs more memory than there is; ask for less of it.", file=sys.stderr)
         return 2
 
 
@@ -293,6 +297,9 @@ def _place(facts: Mapping[str, Facts], words: list[str], given: dict[str, Any]) 
         if words and name in given and not facts[name].repeat:
             raise SettingError(f"{name} is given twice, {given[name][0]} and {words[0]}; give one.")
         taken, words[:] = (words[:], []) if facts[name].repeat else (words[:1], words[1:])
+        if "" in taken:
+            word = facts[name].shape or name.upper()
+            raise SettingError(f"{name} has no value; write {word}.")
         if taken:
             given[name] = [*given.get(name, []), *taken]
     if words:

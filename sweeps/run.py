@@ -194,7 +194,7 @@ def _check_driver(composed: list[dict[str, Any]]) -> None:
 
     driver = composed[0]
     for key in DRIVER:
-        if any(other[key] != driver[key] for other in composed):
+        if any(repr(other[key]) != repr(driver[key]) for other in composed):
             raise SettingError(f"{key} is one for a whole sweep; give it one value.")
     treatments = driver["treatments"]
     for key in ("plan", "dry_run"):

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from analysis.stats.design import Assumed, Size
     from analysis.study.pilot import Pilot
 
+MIX = "gdn3_attn1"
 LEAST_N = 1000
 COLUMNS = ("sizes", "chinchilla", "seeds", "seeds_small", "runs", "gpu_hours", "width", "power")
 
@@ -45,7 +46,7 @@ class Settings(Shown, Points):
     )  # fmt: skip
     target_width: float = setting(0.2, "of the interval: 0.2 is ×/÷ 1.2", above=0)
     baseline: str = setting("transformer", "the mix that the other is compared with")
-    mix: str = setting("gdn3_attn1", "the other")
+    mix: str | None = setting(None, "the other, gdn3_attn1 or a pilot's only other unless given")
     chinchilla: tuple[float, ...] = setting(
         (0.5, 1, 2, 4, 8), "tokens of a run, in 20 a parameter", above=0
     )
@@ -82,7 +83,7 @@ def run(asked: Settings) -> str:
     from analysis.study.pilot import rows_of
     from analysis.study.savings_answer import check_place
 
-    pilot, sizes = learned(asked)
+    pilot, sizes, mix = learned(asked)
     assumed = pilot.assumed
     multiples = tuple(sorted(set(asked.chinchilla)))
     if len(multiples) < 3:
@@ -108,7 +109,7 @@ def run(asked: Settings) -> str:
         if pilot.draws:
             document |= {"assured": sure, "notes": [*pilot.notes, *doubts]}
         return shown(asked.format, document, rows)
-    what = f"{asked.mix} over {asked.baseline} at N = {N:.4g}, D = {D:.4g}"
+    what = f"{mix} over {asked.baseline} at N = {N:.4g}, D = {D:.4g}"
     if chosen is None:
         narrowest = table[table["in_range"]]["width"].min()
         advice = (
@@ -139,8 +140,8 @@ def run(asked: Settings) -> str:
     return "\n".join([advice, "", listed, "", *notes, *drawn])
 
 
-def learned(asked: Settings) -> "tuple[Pilot, list[Size]]":
-    """What is assumed, from the pilot where one is given, and the sizes that may be trained."""
+def learned(asked: Settings) -> "tuple[Pilot, list[Size], str]":
+    """What is assumed, from the pilot where one is given, the sizes that may train, the mix."""
     from analysis.stats.design import LEAST_SIZES, MOST_SIZES, Assumed
     from analysis.study import pilot
 
@@ -156,20 +157,23 @@ def learned(asked: Settings) -> "tuple[Pilot, list[Size]]":
                 "sizes= is missing; give three or more, sizes=60m,100m,190m,370m, or a pilot, "
                 "points=pilot.csv."
             )
-        sizes = sizes_of(asked.sizes, asked.baseline, asked.mix)
-        return pilot.Pilot(assumed, frozenset(given), {}), sizes
+        mix = asked.mix or MIX
+        sizes = sizes_of(asked.sizes, asked.baseline, mix)
+        return pilot.Pilot(assumed, frozenset(given), {}), sizes, mix
     points = read(asked).points
+    others = [one for one in dict.fromkeys(points["mix"]) if one != asked.baseline]
+    mix = asked.mix or (others[0] if len(others) == 1 else MIX)
     name = f"points={asked.points}" if asked.points else f"sweep={','.join(asked.sweep)}"
-    told = pilot.learn(points, name, asked.baseline, asked.mix, assumed, frozenset(given))
+    told = pilot.learn(points, name, asked.baseline, mix, assumed, frozenset(given))
     if asked.sizes:
-        return told, sizes_of(asked.sizes, asked.baseline, asked.mix)
-    sizes = pilot.sizes_of(points, asked.baseline, asked.mix)
+        return told, sizes_of(asked.sizes, asked.baseline, mix), mix
+    sizes = pilot.sizes_of(points, asked.baseline, mix)
     if not LEAST_SIZES <= len(sizes) <= MOST_SIZES:
         raise SettingError(
             f"{name} has {len(sizes)} size(s), and a plan chooses among {LEAST_SIZES} to "
             f"{MOST_SIZES}; give them, sizes=60m,100m,190m,370m."
         )
-    return told, sizes
+    return told, sizes, mix
 
 
 def doubted(

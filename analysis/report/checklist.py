@@ -77,7 +77,8 @@ def _statistics(found: Findings) -> Iterator[tuple[str, str, str]]:
     sizes = points["size"].nunique()
     yield "Four sizes or more?", _verdict(sizes > 3), f"{sizes} sizes; three cannot test the law"
     if result.lack is None:
-        yield "Does the law describe the points?", UNKNOWN, "no repeated seeds, or no fit"
+        why = "no law is fitted" if result.fit is None else "no repeated seeds"
+        yield "Does the law describe the points?", UNKNOWN, why
     else:
         told = f"lack of fit F = {result.lack.F:.2f}, p = {result.lack.p:.2g}"
         yield "Does the law describe the points?", _verdict(not result.law_fails), told

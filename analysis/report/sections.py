@@ -66,10 +66,13 @@ def _savings(found: Findings, gallery: Gallery) -> Iterator[Block]:
     if not result.savings and result.free.empty:
         return
     yield Heading("Token savings")
-    yield Text(
-        "D of the baseline over D of the mix at equal N and equal loss. The target at each size is "
-        "the baseline's fitted loss at the largest budget it was trained on."
-    )
+    told = "D of the baseline over D of the mix at equal N and equal loss."
+    if result.savings:
+        told += (
+            " The target at each size is the baseline's fitted loss at the largest budget it was "
+            "trained on."
+        )
+    yield Text(told)
     yield from _figures(gallery, "savings")
     if result.law_fails:
         yield from _fit_free(found)

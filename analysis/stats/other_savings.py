@@ -68,7 +68,7 @@ def savings_of(
         return _parameters(fit, draws, baseline, question, asked)
     if question.N is None or (question.D is None and question.target_loss is None):
         raise SettingError(
-            f"kind={question.kind} needs N and D, or N and a target loss; give --at N=1e9,D=2e10."
+            f"kind={question.kind} needs N and D, or N and a target loss; give at=N=1e9,D=2e10."
         )
     N, kind, ratios = question.N, question.kind, None
     if kind != "tokens":
@@ -110,7 +110,7 @@ def _parameters(
     law, drawn, D = fit.mixes[baseline].law, draws.laws[baseline], question.D
     if D is None or (question.N is None and question.target_loss is None):
         raise SettingError(
-            "kind=parameters needs D and N, or D and a target loss; give --at N=1e9,D=2e10."
+            "kind=parameters needs D and N, or D and a target loss; give at=N=1e9,D=2e10."
         )
     found = []
     for name in mixes:

@@ -8,6 +8,7 @@ treatments, an arm with its twin, the baseline's arm of the same levels.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -26,7 +27,12 @@ MARK = "@"
 """Between a mix and its levels in an arm's name."""
 OF_MIX = "of_mix"
 """The column of points that holds an arm's mix."""
-COMPARED = ("mix", "N", "D", "C", "loss", "size", "seed", "run", OF_MIX)
+NONE = "none"
+"""The level of runs of a mix that leave a setting empty which others of the mix have."""
+COMPARED = (
+    "mix", "N", "N_total", "N_body", "D", "C", "loss", "bpb", "size", "seed", "run", "weight",
+    "seconds", "epochs", "chinchilla", "step", "state", "data_hash", "skipped_steps", OF_MIX,
+)  # fmt: skip
 """Columns that have a part of their own in a ladder."""
 # Not settings of training, or following from others by rule.
 NOT_SET = (
@@ -94,14 +100,16 @@ class Arms:
         """
         names = list(names)
         mixes = self.mixes(names)
-        if mixes == [baseline] != names:
-            baseline = names[0]  # levels of one mix, over the first of them
-        if baseline in names:
+        if mixes == [baseline] and len(names) > 1:
+            # Levels of one mix, over the first of them.
+            return dict.fromkeys(names[1:], names[0])
+        if baseline in names and baseline not in mixes:
             return {name: baseline for name in names if name != baseline}
         if baseline not in mixes:
             arms = f", nor its arms: {', '.join(names)}" if mixes != names else ""
             raise SettingError(
-                f"baseline={baseline} is not among the mixes with points: {', '.join(mixes)}{arms}."
+                f"baseline={baseline} is not among the mixes with points: {', '.join(mixes)}"
+                f"{arms}; give one of them, baseline={mixes[0]}."
             )
         others = [name for name in names if self.arm(name).mix != baseline]
         found = {name: twin for name in others if (twin := self._twin(name, names, baseline))}
@@ -112,7 +120,7 @@ class Arms:
     def without_twin(self, names: Iterable[str], baseline: str) -> list[str]:
         """Arms that no arm of the baseline can be compared with, a sentence each."""
         names = list(names)
-        if baseline in names:
+        if baseline not in self.mixes(names) or self.mixes(names) == [baseline]:
             return []
         alone = [
             self.arm(name)
@@ -142,10 +150,6 @@ class Arms:
 
         None where one arm is the baseline of all: there each saving tells it by itself.
         """
-        if len(self.mixes(versus.values())) != 1 or set(self.mixes(versus)) & set(
-            self.mixes(versus.values())
-        ):
-            return []
         found = []
         for treatment in self.treatments:
             groups: dict[Hashable, list[Arm]] = defaultdict(list)
@@ -156,10 +160,12 @@ class Arms:
             for arms in groups.values():
                 arms.sort(key=lambda arm: treatment.levels.index(arm.levels[treatment.name]))
                 first = arms[0]
+                read = treatment.name in self.arm(versus[first.name]).levels
                 found += [
                     Contrast(treatment, arm.name, arm.levels[treatment.name], first.name,
                              first.levels[treatment.name])
                     for arm in arms[1:]
+                    if not (read and versus[arm.name] == versus[first.name])
                 ]  # fmt: skip
         return found
 
@@ -187,10 +193,15 @@ def with_arms(sweep: Sweep) -> Sweep:
     if not varied:
         return sweep
     own = pd.DataFrame(
-        {key: {name: _level(found.get(key)) for name, found in settings.items()} for key in varied}
-    )
+        {
+            key: {name: _level(found[key]) if key in found else None
+                  for name, found in settings.items()}
+            for key in varied
+        }
+    )  # fmt: skip
     mixes = pd.Series({run.name: run.mix for run in sweep.runs})
-    arms, names = _arms(mixes, own)
+    own = _with_empty_levels(mixes, own)
+    arms, names = _arms(mixes, own, f"sweep={sweep.name}")
     points = sweep.points.assign(**{OF_MIX: sweep.points["mix"]})
     points["mix"] = points["run"].map(names)
     for key in varied:
@@ -213,14 +224,17 @@ def by_columns(table: pd.DataFrame, treatments: Sequence[str], source: str) -> p
             raise SettingError(
                 f"treatments={name} names no column of {source}; it has {', '.join(table.columns)}."
             )
-        if table[name].nunique() < 2:
-            value = "nothing" if table[name].isna().all() else word(table[name].dropna().iloc[0])
+    mixes = table["mix"].astype(str)
+    own = table[list(treatments)].map(lambda cell: None if _is_empty(cell) else _level(cell))
+    own = _with_empty_levels(mixes, own)
+    for name in treatments:
+        if own[name].nunique() < 2:
+            value = next(iter(own[name].dropna()), "empty")
             raise SettingError(
                 f"treatments={name}: no row of {source} varies it ({name} is {value} in all); name "
                 "a column with two values or more, or leave it out."
             )
-    own = table[list(treatments)].map(lambda cell: None if pd.isna(cell) else _level(cell))
-    _, names = _arms(table["mix"].astype(str), own)
+    _, names = _arms(mixes, own, source)
     return table.assign(**{OF_MIX: table["mix"], "mix": names}, **own)
 
 
@@ -228,7 +242,25 @@ def of_points(points: pd.DataFrame, treatments: Sequence[str]) -> Arms:
     """The arms of points that `by_columns` has named."""
     if OF_MIX not in points:
         return Arms()
-    return _arms(points[OF_MIX], points[list(treatments)])[0]
+    return _arms(points[OF_MIX], points[list(treatments)], "the points")[0]
+
+
+def _is_empty(cell: Any) -> bool:
+    return (
+        cell is None
+        or cell is pd.NA
+        or cell is pd.NaT
+        or (isinstance(cell, float) and math.isnan(cell))
+    )
+
+
+def _with_empty_levels(mixes: pd.Series, own: pd.DataFrame) -> pd.DataFrame:
+    """Levels in which an empty one is a level too, of a mix that has others; else it has none."""
+    made = own.copy()
+    for name in own:
+        reads = own[name].notna().groupby(mixes).transform("any")
+        made[name] = own[name].where(own[name].notna() | ~reads, NONE)
+    return made
 
 
 def in_order(points: pd.DataFrame, arms: Arms) -> pd.DataFrame:
@@ -241,8 +273,11 @@ def in_order(points: pd.DataFrame, arms: Arms) -> pd.DataFrame:
     return ordered
 
 
-def _arms(mixes: pd.Series, own: pd.DataFrame) -> tuple[Arms, pd.Series]:
-    """The arms of rows with a mix and levels (words, or None), and the name of each row's arm."""
+def _arms(mixes: pd.Series, own: pd.DataFrame, source: str) -> tuple[Arms, pd.Series]:
+    """The arms of rows with a mix and levels (words, or None), and the name of each row's arm.
+
+    Raises SettingError where two arms would have one name.
+    """
     treatments = _treatments(own)
     by_name: dict[str, Arm] = {}
     names = {}
@@ -253,7 +288,12 @@ def _arms(mixes: pd.Series, own: pd.DataFrame) -> tuple[Arms, pd.Series]:
             if isinstance(value := own.at[index, one.settings[0]], str)
         }
         name = str(mix) + (f"{MARK}{_at(levels)}" if levels else "")
-        by_name[name] = Arm(name, str(mix), levels)
+        arm = Arm(name, str(mix), levels)
+        if by_name.setdefault(name, arm) != arm:
+            raise SettingError(
+                f"{source} has two arms that would be called {name}, of mix={arm.mix} and of "
+                f"mix={by_name[name].mix}; call one of the mixes, or a level, something else."
+            )
         names[index] = name
 
     def place(arm: Arm) -> tuple[Any, ...]:
@@ -311,9 +351,10 @@ def at_levels(sweep: Sweep, where: Mapping[str, Sequence[str]]) -> Sweep:
     """
     runs = sweep.runs
     for key, wanted in where.items():
-        values = {word(dict(flattened(run.spec)).get(key)): None for run in runs}
         told = ",".join(f"{key}={value}" for value in wanted)
-        if values.keys() == {word(None)}:
+        found = [dict(flattened(run.spec)) for run in runs]
+        values = {word(settings[key]) for settings in found if key in settings}
+        if not values:
             raise SettingError(f"where={told} names no setting of sweep={sweep.name}.")
         lost = [value for value in wanted if not any(_is_at(run, key, value) for run in runs)]
         runs = tuple(run for run in runs if any(_is_at(run, key, value) for value in wanted))
@@ -343,10 +384,10 @@ def _is_at(run: Run, key: str, wanted: str) -> bool:
     return word(settings.get(key)) == word(wanted)
 
 
-def _level(value: Any) -> str | None:
-    """A value as a word in an arm's name; None where there is none."""
+def _level(value: Any) -> str:
+    """A value as a word in an arm's name."""
     if value is None:
-        return None
+        return "null"
     return word(value) if not isinstance(value, list | tuple) else shortened(list(value))
 
 

@@ -36,8 +36,8 @@ def doubts(points: pd.DataFrame) -> Iterator[str]:
     for name in points.attrs.get("unnamed_treatments", ()):
         yield (
             f"Rows of one mix, N and D differ in the column {name}, and count as repetitions of "
-            f"one training: where {name} was varied on purpose, treatments={name} compares the "
-            "mixes at each of its values."
+            f"one training: where {name} numbers repetitions, columns=seed={name} says so; where "
+            f"it was varied on purpose, treatments={name} compares the mixes at each of its values."
         )
     for what in points.attrs.get("dropped", ()):
         yield f"Left out: {what}."

@@ -107,8 +107,8 @@ def find(
         if len(mixes) > 1:
             arms = f", nor its arms: {', '.join(names)}" if mixes != names else ""
             raise SettingError(
-                f"baseline={baseline} is not among the mixes of sweep={sweep.name}: "
-                f"{', '.join(mixes)}{arms}."
+                f"baseline={baseline} is not among the mixes of {sweep.name}: "
+                f"{', '.join(mixes)}{arms}; give one of them, baseline={mixes[0]}."
             )
         baseline = mixes[0]
     result = study(sweep.points, baseline, resamples, seed, sweep.arms, level)

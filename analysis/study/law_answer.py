@@ -190,6 +190,7 @@ def _isoflop(
     made = _made(resamples, seed, level)
     notes = [
         *_exponent_notes(fits, errors, mixes, draws, resamples, lacking),
+        *_outside_notes(rows),
         *_interval_notes(points, made),
         *doubts(points),
     ]
@@ -225,6 +226,20 @@ def _envelope(
     return LawAnswer(
         document, rows, notes, envelopes=fits, draws=draws, level=level, points=points, made=made
     )
+
+
+def _outside_notes(rows: list[dict[str, Any]]) -> list[str]:
+    """Budgets at which N* of the power law lies outside its own interval, by mix."""
+    outside: dict[str, list[str]] = {}
+    for row in rows:
+        if row["N_star"] < row["N_star_low"] or row["N_star"] > row["N_star_high"]:
+            outside.setdefault(str(row["mix"]), []).append(f"{row['C']:.3g}")
+    return [
+        f"{mix}: at C = {', '.join(budgets)} N* lies outside its interval, which is of refits that "
+        "leave runs out: the minima depend on which sizes are there, and the interval is not to be "
+        "read."
+        for mix, budgets in outside.items()
+    ]
 
 
 def _exponent_notes(

@@ -240,7 +240,10 @@ def points_of(
         table = table.assign(N=1.0, D=pd.to_numeric(table["C"], errors="coerce") / FLOPS)
     missing = [name for name in REQUIRED if name not in table]
     if missing:
-        mend = f"; name it by load(…, {missing[0]}=COLUMN)" if source == FRAME else ""
+        mend = (
+            f"columns={missing[0]}=COLUMN" if source != FRAME else f"load(…, {missing[0]}=COLUMN)"
+        )
+        mend = f"; name it by {mend}"
         raise SettingError(
             f"{source} has no column {', '.join(missing)}; "
             f"it has {', '.join(table.columns)} and needs {', '.join(REQUIRED)}{mend}."
@@ -260,6 +263,7 @@ def points_of(
             if not pd.api.types.is_numeric_dtype(table[name]):
                 table[name] = table[name].map(_stripped, na_action="ignore")
             _refuse_rows(source, table, name, table[name].isna(), table[name])
+    treatments = tuple(dict.fromkeys(treatments))
     if treatments:
         table = arms.by_columns(table, treatments, source)
     unnamed = _unnamed_treatments(table)

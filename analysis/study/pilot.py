@@ -24,6 +24,7 @@ from analysis.stats.noise import lack_of_fit
 from analysis.stats.savings import matched_factor, places, token_savings
 from analysis.stats.seeds import seed_noise_draws
 from analysis.stats.uncertainty import bootstrap
+from analysis.study.checks import doubts
 
 DRAWS = 200
 ENDS = (0.025, 0.5, 0.975)
@@ -84,9 +85,14 @@ def learn(
     Raises SettingError where the points tell nothing that a plan needs, or noise that no plan can
     use.
     """
+    there = list(dict.fromkeys(points["mix"]))
+    if baseline not in there and mix not in there:
+        raise SettingError(
+            f"{name} has neither baseline={baseline} nor mix={mix}; it has {', '.join(there)}."
+        )
     learned: dict[str, Assumption] = {}
     draws: dict[str, Array] = {}
-    notes: list[str] = []
+    notes: list[str] = list(doubts(points))
     wanted = [quantity for quantity in QUANTITIES[1:] if quantity not in given]
     if wanted:
         _learn_noise(points, wanted, learned, draws, notes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +10,8 @@ import pandas as pd
 
 from ablations.records import SettingError
 
+# What `float` takes besides (1_0, nan, inf) are words.
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
 MOST_SHOWN = 12
 """Values of a column that a sentence lists."""
 
@@ -82,12 +85,11 @@ def some(words: Any) -> str:
 
 
 def word(value: Any) -> str:
-    """One spelling for a value, however it was written: 1.0 as 1, True as true."""
-    text = str(value)
+    """One spelling for a value, however it was written: 1.0 as 1, True as true, None as null."""
+    text = "null" if value is None else str(value)
     if text.lower() in ("true", "false"):
         return text.lower()
-    try:
-        number = float(text)
-    except ValueError:
+    if not NUMBER.fullmatch(text):
         return text
+    number = float(text)
     return str(int(number)) if number.is_integer() and abs(number) < 1e15 else repr(number)

@@ -73,7 +73,7 @@ def from_frame(
 
 
 def _by_arms(name: str, path: Path, points: pd.DataFrame, treatments: Sequence[str]) -> Sweep:
-    found = arms.of_points(points, treatments)
+    found = arms.of_points(points, tuple(dict.fromkeys(treatments)))
     if found.treatments:
         points = arms.in_order(points, found)
     return Sweep(name, path, points, (), arms=found)

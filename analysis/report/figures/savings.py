@@ -64,7 +64,8 @@ def savings_against_size(
     Where the law fails its test nothing is extrapolated, and chances are those of the seeds.
     `published` (columns mix, N, value, low, high) is drawn hollow.
     """
-    style = looks(fit.mixes)
+    # Marks without a fit are there for mixes that have no law yet, too.
+    style = looks(dict.fromkeys([*fit.mixes, *free["mix"]]))
     low_n, high_n = (
         (max if end == 0 else min)(one.N_range[end] for one in fit.mixes.values()) for end in (0, 1)
     )
