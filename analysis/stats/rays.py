@@ -83,12 +83,8 @@ def fit_rays(
     for mix, own in points.groupby("mix", sort=False):
         per_parameter = (own["D"] / own["N"]).to_numpy(float)
         if ratio is None and known:
-            _check_one(
-                per_parameter,
-                str(mix),
-                "C",
-                "give one of them, ratio=" + f"{levels(per_parameter)[0]:.3g}",
-            )
+            remedy = f"give one of them, ratio={levels(per_parameter)[0]:.3g}"
+            _check_one(per_parameter, str(mix), "C", remedy)
         elif ratio is not None:
             own = own[np.abs(np.log(per_parameter / ratio)) < np.log(SAME)]
         shown = float(np.exp(np.log(per_parameter).mean())) if ratio is None else ratio

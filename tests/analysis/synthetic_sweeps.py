@@ -82,7 +82,8 @@ class SweepWriter:
         for multiple in multiples[:finished]:
             step = round(20 * multiple * SIZES[size] / batch)
             D = step * batch
-            loss = float(TRUTH[mix].loss(N, D)) * (protocol or {}).get("lr_multiplier", 1.0) ** 0.1
+            rate = (protocol or {}).get("lr_multiplier") or 1.0
+            loss = float(TRUTH[mix].loss(N, D)) * rate**0.1
             loss *= np.exp(luck + rng.normal(0, self.point_sd))
             logged = {"step": step, "tokens": D, "lr": lr, "seconds": D / 5e4, "grad_norm": 0.4}
             run.append("metrics.jsonl", logged)

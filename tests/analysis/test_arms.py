@@ -86,6 +86,8 @@ def test_savings_without_noise_are_those_of_each_level_and_their_ratio_the_inter
     assert by_rate.mean()["0.25"] == pytest.approx(1.2, rel=1e-3)
     assert by_rate.mean()["1"] == pytest.approx(1.5, rel=1e-3)
     assert set(found.table["baseline"]) == {"transformer@lr=0.25", "transformer@lr=1"}
+    assert "lr 1 in place of 0.25 multiplies the saving of gdn3_attn1 by 1.25" in repr(found)
+    assert len(found.interactions) == 4
     for row in found.document["interactions"]:
         assert (row["level"], row["reference_level"]) == ("1", "0.25")
         assert row["value"] == pytest.approx(1.25, rel=1e-3)
@@ -125,6 +127,7 @@ def test_a_baseline_may_be_one_arm() -> None:
     truth = matched_factor(law("transformer", 1.0), law("gdn3_attn1", 0.25), last["N"], last["D"])
     assert last["value"] == pytest.approx(float(truth), rel=1e-3)
     assert found.document["interactions"] == []
+    assert found.interactions.empty
 
 
 def test_levels_of_one_mix_are_compared_with_the_first() -> None:
@@ -177,6 +180,66 @@ def _arms_of(runs: tuple[SimpleNamespace, ...], points: pd.DataFrame) -> Arms:
     made = make_dataclass("Run", ["name", "mix", "size", "spec"], frozen=True)
     own = tuple(made(run.name, run.mix, run.size, run.spec) for run in runs)
     return with_arms(Sweep("s", Path(), points, own)).arms  # type: ignore[arg-type]
+
+
+def test_an_empty_level_of_a_mix_that_has_others_is_a_level_with_a_twin() -> None:
+    points = simulated(0, noise=0.0, seeds=1)
+    points["lr"] = points["lr"].where(points["lr"] == 1)  # the other rate is not recorded
+    ladder = analysis.load(points, treatments="lr")
+    assert ladder.arms == [f"{mix}@lr={level}" for mix in ("gdn3_attn1", "transformer")
+                           for level in ("1", "none")]  # fmt: skip
+    table = ladder.savings(resamples=20).table
+    assert (table["baseline"].str.partition("@")[2] == table["mix"].str.partition("@")[2]).all()
+    own = table[table["mix"] == "gdn3_attn1@lr=none"]
+    assert own["value"].to_numpy() == pytest.approx([1.2] * 4, rel=1e-3)
+
+
+def test_null_in_a_spec_is_a_level_and_not_the_mix_itself(tmp_path: Path) -> None:
+    writer = SweepWriter(tmp_path / "rates")
+    for mix in ("transformer", "gdn3_attn1"):
+        for rate in (None, 1.0):
+            writer.run(mix, "50k", 0, protocol={"lr_multiplier": rate})  # type: ignore[dict-item]
+    arms = from_sweeps([writer.path]).arms
+    versus = arms.versus(arms.by_name, "transformer")
+    at = "{}@lr_multiplier={}".format
+    assert versus == {at("gdn3_attn1", x): at("transformer", x) for x in ("1", "null")}
+
+
+def test_two_arms_of_one_name_are_refused() -> None:
+    points = simulated(0, seeds=1)
+    other = points[points["lr"] == 1].assign(mix="gdn3_attn1@lr=1", lr=None)
+    with pytest.raises(analysis.SettingError, match="would be called gdn3_attn1@lr=1"):
+        analysis.load(pd.concat([points, other], ignore_index=True), treatments="lr")
+
+
+def test_levels_that_python_alone_takes_for_one_number_stay_two() -> None:
+    points = simulated(0, seeds=1)
+    points["lr"] = points["lr"].map({0.25: "1_0", 1.0: "10"})
+    assert len(analysis.load(points, treatments="lr").arms) == 4
+
+
+@pytest.mark.parametrize("treatments", [3, None, [1]])
+def test_treatments_that_are_no_names_are_refused(treatments: object) -> None:
+    with pytest.raises(analysis.SettingError, match="names no columns"):
+        analysis.load(simulated(0, seeds=1), treatments=treatments)  # type: ignore[arg-type]
+
+
+def test_levels_may_be_lists_and_a_treatment_may_be_named_twice() -> None:
+    points = simulated(0, seeds=1)
+    points["lr"] = points["lr"].map(lambda rate: [rate, 2])
+    ladder = analysis.load(points, treatments=["lr", "lr"])
+    assert ladder.arms[0] == "gdn3_attn1@lr=0.25/2"
+
+
+def test_an_arm_without_a_law_is_drawn_by_its_marks(tmp_path: Path) -> None:
+    points = simulated(0)
+    more = points[(points["lr"] == 1) & (points["N"] == 5e4)].assign(lr=2.0)
+    path = tmp_path / "points.csv"
+    pd.concat([points, more], ignore_index=True).to_csv(path, index=False)
+    told = ["figures", str(path), "treatments=lr", "only=savings", "resamples=20"]
+    assert main([*told, f"out={tmp_path / 'out'}"]) == 0
+    shown = pd.read_csv(tmp_path / "out/figures/savings.csv")
+    assert "gdn3_attn1@lr=2" in set(shown.loc[shown["kind"] == "measured", "mix"])
 
 
 def test_settings_that_always_move_together_are_one_treatment() -> None:
