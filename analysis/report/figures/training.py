@@ -52,7 +52,8 @@ def training_stability(
             axes.set_ylim(-0.05 * max(axes.get_ylim()[1], 0.2), max(axes.get_ylim()[1], 0.2))
             log_axis(axes, "N, parameters")
         panel_title(panels[0], f"≥ {SIGMAS:g} sd from the {WINDOW} rows before")
-        figure.legend(handles=mix_handles(style), loc="outside upper left", ncols=4)
+        handles = mix_handles(style)
+        legend(figure, handles)
         caption(figure, note)
     return figure, shares
 
@@ -76,6 +77,6 @@ def throughput_against_context(
         log_axis(axes, f"context (tokens); {measured_on}")
         axes.set_xticks(sorted(set(speeds["context"])))
         log_axis(axes, "training tokens per second", vertical=True)
-        legend(axes, mix_handles(style, fitted=True))
+        legend(figure, mix_handles(style, fitted=True), beside=True)
         caption(figure, note)
     return figure, speeds
