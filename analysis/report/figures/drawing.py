@@ -388,6 +388,6 @@ PICTURES = (
             _no_metrics),
     Picture("throughput", "Speed against context",
             lambda f, told, w: figures.throughput_against_context(
-                f.speeds, f.measured_on, told, w),
+                f.speeds, f.sizes, f.measured_on, told, w),
             _no_contexts),
 )  # fmt: skip

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.lines import Line2D
-from matplotlib.markers import CARETLEFTBASE, CARETRIGHTBASE
+from matplotlib.markers import CARETLEFTBASE, CARETRIGHTBASE, MarkerStyle
 
 from ablations.records import visible
 from analysis.report.figures.axes import (
@@ -79,7 +79,7 @@ def fit_with_residuals(fit: Fit, note: str = "", width: float = DOUBLE_COLUMN_IN
         legend(figure, mix_handles(style))
         top.text(
             0.98, 0.03, fitted_range(fit), ha="right", va="bottom", transform=top.transAxes,
-            fontsize=6.5, color="#666666",
+            fontsize=7, color="#666666", linespacing=1.05,
         )  # fmt: skip
         caption(figure, note)
     return figure, table
@@ -195,8 +195,10 @@ def coefficients(
         handles = [Line2D([], [], color=GREY, marker="o", ms=4.5, lw=1.4,
                           label=f"fitted, {percent(draws.level, 'g')} interval")]  # fmt: skip
         if bounded:
-            handles.append(Line2D([], [], mec=GREY, mfc="white", marker=ARROWS[1], ms=8, mew=0.8,
-                                  ls="", label="end set by the search"))  # fmt: skip
+            arrow = MarkerStyle(ARROWS[1])
+            words = "set by the search"
+            handles.append(Line2D([], [], mec=GREY, mfc="white", mew=0.8, marker=arrow, ms=8, ls="",
+                                  label=words))  # fmt: skip
         if published is not None:
             handles.append(published_handle("published"))
         legend(figure, handles)

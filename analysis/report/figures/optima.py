@@ -208,8 +208,8 @@ def _power_laws(
         )  # fmt: skip
         columns = {"mix": mix, "C": C, "N": N, "low": low, "high": high, "kind": "power law"}
         shown.append(pd.DataFrame(columns))
-    panel_title(axes, f"$N^* \\propto C^a$ [{100 * level:g} %]")
-    axes._left_title.set_parse_math(True)
+    words = f"$N^* \\propto C^a$ [{100 * level:g} %]"
+    axes.set_title(words, loc="left", color="#333333", parse_math=True)
     drawn = pd.concat(shown)[["low", "high", "N"]].to_numpy()
     bottom, top = np.log(np.nanmin(drawn)), np.log(np.nanmax(drawn))
     beside = (len(fits) + 1) % _columns(len(fits), width) > 0
@@ -224,6 +224,8 @@ def _power_laws(
         bbox_to_anchor=(1.08, 1) if beside else None,
     )  # fmt: skip
     exponents.set_in_layout(not beside)
+    for text in exponents.get_texts():
+        text.set_linespacing(1.05)
     return shown
 
 

@@ -172,7 +172,7 @@ def caption(figure: Figure, text: str) -> None:
     if engine is not None:
         engine.set(rect=(0, share, 1, 1 - share))  # type: ignore[call-arg]
     figure.text(
-        0.03 / width, share - 2 / 72 / (height + added), "\n".join(lines), va="top",
+        0.03 / width, share - 2 / 72 / (height + added), "\n".join(lines), gid="note", va="top",
         ha="left", fontsize=NOTE_POINTS, color="#555555", linespacing=NOTE_SPACING,
         in_layout=False,
     )  # fmt: skip
