@@ -11,10 +11,10 @@ from models.command import setting
 class Settings(Studied):
     """Draw the figures alone: PDF, PNG, SVG, their data and where they come from."""
 
-    EXAMPLES = ("sweep=demo only=savings,loss width=single note=false",)
+    EXAMPLES = ("sweep=demo only=savings,loss width=single",)
     only: tuple[str, ...] = setting((), "names of figures, all unless given", shape="NAME[,NAME]")
     width: str = setting("double", "columns of a paper", choices=("double", "single"))
-    note: bool = setting(True, "whether each figure says what it rests on")
+    note: bool = setting(False, "whether each figure says under it what it rests on")
 
 
 def run(asked: Settings) -> str:

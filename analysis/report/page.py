@@ -13,7 +13,6 @@ from analysis.foreign import unmarked
 from analysis.report import tables
 from analysis.report.document import Block, written
 from analysis.report.figures.drawing import Shown
-from analysis.report.figures.style import NOTE, NOTE_POINTS
 
 SVG = "http://www.w3.org/2000/svg"
 XLINK = "http://www.w3.org/1999/xlink"
@@ -42,19 +41,13 @@ def _spans(text: str) -> Iterator[tuple[str, str]]:
 
 
 def _svg(shown: Shown) -> Markup:
-    """A saved figure for a page: without its note and white ground, ids unique to it."""
+    """A saved figure for a page: without its white ground, ids unique to it."""
     ET.register_namespace("", SVG)
     ET.register_namespace("xlink", XLINK)
     root = ET.parse(shown.stem.with_suffix(".svg")).getroot()
     for parent in list(root.iter()):
         for child in list(parent):
-            if child.get("id") == NOTE:
-                _crop(root, child)
-                # Letters that the note's text defines may be used elsewhere.
-                kept = ET.Element(f"{{{SVG}}}g")
-                kept.extend(child.iter(f"{{{SVG}}}defs"))
-                parent[list(parent).index(child)] = kept
-            elif child.tag == f"{{{SVG}}}metadata" or child.get("id") == "patch_1":
+            if child.tag == f"{{{SVG}}}metadata" or child.get("id") == "patch_1":
                 parent.remove(child)
     for key in ("width", "height"):
         del root.attrib[key]
@@ -67,11 +60,3 @@ def _svg(shown: Shown) -> Markup:
     text = ET.tostring(root, encoding="unicode")
     name = shown.name
     return Markup(re.sub(r"url\(#(?!" + re.escape(name) + "-)", f"url(#{name}-", text))
-
-
-def _crop(root: ET.Element, note: ET.Element) -> None:
-    """Cut a figure off where its note begins: at the top of the first line."""
-    first = re.search(r"translate\([-\d.]+ ([\d.]+)\)", ET.tostring(note, encoding="unicode"))
-    if first is not None:
-        left, top, width, _ = root.get("viewBox", "").split()
-        root.set("viewBox", f"{left} {top} {width} {float(first[1]) - NOTE_POINTS:g}")

@@ -279,7 +279,7 @@ def _losses(found: Findings, gallery: Gallery) -> Iterator[Block]:
     if domains(found.points):
         yield Text("Bits per byte by domain, means of seeds:")
         yield Table(results.domains_table(found), _files("domains"))
-    yield from _figures(gallery, "bpb", "loss", "loss_flops")
+    yield from _figures(gallery, "bpb", "loss", "loss_flops", "rate")
     yield Heading("Ladder")
     yield Table(results.ladder_table(found), _files("ladder"))
     yield Heading("Points")

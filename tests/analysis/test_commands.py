@@ -147,11 +147,11 @@ def sweep_arguments(sweep: SweepWriter, tmp_path: Path, command: str) -> list[st
     return [name, *given, f"runs={sweep.path.parent}", f"out={tmp_path}/out", "resamples=40"]
 
 
-def test_figures_alone_are_drawn_at_a_column_s_width_and_without_a_note(
+def test_figures_alone_are_drawn_at_a_column_s_width_and_with_a_note_if_asked(
     sweep: SweepWriter, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_ladder(sweep)
-    command = "figures sweep=trial only=loss,throughput width=single note=false"
+    command = "figures sweep=trial only=loss,throughput width=single"
     assert main(sweep_arguments(sweep, tmp_path, command)) == 0
     printed = capsys.readouterr().out.splitlines()
     folder = tmp_path / "out" / "figures"
@@ -163,6 +163,8 @@ def test_figures_alone_are_drawn_at_a_column_s_width_and_without_a_note(
     assert 'id="note"' not in (folder / "loss.svg").read_text()
     # Without the note in the figure, confounds and command stay beside it.
     assert "Confounds:" in json.loads((folder / "loss.json").read_text())["caption"]
+    assert main(sweep_arguments(sweep, tmp_path, f"{command} note=true")) == 0
+    assert 'id="note"' in (folder / "loss.svg").read_text()
 
 
 def test_tables_are_printed_or_written_in_each_form(

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
 from matplotlib.markers import CARETLEFTBASE, CARETRIGHTBASE
 from scipy.optimize import brentq, minimize_scalar
 from synthetic_sweeps import SweepWriter, write_ladder
@@ -16,8 +19,12 @@ from synthetic_sweeps import SweepWriter, write_ladder
 import analysis
 from ablations.records import project_root
 from analysis.report import figures, results
+from analysis.report.figures.axes import by_size, hollow, power_of_ten
 from analysis.report.figures.drawing import PICTURES, draw
+from analysis.report.figures.rates import best_rate
+from analysis.report.figures.savings import _budgets
 from analysis.report.figures.style import (
+    DOUBLE_COLUMN_INCHES,
     LOOKS,
     SINGLE_COLUMN_INCHES,
     SPARE,
@@ -26,9 +33,11 @@ from analysis.report.figures.style import (
     looks,
     save,
 )
+from analysis.stats.savings import places, token_range
 from analysis.study import published
 from analysis.study.findings import Findings, find
 from analysis.study.load import load_sweep
+from analysis.study.source import from_csv
 from analysis.study.training import speed_by_context, spikes, stability
 from models.format import scientific
 
@@ -40,6 +49,16 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Findings:
     write_ladder(writer, ("transformer", "gdn3_attn1", "gdn"), ("50k", "100k", "200k", "400k"))
     writer.run("transformer", "400k", 2, finished=2)
     return find(load_sweep(writer.path), "transformer", 40, 0, "python -m analysis figures")
+
+
+def by_rows(figure: Figure) -> list[str]:
+    """What a figure's legend says, as it is read: row by row."""
+    figure.draw_without_rendering()
+    entries = []
+    for text in figure.legends[0].get_texts():
+        box = text.get_window_extent()
+        entries.append((-round((box.y0 + box.y1) / 20), box.x0, text.get_text()))
+    return [words for *_, words in sorted(entries) if words]
 
 
 def test_every_mix_has_a_look_of_its_own_also_in_grey() -> None:
@@ -99,7 +118,7 @@ def test_curves_of_loss_join_means_and_points_of_open_runs_are_crossed(found: Fi
     )
     crossed = [line for line in figure.axes[0].lines if line.get_marker() == "x"]
     assert sum(len(line.get_xdata()) for line in crossed) == 2
-    told = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    told = by_rows(figure)
     assert told[-1] == "run not finished"
 
 
@@ -148,9 +167,7 @@ def test_contours_are_places_of_equal_loss(found: Findings) -> None:
     fit = found.study.fit
     assert fit is not None
     figure, table = figures.iso_loss(fit, "transformer")
-    assert {axes.get_legend().get_texts()[1].get_text() for axes in figure.axes} == {
-        "gdn3_attn1", "gdn",
-    }  # fmt: skip
+    assert {axes.get_title(loc="left") for axes in figure.axes} == {"gdn3_attn1", "gdn"}
     for row in table.dropna().iloc[::97].itertuples():
         assert float(fit.mixes[row.mix].law.loss(row.N, row.D)) == pytest.approx(row.loss)
     shared = table.groupby(["against", "mix"])["loss"].unique().map(tuple)
@@ -171,8 +188,8 @@ def test_coefficients_stand_inside_their_intervals_beside_published_ones(found: 
     ours = table[table["kind"] == "fitted"]
     assert len(ours) == 15
     assert set(table[table["kind"] == "published"]["mix"]) == {"transformer", "gdn3_attn1", "gdn"}
-    hollow = [line for line in figure.axes[0].lines if line.get_markerfacecolor() == "white"]
-    assert len(hollow) == 3
+    white = [line for line in figure.axes[0].lines if line.get_markerfacecolor() == "white"]
+    assert len(white) == 3
 
 
 def test_an_end_that_the_search_has_set_is_marked(found: Findings) -> None:
@@ -229,7 +246,7 @@ def test_speed_is_drawn_where_contexts_differ(found: Findings) -> None:
     speeds = speed_by_context(replace(found.sweep, runs=runs))
     assert sorted(set(speeds["context"])) == [256, 512, 1024]
     assert speeds["tokens_per_second"].to_numpy() == pytest.approx(5e4)
-    _, table = figures.throughput_against_context(speeds, "here")
+    _, table = figures.throughput_against_context(speeds, found.sizes, "here")
     assert len(table) == len(found.sweep.runs)
 
 
@@ -327,10 +344,11 @@ def test_isoflop_curves_are_marked_at_their_least_loss(porian: analysis.Ladder) 
         law = table[(table["kind"] == "power law") & (table["mix"] == mix)]
         assert law["N"].to_numpy() == pytest.approx(one["G_N"] * law["C"] ** one["a"])
         assert (law["low"] < law["high"]).all()
-    told = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert told[:4] == ["1.25×10¹⁶", "2.5×10¹⁶", "5×10¹⁶", "10¹⁷"]
+    assert by_rows(figure)[:4] == [
+        "1.25×$10^{16}$", "2.5×$10^{16}$", "5×$10^{16}$", "$10^{17}$",
+    ]  # fmt: skip
     exponents = [text.get_text() for text in figure.axes[-1].get_legend().get_texts()]
-    assert re.search(r"tuned_shortwarm_constLR\na = 0\.\d+ \[0\.\d+, 0\.\d+\]", exponents[1])
+    assert re.search(r"tuned_shortwarm_constLR, a = 0\.\d+ \[0\.\d+, 0\.\d+\]", exponents[1])
 
 
 def test_every_law_has_a_figure(porian: analysis.Ladder, tmp_path: Path) -> None:
@@ -376,3 +394,155 @@ def test_a_ladder_without_equal_budgets_has_no_isoflop_figure(
 )
 def test_flops_are_powers_of_ten(flops: float, digits: int, words: str) -> None:
     assert scientific(flops, digits) == words
+
+
+def test_a_power_of_ten_is_set_as_mathematics_where_it_is_a_label(found: Findings) -> None:
+    assert power_of_ten(1e20) == "$10^{20}$"
+    assert power_of_ten(1.25e-3, 3) == "1.25×$10^{−3}$"
+    figure, _ = figures.loss_against_flops(found.points)
+    figure.draw_without_rendering()
+    labels = [one for one in figure.axes[0].get_xticklabels() if one.get_text()]
+    assert labels
+    assert all("$10^{" in one.get_text() and one.get_parse_math() for one in labels)
+
+
+def grey(colour: str) -> float:
+    return float(np.dot(to_rgb(colour), (0.299, 0.587, 0.114)))
+
+
+@pytest.mark.parametrize("mixes", [("gdn",), ("transformer", "gdn3_attn1", "gdn")])
+def test_sizes_darken_in_order_and_the_legend_names_them_so(
+    found: Findings, mixes: tuple[str, ...]
+) -> None:
+    points = found.points[found.points["mix"].isin(mixes)]
+    shuffled = points.sample(frac=1, random_state=1)
+    colours, _ = by_size(shuffled, looks(mixes))
+    for mix in mixes:
+        shown = [grey(colours[mix, size]) for size in ("50k", "100k", "200k", "400k")]
+        # A step of 0.05 is seen between neighbours on paper.
+        assert (np.diff(shown) < -0.05).all()
+        assert shown[0] < 0.8
+    for width in (SINGLE_COLUMN_INCHES, DOUBLE_COLUMN_INCHES):
+        figure, _ = figures.loss_against_tokens(shuffled, width=width)
+        told = [words for words in by_rows(figure) if words.startswith("size ")]
+        assert told == ["size 50k", "size 100k", "size 200k", "size 400k"]
+        drawn = {line.get_color() for line in figure.axes[0].lines if line.get_linewidth() == 1.2}
+        assert drawn == set(colours.values())
+
+
+@pytest.mark.parametrize("width", [SINGLE_COLUMN_INCHES, DOUBLE_COLUMN_INCHES])
+@pytest.mark.parametrize(
+    "name", ["savings", "savings_loss", "loss", "bpb", "fits", "heldout", "iso_loss", "frontier"]
+)
+def test_a_legend_covers_no_axes_and_stays_on_the_paper(
+    found: Findings, name: str, width: float
+) -> None:
+    (picture,) = (one for one in PICTURES if one.name == name)
+    figure, _ = picture.draw(found, "", width)
+    check_legend(figure)
+
+
+def check_legend(figure: Figure) -> None:
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    box, paper = legend.get_window_extent(), figure.bbox
+    assert paper.x0 <= box.x0 < box.x1 <= paper.x1 + 1
+    assert paper.y0 <= box.y0 < box.y1 <= paper.y1 + 1
+    for axes in figure.axes:
+        assert axes.get_legend() is None
+        assert not box.overlaps(axes.get_window_extent())
+        assert not axes.get_tightbbox().y1 > box.y0 or not box.overlaps(axes.get_tightbbox())
+
+
+def test_five_arms_with_long_names_fit_a_column_and_leave_the_panel_its_height(
+    found: Findings,
+) -> None:
+    own = found.points[found.points["mix"] == "gdn"]
+    heights = []
+    for names in (["gdn"], [f"gdn3_attn1_poseig_nogate@lr_multiplier={2**i}" for i in range(5)]):
+        points = pd.concat([own.assign(mix=name) for name in names])
+        figure, _ = figures.loss_against_tokens(points, width=SINGLE_COLUMN_INCHES)
+        check_legend(figure)
+        heights.append(figure.axes[0].get_window_extent().height)
+        assert set(names) <= set(by_rows(figure)) or names == ["gdn"]
+    assert heights[1] > 0.85 * heights[0]
+
+
+def test_marks_shrink_and_fade_as_their_number_grows() -> None:
+    look = LOOKS["gdn"]
+    few, many, most = (hollow(look, of=count) for count in (10, 600, 6000))
+    assert few == hollow(look)
+    for name in ("ms", "mew", "alpha"):
+        assert few[name] > many[name] > most[name] > 0
+    # Ten times the marks cover less than five times the paper.
+    assert 6000 * most["ms"] ** 2 < 5 * 600 * many["ms"] ** 2
+
+
+def test_savings_are_drawn_at_the_measured_budgets_and_smoothly_between_them() -> None:
+    sizes, ratios = np.array([1e8, 2e8, 4e8, 8e8]), np.array([20.0, 60.0, 50.0, 50.0])
+    points = pd.DataFrame(
+        {"mix": "transformer", "size": ["a", "b", "c", "d"], "N": sizes, "D": ratios * sizes}
+    )
+    measured = [D for _, _, D in places(points, "transformer")]
+    assert _budgets(points, "transformer", sizes) == pytest.approx(measured, rel=1e-12)
+    assert _budgets(points, "transformer", sizes) == pytest.approx(
+        token_range(points, "transformer", sizes)[1], rel=1e-12
+    )
+    N = np.geomspace(5e7, 2e9, 5001)
+    per = _budgets(points, "transformer", N) / N
+    assert 20 * (1 - 1e-9) <= per.min() <= per.max() <= 60 * (1 + 1e-9)
+    assert per[N > 8e8] == pytest.approx(50)
+
+    def slopes(at: float, budget: Callable[[np.ndarray], np.ndarray]) -> tuple[float, float]:
+        x = np.log(at) + np.array([-1e-5, 0, 1e-5])
+        left, right = np.diff(np.log(budget(np.exp(x)))) / 1e-5
+        return float(left), float(right)
+
+    for at in sizes:
+        left, right = slopes(at, lambda n: _budgets(points, "transformer", n))
+        assert left == pytest.approx(right, abs=1e-3)
+    left, right = slopes(2e8, lambda n: token_range(points, "transformer", n)[1])
+    assert abs(left - right) > 1
+
+
+def test_the_best_rate_is_that_of_the_parabola_through_the_lowest_three() -> None:
+    rates = np.array([2, 0.25, 1, 0.5, 8])
+    losses = 3 + 0.2 * np.log(rates / 0.7) ** 2
+    losses[-1] = 50
+    assert best_rate(rates, losses) == pytest.approx((0.7, 3.0))
+    assert best_rate(rates[:3], np.array([1.0, 2.0, 3.0])) is None
+    assert best_rate(np.array([1.0, 2.0]), np.array([1.0, 2.0])) is None
+
+
+def test_loss_against_the_rate_is_at_the_last_common_budget(
+    found: Findings, tmp_path: Path
+) -> None:
+    (picture,) = (one for one in PICTURES if one.name == "rate")
+    assert picture.lacks(found).startswith("no learning rate is varied")
+    rows = [
+        {"mix": mix, "lr": lr, "N": N, "D": D, "run": f"{mix}{lr}{N}{seed}", "seed": seed,
+         "loss": 2 + best + (np.log(lr / best)) ** 2 + 1e9 / D + 0.01 * seed}
+        for mix, best in (("a", 0.02), ("b", 0.022))
+        for lr in (0.01, 0.02, 0.04)
+        for N in (1e8, 2e8)
+        for D in (1e9, 2e9, 4e9)
+        for seed in (0, 1)
+        if D < 4e9 or lr > 0.01
+    ]  # fmt: skip
+    path = tmp_path / "rates.csv"
+    pd.DataFrame(rows).to_csv(path, index=False)
+    own = find(from_csv(path, treatments=("lr",)), "a", 30, 0, "c")
+    assert picture.lacks(own) == ""
+    figure, table = picture.draw(own, "", SINGLE_COLUMN_INCHES)
+    measured = table[table["kind"] == "measured"]
+    assert set(measured["D"]) == {2e9}
+    assert set(measured["seeds"]) == {2}
+    assert measured["sd"].to_numpy() == pytest.approx(0.01 / np.sqrt(2))
+    least = table[table["kind"] == "parabola"]
+    assert len(least) == 4
+    for row in least.itertuples():
+        best = {"a": 0.02, "b": 0.022}[row.mix]
+        assert row.rate == pytest.approx(best)
+        assert row.loss == pytest.approx(2 + best + 0.5 + 0.005)
+    assert by_rows(figure)[-2:] == ["± sd of seeds", "least of a parabola"]
+    check_legend(figure)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import html
 import json
 import re
 from dataclasses import replace
@@ -100,8 +101,7 @@ def test_figures_embed_truetype_and_carry_their_data_and_provenance(
         csv = path.with_suffix(".csv").read_bytes()
         assert facts["csv_sha256"] == hashlib.sha256(csv).hexdigest()
     shown = pd.read_csv(figures / "loss.csv")
-    assert (shown["kind"] == "measured").sum() == 36
-    assert (shown["kind"] == "fitted").sum() > 100
+    assert len(shown) == facts["points"] == 36
 
 
 class Page(HTMLParser):
@@ -136,9 +136,10 @@ def test_the_page_holds_all_that_it_needs(finished: tuple[Path, list[str]]) -> N
     assert set(page.inner) <= set(page.ids)
     assert text.count("<svg") == 10
     assert text.index('class="lead"') < text.index("<h2")
-    # The note is a caption of the page, and in the saved file it is part of the figure.
-    assert 'id="note"' in (finished[0] / "figures" / "savings.svg").read_text()
-    assert "savings-note" not in text
+    # What a figure rests on is said beside it, in the page and in the JSON, and not in the picture.
+    assert 'id="note"' not in (finished[0] / "figures" / "savings.svg").read_text()
+    told = json.loads((finished[0] / "figures" / "savings.json").read_text())["caption"]
+    assert told in html.unescape(text)
 
 
 def test_an_interval_that_holds_1_is_said_in_words(sweep: SweepWriter) -> None:

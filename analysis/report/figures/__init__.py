@@ -15,6 +15,7 @@ from analysis.report.figures.losses import (
 from analysis.report.figures.optima import envelope, isoflop
 from analysis.report.figures.plan import design_frontier
 from analysis.report.figures.probes import loss_by_position, probe_accuracy
+from analysis.report.figures.rates import loss_against_rate
 from analysis.report.figures.savings import (
     ratios_of_savings,
     savings_against_loss,
@@ -35,6 +36,7 @@ __all__ = [
     "iso_loss",
     "isoflop",
     "loss_against_flops",
+    "loss_against_rate",
     "loss_against_tokens",
     "loss_along",
     "loss_by_position",

@@ -3,26 +3,60 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+import re
+import unicodedata
+from collections.abc import Collection, Iterable, Sequence
+from itertools import zip_longest
 from typing import Any
 
+import matplotlib
 import numpy as np
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.textpath import TextPath
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter
 from numpy.typing import NDArray
 
-from analysis.report.figures.style import SINGLE_COLUMN_INCHES, Look
+from analysis.report.figures.style import (
+    HANDLE_EMS,
+    LEGEND_POINTS,
+    PAD_EMS,
+    SINGLE_COLUMN_INCHES,
+    SMALL_LEGEND_POINTS,
+    SPACING_EMS,
+    Look,
+)
 from models.format import count, scientific
 
 Drawn = tuple[Figure, pd.DataFrame]
 """A figure and the table of all that it shows."""
 
 CURVE_POINTS = 60
+# More than a logarithmic axis of any length has.
+MOST_TICKS = 40
 DASHED = (0, (3, 2))
 GREY = "#777777"
+# The ground where something was measured.
+RANGE = "#f0f0f0"
+# Marks beyond this number in one axes are drawn smaller and fainter.
+MOST_PLAIN = 60
+# Entries of the legends of budgets and of sizes; more are thinned out evenly.
+MOST_NAMED, MOST_SIZES = 12, 8
+# Height of a legend's row, in its type size.
+LINE_EMS = 1.45
+# Of a figure's width, left free by a legend above.
+EDGE_INCHES = 0.05
+# Share of a page's width that a legend beside the axes may take.
+MOST_BESIDE = 0.36
+# Of the map viridis: its last fifth is too light for lines on white.
+RAMP = (0.85, 0.0)
+# Grey of a colour (ITU-R BT.601), and that of the lightest and the darkest shade of a mix.
+LUMA = (0.299, 0.587, 0.114)
+LIGHT, DARK = 0.74, 0.4
 
 
 def edges(part: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -47,9 +81,20 @@ def log_axis(axes: Axes, label: str, vertical: bool = False, flops: bool = False
     fine = math.log10(high / low) <= long / (2.6 if flops else 1.7)
     axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if fine else (1.0,)))
     axis.set_major_formatter(
-        FuncFormatter(lambda tick, _: scientific(tick) if flops else count(tick, 3))
+        FuncFormatter(lambda tick, _: power_of_ten(tick) if flops else count(tick, 3))
     )
+    if flops:
+        for tick in axis.get_major_ticks(MOST_TICKS):
+            tick.label1.set_parse_math(True)
     axis.set_minor_formatter(NullFormatter())
+
+
+def power_of_ten(value: float, digits: int = 1) -> str:
+    """`scientific` as mathematics: the font of figures has no superscripts of its own."""
+    return re.sub(
+        "10([⁻⁰-⁹¹²³]+)$", lambda found: f"$10^{{{unicodedata.normalize('NFKC', found[1])}}}$",
+        scientific(value, digits),
+    )  # fmt: skip
 
 
 def ratio_axis(axes: Axes, vertical: bool = True) -> None:
@@ -64,10 +109,16 @@ def ratio_axis(axes: Axes, vertical: bool = True) -> None:
     axis.set_major_formatter(FuncFormatter(lambda tick, _: f"{tick:g}×"))
 
 
-def hollow(look: Look, size: float = 3.6) -> dict[str, Any]:
-    """How single observations of a mix are marked."""
-    return {"ls": "", "marker": look.marker, "ms": size, "mfc": "none", "mec": look.colour,
-            "mew": 0.7, "alpha": 0.8}  # fmt: skip
+def hollow(look: Look, size: float = 3.6, of: int = 0) -> dict[str, Any]:
+    """How single observations of a mix are marked, `of` so many in the axes: the more, the fainter.
+
+    Beyond MOST_PLAIN their area and ink shrink together, so that a cloud of any number shows where
+    it is dense.
+    """
+    share = min(1.0, MOST_PLAIN / max(of, 1))
+    return {"ls": "", "marker": look.marker, "ms": max(size * share**0.25, 1.2), "mfc": "none",
+            "mec": look.colour, "mew": max(0.7 * share**0.25, 0.3),
+            "alpha": max(0.8 * share**0.25, 0.2)}  # fmt: skip
 
 
 def cross_out(axes: Axes, own: pd.DataFrame, x: str, y: str) -> None:
@@ -85,6 +136,25 @@ def mix_handles(style: dict[str, Look], fitted: bool = False) -> list[Line2D]:
     ]  # fmt: skip
 
 
+def seed_handles(marker: Any = "o") -> list[Line2D]:
+    """Legend entries of single seeds, hollow, and of their means, filled."""
+    return [
+        Line2D([], [], color=GREY, marker=marker, ms=3.6, mew=0.7, mfc="none", ls="",
+               label="one seed"),
+        Line2D([], [], color=GREY, marker=marker, ms=3, mew=0, lw=1.2, label="mean of seeds"),
+    ]  # fmt: skip
+
+
+def place_handles(in_range: Collection[bool]) -> list[Line2D]:
+    """Legend entries of the places there are: filled where measured, hollow where extrapolated."""
+    kinds = {True: (GREY, "measured range"), False: ("white", "extrapolated")}
+    return [
+        Line2D([], [], color=GREY, marker="o", ms=5, mfc=colour, ls="", label=words)
+        for place, (colour, words) in kinds.items()
+        if place in in_range
+    ]
+
+
 def unfinished_handle() -> Line2D:
     return Line2D([], [], color=GREY, marker="x", ms=4.5, mew=0.7, ls="", label="run not finished")
 
@@ -93,24 +163,118 @@ def published_handle(words: str) -> Line2D:
     return Line2D([], [], color=GREY, marker="o", ms=5, mew=0.9, mfc="white", ls="", label=words)
 
 
-def legend(axes: Axes, handles: list[Line2D]) -> None:
-    """A legend inside the axes on a page's width, under the figure in a single column."""
-    figure = axes.figure.get_figure(root=True)
-    assert isinstance(figure, Figure)
-    if figure.get_size_inches()[0] > SINGLE_COLUMN_INCHES:
-        axes.legend(handles=handles, loc="upper right")
-    else:
-        figure.legend(handles=handles, loc="outside upper left", ncols=2, fontsize=6.5)
+def legend(
+    figure: Figure, *groups: Sequence[Artist], beside: bool = False, title: str = ""
+) -> None:
+    """A legend outside the axes, read by rows: above them in as many columns as fit.
+
+    Each group begins a row where not all fit into one. `beside` puts it at the right on a page's
+    width, unless its words would take too much of that.
+    """
+    shown = [group for group in groups if group]
+    if not shown:
+        return
+    inches = figure.get_size_inches()[0]
+    points = LEGEND_POINTS if inches > SINGLE_COLUMN_INCHES else SMALL_LEGEND_POINTS
+    every = [handle for group in shown for handle in group]
+    widths = {id(one): _entry_inches(str(one.get_label()), points) for one in every}
+    look: dict[str, Any] = {
+        "title": title, "alignment": "left", "fontsize": points, "title_fontsize": points,
+    }  # fmt: skip
+    if beside and inches > SINGLE_COLUMN_INCHES and max(widths.values()) <= MOST_BESIDE * inches:
+        figure.legend(handles=every, loc="outside right upper", **look)
+        return
+
+    def fits(rows: Sequence[Sequence[Artist]]) -> bool:
+        columns = zip_longest(*rows)
+        used = sum(max(widths[id(one)] for one in column if one) for column in columns)
+        return used <= inches - EDGE_INCHES
+
+    def rows_of(group: Sequence[Artist], columns: int) -> list[Sequence[Artist]]:
+        return [group[at : at + columns] for at in range(0, len(group), columns)]
+
+    rows: list[Sequence[Artist]] = [every]
+    columns = len(every)
+    while not fits(rows) and columns > 1:
+        columns -= 1
+        rows = [row for group in shown for row in rows_of(group, columns)]
+    columns = max(map(len, rows))
+    # Panels keep their height however many rows stand above them.
+    line = points * LINE_EMS / 72
+    figure.set_size_inches(inches, figure.get_size_inches()[1] + line * max(len(rows) - 2, 0))
+    # A legend is filled by columns, and a short row with entries that show nothing.
+    full = [[*row, *[Line2D([], [], ls="", label="")] * (columns - len(row))] for row in rows]
+    by_column = [one for column in zip(*full, strict=True) for one in column]
+    figure.legend(handles=by_column, loc="outside upper left", ncols=columns, **look)
 
 
-def side_legend(axes: Axes, handles: list[Line2D]) -> None:
-    """A legend beside the axes, where curves may be anywhere; above them in a single column."""
-    figure = axes.figure.get_figure(root=True)
-    assert isinstance(figure, Figure)
-    if figure.get_size_inches()[0] > SINGLE_COLUMN_INCHES:
-        figure.legend(handles=handles, loc="outside right upper")
-    else:
-        figure.legend(handles=handles, loc="outside upper left", ncols=2, fontsize=6.5)
+def _entry_inches(words: str, points: float) -> float:
+    """Width of a legend's entry with the space to the next."""
+    around = (HANDLE_EMS + PAD_EMS + SPACING_EMS) * points
+    lines = words.split("\n")
+    longest = max(TextPath((0, 0), line or " ", points).get_extents().width for line in lines)
+    return float(longest + around) / 72
+
+
+def thinned(handles: list[Line2D], most: int = MOST_NAMED) -> list[Line2D]:
+    """A ramp's handles, or `most` of them evenly with both ends."""
+    if len(handles) <= most:
+        return handles
+    kept = np.linspace(0, len(handles) - 1, most).round().astype(int)
+    return [handles[place] for place in kept]
+
+
+def ramp(count: int) -> list[str]:
+    """So many colours from light to dark, evenly apart to the eye."""
+    colours = matplotlib.colormaps["viridis"]
+    return [to_hex(colours(place)) for place in np.linspace(*RAMP, max(count, 2))[-count:]]
+
+
+def shades(colour: str, count: int) -> list[str]:
+    """So many shades of a colour from light to dark, all plain on white and told apart in grey."""
+    base = np.array(to_rgb(colour))
+    grey = float(base @ LUMA)
+    light = base + (1 - base) * max(0.0, (LIGHT - grey) / (1 - grey))
+    dark = base * min(1.0, DARK / max(grey, 1e-9))
+    steps = np.linspace(0, 1, max(count, 2))[-count:]
+    return [to_hex((1 - step) * light + step * dark) for step in steps]
+
+
+def by_size(
+    points: pd.DataFrame, style: dict[str, Look]
+) -> tuple[dict[tuple[str, str], str], list[list[Line2D]]]:
+    """The colour of each mix and size, light for small, and the legend's groups: mixes, sizes.
+
+    A mix's own colour darkens with size; one mix alone has the ramp.
+    """
+    sizes = [str(size) for size in points.groupby("size")["N"].median().sort_values().index]
+    if len(sizes) == 1:
+        return {(mix, sizes[0]): look.colour for mix, look in style.items()}, [
+            mix_handles(style, fitted=True)
+        ]
+    one = len(style) == 1
+    colours = {
+        (mix, size): colour
+        for mix, look in style.items()
+        for size, colour in zip(
+            sizes, ramp(len(sizes)) if one else shades(look.colour, len(sizes)), strict=True
+        )
+    }
+    named = [
+        Line2D([], [], color=colour, lw=2, label=f"size {_size_words(size)}")
+        for size, colour in zip(
+            sizes, ramp(len(sizes)) if one else shades("#000000", len(sizes)), strict=True
+        )
+    ]
+    return colours, [[] if one else mix_handles(style, fitted=True), thinned(named, MOST_SIZES)]
+
+
+def _size_words(size: str) -> str:
+    """A size's name; of points that carry none it is N."""
+    try:
+        return count(float(size), 3)
+    except ValueError:
+        return size
 
 
 def in_order(mixes: Iterable[object]) -> list[str]:

@@ -10,6 +10,7 @@ from ablations.records import SettingError, one_of
 from analysis.report import figures
 from analysis.report.figures.axes import Drawn
 from analysis.report.figures.losses import domains
+from analysis.report.figures.rates import loss_by_rate
 from analysis.report.figures.style import DOUBLE_COLUMN_INCHES, save
 from analysis.stats.isoflop_draws import draw_isoflop
 from analysis.stats.rays import IsoFlop, fit_isoflop
@@ -59,7 +60,7 @@ def draw(
     out: Path,
     only: tuple[str, ...] = (),
     width: float = DOUBLE_COLUMN_INCHES,
-    with_note: bool = True,
+    with_note: bool = False,
 ) -> Gallery:
     """Draw and save what the sweep allows under `out`.
 
@@ -135,8 +136,11 @@ def _interval_words(found: Findings) -> str:
 
 
 def _savings_words(found: Findings) -> str:
+    chance = "of the seeds" if found.study.law_fails else "of the resamples"
     return (
-        f"{_interval_words(found)} Points without a fit: at the lowest loss that both mixes "
+        f"{_interval_words(found)} P(savings > 1): {chance}, at the largest size measured. "
+        "Tokens per parameter: the baseline's largest at each size, smooth between sizes. "
+        "Points without a fit: at the lowest loss that both mixes "
         f"reached, bars: {percent(found.study.level, 'g')} by seeds."
     )
 
@@ -257,6 +261,32 @@ def _no_flops(found: Findings) -> str:
     return "no training FLOPs are recorded; a column C (FLOP) would give them"
 
 
+def _no_rates(found: Findings) -> str:
+    table, setting = loss_by_rate(found.points, found.sweep.arms)
+    if not setting:
+        return (
+            "no learning rate is varied; a sweep over protocol.lr_multiplier or optimizer.lr, or "
+            "treatments=lr with points, would show its best value"
+        )
+    return "" if len(table) else "no budget was reached at every learning rate yet"
+
+
+def _rates_words(found: Findings) -> str:
+    table, _ = loss_by_rate(found.points, found.sweep.arms)
+    places = table.groupby("size", sort=False)["D"].mean()
+    told = ", ".join(f"{size}: {count(D, 3)}" for size, D in places.items())
+    return (
+        f"At the largest budget that all arms of a size reached, tokens {told}. Bars: one standard "
+        "deviation of seeds either way. Diamond: least of the parabola in log rate through the "
+        "lowest loss and its neighbours; none where the lowest is at an end of the rates."
+    )
+
+
+def _rates(found: Findings, told: str, width: float) -> Drawn:
+    table, setting = loss_by_rate(found.points, found.sweep.arms)
+    return figures.loss_against_rate(table, setting, told, width)
+
+
 def _no_domains(found: Findings) -> str:
     if not domains(found.points):
         return "no losses by domain are recorded; sweeps write them"
@@ -334,6 +364,7 @@ PICTURES = (
             lambda f, told, w: figures.loss_against_tokens(f.points, told, w), lambda _: ""),
     Picture("loss_flops", "Loss against training FLOPs",
             lambda f, told, w: figures.loss_against_flops(f.points, told, w), _no_flops),
+    Picture("rate", "Loss against the learning rate", _rates, _no_rates, _rates_words),
     Picture("bpb", "Bits per byte by domain",
             lambda f, told, w: figures.bpb_by_domain(f.points, told, w), _no_domains),
     Picture("probes", "Probe accuracy against length", _probe_accuracy,
@@ -357,6 +388,6 @@ PICTURES = (
             _no_metrics),
     Picture("throughput", "Speed against context",
             lambda f, told, w: figures.throughput_against_context(
-                f.speeds, f.measured_on, told, w),
+                f.speeds, f.sizes, f.measured_on, told, w),
             _no_contexts),
 )  # fmt: skip

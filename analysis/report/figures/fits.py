@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.lines import Line2D
-from matplotlib.markers import CARETLEFTBASE, CARETRIGHTBASE
+from matplotlib.markers import CARETLEFTBASE, CARETRIGHTBASE, MarkerStyle
 
 from ablations.records import visible
 from analysis.report.figures.axes import (
     GREY,
     Drawn,
     hollow,
+    legend,
     log_axis,
     mix_handles,
     published_handle,
@@ -29,7 +30,7 @@ from analysis.report.tables import at_edge
 from analysis.stats.fit import Fit
 from analysis.stats.laws import PARAMETERS
 from analysis.stats.uncertainty import Draws
-from models.format import count
+from models.format import count, percent
 
 # Their bases stand on the end, their tips beyond it.
 ARROWS = (CARETLEFTBASE, CARETRIGHTBASE)
@@ -58,7 +59,7 @@ def fit_with_residuals(fit: Fit, note: str = "", width: float = DOUBLE_COLUMN_IN
         top.plot(ends, ends, color="#999999", lw=0.8, zorder=1)
         jitter = {mix: 1.02 ** (i - (len(style) - 1) / 2) for i, mix in enumerate(style)}
         for mix, own in table.groupby("mix", sort=False):
-            kind = hollow(style[str(mix)], 3.2)
+            kind = hollow(style[str(mix)], 3.2, len(table))
             residual = own["residual_percent"]
             top.plot(own["fitted"], own["loss"], **kind)
             below.plot(own["fitted"], residual, **kind)
@@ -75,10 +76,10 @@ def fit_with_residuals(fit: Fit, note: str = "", width: float = DOUBLE_COLUMN_IN
         below.set_xlabel("fitted loss (nats/token)")
         for axes, words in ((by_d, "D, training tokens"), (by_n, "N, parameters")):
             log_axis(axes, words)
-        top.legend(handles=mix_handles(style), loc="upper left")
+        legend(figure, mix_handles(style))
         top.text(
             0.98, 0.03, fitted_range(fit), ha="right", va="bottom", transform=top.transAxes,
-            fontsize=6.5, color="#666666",
+            fontsize=7, color="#666666", linespacing=1.05,
         )  # fmt: skip
         caption(figure, note)
     return figure, table
@@ -108,7 +109,7 @@ def heldout(holdout: pd.DataFrame, note: str = "", width: float = DOUBLE_COLUMN_
         for axes, (column, words) in zip(panels, ways.items(), strict=True):
             axes.axhline(0, color="#999999", lw=0.8, zorder=1)
             for (mix, label), own in holdout.groupby(["mix", "left_out"], sort=False):
-                kind = hollow(style[str(mix)], 4)
+                kind = hollow(style[str(mix)], 4, len(holdout))
                 if label == "largest N":
                     kind |= {"mfc": style[str(mix)].colour}
                 axes.plot(own["loss"], 100 * own[column], **kind)
@@ -128,9 +129,7 @@ def heldout(holdout: pd.DataFrame, note: str = "", width: float = DOUBLE_COLUMN_
             for part, colour in parts.items()
             if (holdout["left_out"] == part).any()
         ]  # fmt: skip
-        long = max(len(str(handle.get_label())) for handle in handles) > 18
-        columns = (3 if long else 4) if wide else (1 if long else 2)
-        figure.legend(handles=handles, loc="outside upper left", ncols=columns)
+        legend(figure, handles)
         caption(figure, note)
     return figure, holdout
 
@@ -160,6 +159,7 @@ def coefficients(
         table = table[table["mix"].isin(list(style))]
     columns = 5 if width > 4 else 2
     n_rows = -(-len(PARAMETERS) // columns)
+    bounded = False
     with drawing(width, (0.75 + 0.24 * len(style)) * n_rows + 0.3) as figure:
         grid = figure.subplots(n_rows, columns, squeeze=False, sharey=True).ravel()
         for axes, name in zip(grid, PARAMETERS, strict=False):
@@ -173,6 +173,7 @@ def coefficients(
                 # An end that only the search has set goes on.
                 ends = at_edge(name, shown["low"], shown["high"]) if ours else (False, False)
                 for end, mark, bound in zip(("low", "high"), ARROWS, ends, strict=True):
+                    bounded |= bound
                     if bound:
                         axes.plot(
                             shown[end], height, marker=mark, ms=8, mfc="white", mec=look.colour,
@@ -186,12 +187,20 @@ def coefficients(
             axes.set_title(NAMES[name])
             finite = own[["low", "high"]].to_numpy()
             if name in "AB" and (finite > 0).all() and finite.max() > 20 * finite.min():
-                log_axis(axes, "")
+                log_axis(axes, "", flops=True)
         for axes in grid[len(PARAMETERS) :]:
             axes.remove()
         grid[0].set_yticks(range(len(style)), [visible(mix) for mix in style])
         grid[0].set_ylim(len(style) - 0.5, -0.5)
+        handles = [Line2D([], [], color=GREY, marker="o", ms=4.5, lw=1.4,
+                          label=f"fitted, {percent(draws.level, 'g')} interval")]  # fmt: skip
+        if bounded:
+            arrow = MarkerStyle(ARROWS[1])
+            words = "set by the search"
+            handles.append(Line2D([], [], mec=GREY, mfc="white", mew=0.8, marker=arrow, ms=8, ls="",
+                                  label=words))  # fmt: skip
         if published is not None:
-            figure.legend(handles=[published_handle("published")], loc="outside upper right")
+            handles.append(published_handle("published"))
+        legend(figure, handles)
         caption(figure, note)
     return figure, table

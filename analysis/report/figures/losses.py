@@ -7,18 +7,22 @@ import math
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 
 from ablations.records import visible
 from analysis.report.figures.axes import (
     CURVE_POINTS,
     GREY,
     Drawn,
+    by_size,
     cross_out,
     hollow,
     in_order,
     legend,
     log_axis,
     mix_handles,
+    place_handles,
+    seed_handles,
     unfinished_handle,
 )
 from analysis.report.figures.style import (
@@ -35,8 +39,6 @@ from analysis.stats.rays import Axis, flops
 from analysis.study.load import common_budget
 from models.format import count
 
-# Names of more sizes than this cover one another, and the curves.
-MOST_NAMED = 12
 AXES = {"N": "N, parameters", "D": "D, training tokens", "C": "C, training FLOPs"}
 
 
@@ -70,14 +72,16 @@ def loss_along(
             own = points[points["mix"] == mix]
             x = flops(own) if axis == "C" else own[axis].to_numpy(float)
             measured = pd.DataFrame({"mix": mix, axis: x, "loss": own["loss"], "kind": "measured"})
-            axes.plot(measured[axis], measured["loss"], zorder=3, **hollow(style[mix]))
+            axes.plot(
+                measured[axis], measured["loss"], zorder=3, **hollow(style[mix], of=len(points))
+            )
             grid = np.geomspace(x.min(), x.max(), CURVE_POINTS)
             curve = pd.DataFrame({"mix": mix, axis: grid, "loss": law.loss(grid)})
             axes.plot(curve[axis], curve["loss"], color=style[mix].colour, ls=style[mix].line)
             shown += [measured, curve.assign(kind="fitted")]
         log_axis(axes, AXES[axis], flops=axis == "C")
         axes.set_ylabel("held-out loss (nats per token)")
-        legend(axes, mix_handles(style, fitted=True))
+        legend(figure, mix_handles(style, fitted=True), beside=True)
         caption(figure, note)
     return figure, pd.concat(shown, ignore_index=True)
 
@@ -105,6 +109,11 @@ def predictions_by_place(
         axes.set_yticks(range(len(predictions)), names)
         axes.set_ylim(len(predictions) - 0.5, -0.5)
         axes.set_xlabel("predicted loss (nats per token)")
+        handles = [
+            Line2D([], [], color=GREY, lw=2.2, label="interval of the law"),
+            Line2D([], [], color=GREY, lw=0.8, label="of one more run"),
+        ]
+        legend(figure, handles, place_handles([one.in_range for one in predictions]))
         caption(figure, note)
     rows = [
         {
@@ -119,40 +128,31 @@ def predictions_by_place(
 
 def _loss_against(x: str, points: pd.DataFrame, note: str, width: float) -> Drawn:
     style = looks(in_order(points["mix"]))
+    colours, groups = by_size(points, style)
+    seeded = bool((points.groupby(["mix", "size", "D"]).size() > 1).any())
     columns = ["mix", "size", "N", "seed", "D", "C", "loss", "state"]
-    with drawing(width, 3.2) as figure:
+    with drawing(width, 3.0) as figure:
         axes = figure.subplots()
-        for (mix, _), own in points.groupby(["mix", "size"], sort=False):
-            look = style[str(mix)]
+        for (mix, size), own in points.groupby(["mix", "size"], sort=False):
+            look, colour = style[str(mix)], colours[str(mix), str(size)]
             mean = own.groupby("D", as_index=False)[["C", "loss"]].mean()
-            axes.plot(own[x], own["loss"], zorder=3, **hollow(look))
+            kind = hollow(look, of=len(points)) | {"mec": colour}
+            axes.plot(own[x], own["loss"], zorder=3, **kind)
             axes.plot(
-                mean[x], mean["loss"], ls=look.line, lw=1.1, marker=look.marker, ms=2.2,
-                color=look.colour, zorder=4,
+                mean[x], mean["loss"], ls=look.line, lw=1.2, color=colour, zorder=4,
+                marker=look.marker if seeded else "", ms=2.6, mew=0,
             )  # fmt: skip
             cross_out(axes, own, x, "loss")
-        _name_sizes(axes, points, x)
         log_axis(axes, AXES[x], flops=x == "C")
         axes.set_ylabel("held-out loss (nats per token)")
-        handles = mix_handles(style, fitted=True)
+        states = []
+        if seeded:
+            states = seed_handles(next(iter(style.values())).marker if len(style) == 1 else "o")
         if (points["state"] != "done").any():
-            handles.append(unfinished_handle())
-        legend(axes, handles)
+            states.append(unfinished_handle())
+        legend(figure, *groups, states, beside=True)
         caption(figure, note)
     return figure, points[columns].reset_index(drop=True)
-
-
-def _name_sizes(axes: Axes, points: pd.DataFrame, x: str) -> None:
-    if points["size"].nunique() > MOST_NAMED:
-        return
-    for size, own in points.groupby("size"):
-        last = own[own["D"] == own["D"].max()]
-        axes.annotate(
-            str(size), (last[x].max() * 1.15, last["loss"].mean()), xytext=(3, 0),
-            textcoords="offset points", va="center", fontsize=7, color="#444444",
-            bbox={"facecolor": "white", "alpha": 0.8, "lw": 0, "pad": 0.5},
-        )  # fmt: skip
-    axes.margins(x=0.07)
 
 
 def domains(points: pd.DataFrame) -> list[str]:
@@ -184,7 +184,7 @@ def bpb_by_domain(
             axes.tick_params(labelbottom=lowest)
         for axes in grid[::columns]:
             axes.set_ylabel("bits per byte")
-        figure.legend(handles=mix_handles(style, fitted=True), loc="outside upper left", ncols=4)
+        legend(figure, mix_handles(style, fitted=True))
         caption(figure, note)
     return figure, table
 

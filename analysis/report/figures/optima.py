@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -14,9 +13,14 @@ from matplotlib.lines import Line2D
 from ablations.records import visible
 from analysis.report.figures.axes import (
     CURVE_POINTS,
+    GREY,
     Drawn,
     hollow,
+    legend,
     log_axis,
+    power_of_ten,
+    ramp,
+    thinned,
 )
 from analysis.report.figures.style import (
     DOUBLE_COLUMN_INCHES,
@@ -30,12 +34,10 @@ from analysis.stats.isoflop_draws import IsoFlopDraws
 from analysis.stats.laws import Array
 from analysis.stats.losses import DELTA, Loss
 from analysis.stats.rays import IsoFlop, Minimum, budgets, curve_at, flops, levels
-from models.format import count, scientific, with_interval
+from models.format import count, percent, with_interval
 
-# Of the map viridis: its last fifth is too light for lines on white.
-RAMP = (0.85, 0.0)
-# Entries of a ramp's legend; more are thinned out evenly.
-MOST_NAMED = 18
+# Colour of minima and of the least loss.
+BEST = "#222222"
 # Characters of a panel's title at its usual size; longer names are set smaller.
 TITLE = 22
 # Share of the panel's height that a mix's exponent takes.
@@ -63,7 +65,7 @@ def isoflop(
     """
     style = looks(fits)
     seen = levels(np.array([one.C for fit in fits.values() for one in fit.parabolas]))
-    colours = _ramp(len(seen))
+    colours = ramp(len(seen))
     shown = []
     with drawing(width, _height(len(fits), width)) as figure:
         panels = _panels(figure, len(fits), width)
@@ -74,7 +76,11 @@ def isoflop(
             for at, one, ends in zip(budgets(own, C), fit.parabolas, bounds, strict=True):
                 colour = colours[int(np.argmin(np.abs(np.log(seen) - np.log(one.C))))]
                 budget = own[at]
-                axes.plot(budget["N"], budget["loss"], **hollow(style[mix], 2.8) | {"mec": colour})
+                axes.plot(
+                    budget["N"],
+                    budget["loss"],
+                    **hollow(style[mix], 2.8, len(own)) | {"mec": colour},
+                )
                 N = np.geomspace(budget["N"].min(), budget["N"].max(), CURVE_POINTS)
                 curve = curve_at(N, budget, loss, delta, minimum)
                 axes.plot(N, curve, color=colour, lw=1.1 if one.inside else 0.6)
@@ -82,8 +88,8 @@ def isoflop(
                 shown.append(budget[["N", "loss"]].assign(mix=mix, C=one.C, kind="measured"))
                 shown.append(pd.DataFrame(columns | {"N": N, "loss": curve, "kind": "fitted"}))
                 if one.inside:
-                    axes.hlines(one.loss, *ends, color="#222222", lw=1.6, zorder=5)
-                    axes.plot(one.N, one.loss, "D", ms=3, color="#222222", mew=0, zorder=6)
+                    axes.hlines(one.loss, *ends, color=BEST, lw=1.6, zorder=5)
+                    axes.plot(one.N, one.loss, "D", ms=3, color=BEST, mew=0, zorder=6)
                     row = columns | {"N": one.N, "low": ends[0], "high": ends[1]}
                     shown.append(pd.DataFrame([row | {"loss": one.loss, "kind": "minimum"}]))
             minima = [one.loss for one in fit.parabolas if one.inside]
@@ -102,10 +108,15 @@ def isoflop(
         shown += _power_laws(panels[-1], fits, draws, level)
         handles = [
             Line2D([], [], color=colour, marker="o", ms=3, mfc="none", lw=1.1,
-                   label=scientific(C, 3))
+                   label=power_of_ten(C, 3))
             for C, colour in zip(seen, colours, strict=True)
         ]  # fmt: skip
-        _ramp_legend(figure, handles, "C, training FLOPs")
+        _key(figure, handles, "C, training FLOPs", [
+            Line2D([], [], color=BEST, marker="D", ms=3, mew=0, lw=1.6,
+                   label=f"minimum, {percent(level, 'g')} interval"),
+            *([Line2D([], [], color=GREY, lw=0.6, label="no minimum between sizes")]
+              if any(not one.inside for fit in fits.values() for one in fit.parabolas) else []),
+        ])  # fmt: skip
         caption(figure, note)
     return figure, pd.concat(shown, ignore_index=True)
 
@@ -123,7 +134,7 @@ def envelope(
     """
     style = looks(fits)
     seen = levels(np.concatenate([fit.curves.N for fit in fits.values()]))
-    colours = _ramp(len(seen))
+    colours = ramp(len(seen))
     shown = []
     with drawing(width, _height(len(fits), width)) as figure:
         panels = _panels(figure, len(fits), width)
@@ -132,9 +143,9 @@ def envelope(
             place = np.abs(np.log(curves.N)[:, None] - np.log(seen)).argmin(axis=1)
             for run, log_loss in enumerate(curves.log_loss):
                 axes.plot(curves.C, np.exp(log_loss), color=colours[place[run]], lw=0.8)
-            axes.plot(fit.C, fit.loss, color="#222222", lw=0.6, zorder=5)
+            axes.plot(fit.C, fit.loss, color=BEST, lw=0.6, zorder=5)
             counted = np.where(fit.inside, fit.loss, np.nan)
-            axes.plot(fit.C, counted, color="#222222", lw=2, zorder=6)
+            axes.plot(fit.C, counted, color=BEST, lw=2, zorder=6)
             top = float(np.nanmax(np.exp(curves.log_loss)))
             _near(axes, fit.loss.min(), fit.loss[fit.inside].max(), top)
             _title(axes, mix, width)
@@ -149,7 +160,10 @@ def envelope(
             Line2D([], [], color=colour, lw=1.1, label=count(N, 3))
             for N, colour in zip(seen, colours, strict=True)
         ]
-        _ramp_legend(figure, handles, "N, parameters")
+        _key(figure, handles, "N, parameters", [
+            Line2D([], [], color=BEST, lw=2, label="least loss, best N between others"),
+            Line2D([], [], color=BEST, lw=0.6, label="elsewhere"),
+        ])  # fmt: skip
         caption(figure, note)
     return figure, pd.concat(shown, ignore_index=True)
 
@@ -174,6 +188,9 @@ def _power_laws(
 ) -> list[pd.DataFrame]:
     """N* = G_N C^a of each mix with its band, and a with its interval in a legend."""
     style = looks(fits)
+    width = float(axes.figure.get_figure(root=True).get_size_inches()[0])
+    # On one line where the panel is as wide as a column.
+    flat = width <= 4 and max(map(len, fits)) <= TITLE + 6
     shown, handles = [], []
     for mix, fit in fits.items():
         used = _used(fit)
@@ -187,26 +204,28 @@ def _power_laws(
         handles.append(
             Line2D([], [], color=look.colour, ls=look.line, lw=1.1, ms=4, mfc="none", mew=0.7,
                    marker=look.marker if isinstance(fit, IsoFlop) else "",
-                   label=f"{visible(mix)}\na = {words}")
+                   label=f"{visible(mix)}{', ' if flat else chr(10)}a = {words}")
         )  # fmt: skip
         columns = {"mix": mix, "C": C, "N": N, "low": low, "high": high, "kind": "power law"}
         shown.append(pd.DataFrame(columns))
-    panel_title(axes, f"N* ∝ Cᵃ [{100 * level:g} %]")
+    words = f"$N^* \\propto C^a$ [{100 * level:g} %]"
+    axes.set_title(words, loc="left", color="#333333", parse_math=True)
     drawn = pd.concat(shown)[["low", "high", "N"]].to_numpy()
     bottom, top = np.log(np.nanmin(drawn)), np.log(np.nanmax(drawn))
-    width = float(axes.figure.get_figure(root=True).get_size_inches()[0])
     beside = (len(fits) + 1) % _columns(len(fits), width) > 0
     # Exponents stand above the lines, not on them, or in the empty place beside the panel.
-    room = 0.05 if beside else min(EXPONENT * len(fits) + 0.05, 0.6)
+    room = 0.05 if beside else min(EXPONENT * len(fits) * (0.75 if flat else 1) + 0.05, 0.6)
     bottom -= 0.05 * (top - bottom)
     axes.set_ylim(np.exp(bottom), np.exp(bottom + (top - bottom) / (1 - room)))
     log_axis(axes, "C, training FLOPs", flops=True)
     log_axis(axes, "best N, parameters", vertical=True)
-    legend = axes.legend(
-        handles=handles, loc="upper left", fontsize=6, labelspacing=0.35, borderpad=0,
+    exponents = axes.legend(
+        handles=handles, loc="upper left", fontsize=7, labelspacing=0.35, borderpad=0,
         bbox_to_anchor=(1.08, 1) if beside else None,
     )  # fmt: skip
-    legend.set_in_layout(not beside)
+    exponents.set_in_layout(not beside)
+    for text in exponents.get_texts():
+        text.set_linespacing(1.05)
     return shown
 
 
@@ -236,18 +255,9 @@ def _panels(figure: Figure, mixes: int, width: float) -> list[Axes]:
     return list(grid[: mixes + 1])
 
 
-def _ramp(count: int) -> list[tuple[float, float, float, float]]:
-    """Colours from light to dark."""
-    colours = matplotlib.colormaps["viridis"]
-    return [colours(place) for place in np.linspace(*RAMP, max(count, 2))[-count:]]
-
-
-def _ramp_legend(figure: Figure, handles: list[Line2D], title: str) -> None:
-    if len(handles) > MOST_NAMED:
-        kept = np.linspace(0, len(handles) - 1, MOST_NAMED).round().astype(int)
-        handles = [handles[place] for place in kept]
-    columns = 6 if figure.get_size_inches()[0] > 4 else 3
-    figure.legend(
-        handles=handles, loc="outside upper left", ncols=columns, fontsize=6.5, title=title,
-        title_fontsize=6.5, alignment="left",
-    )  # fmt: skip
+def _key(figure: Figure, ramped: list[Line2D], title: str, others: list[Line2D]) -> None:
+    """The ramp in order under its title, then what else is marked."""
+    shown = thinned(ramped)
+    legend(figure, shown, others, title=title)
+    for text in figure.legends[0].get_texts():
+        text.set_parse_math(True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib.lines import Line2D
 
-from analysis.report.figures.axes import GREY, Drawn, log_axis, ratio_axis, side_legend
+from analysis.report.figures.axes import GREY, Drawn, legend, log_axis, ratio_axis
 from analysis.report.figures.style import DOUBLE_COLUMN_INCHES, SPARE, caption, drawing
 
 
@@ -56,6 +56,6 @@ def design_frontier(
         axes.set_ylim(0.98, None)
         ratio_axis(axes)
         axes.set_ylabel("expected 95 % interval: value ×/÷")
-        side_legend(axes, handles)
+        legend(figure, handles, beside=True)
         caption(figure, note)
     return figure, ladders

@@ -15,6 +15,7 @@ from analysis.report.figures.axes import (
     Drawn,
     hollow,
     in_order,
+    legend,
     mix_handles,
     unfinished_handle,
 )
@@ -69,7 +70,7 @@ def probe_accuracy(
             )
         if not means["finished"].all():
             handles.append(unfinished_handle())
-        figure.legend(handles=handles, loc="outside upper left", ncols=5 if width > 4 else 2)
+        legend(figure, handles)
         caption(figure, note)
     return figure, means
 
@@ -104,7 +105,7 @@ def loss_by_position(
         handles = [*mix_handles(style, fitted=True), _line("training context", "--")]
         if not buckets["finished"].all():
             handles.append(unfinished_handle())
-        figure.legend(handles=handles, loc="outside upper left", ncols=4 if width > 4 else 2)
+        legend(figure, handles)
         caption(figure, note)
     return figure, buckets
 

@@ -7,23 +7,35 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.markers import MarkerStyle
+from matplotlib.patches import Patch
+from scipy.interpolate import CubicHermiteSpline, PchipInterpolator
 
 from ablations.records import visible
 from analysis.report.figures.axes import (
     CURVE_POINTS,
     DASHED,
     GREY,
+    RANGE,
     Drawn,
     edges,
+    legend,
     log_axis,
+    place_handles,
     published_handle,
     ratio_axis,
-    side_legend,
 )
-from analysis.report.figures.style import DOUBLE_COLUMN_INCHES, Look, caption, drawing, looks
+from analysis.report.figures.style import (
+    DOUBLE_COLUMN_INCHES,
+    Look,
+    caption,
+    drawing,
+    looks,
+    panel_title,
+)
 from analysis.stats.fit import Fit
 from analysis.stats.interaction import Interaction
 from analysis.stats.interval import percentiles, share_unreachable
@@ -31,6 +43,7 @@ from analysis.stats.laws import Array
 from analysis.stats.savings import (
     Saving,
     matched_factor,
+    places,
     savings_factor,
     token_range,
     versus_of,
@@ -42,6 +55,8 @@ from models.format import count, percent, probability
 # Made here, as no text is mathematics while a figure is drawn.
 UPWARD, DOWNWARD = MarkerStyle(r"$\uparrow$"), MarkerStyle(r"$\downarrow$")
 
+# Characters that fit along the axis at the usual size.
+LABEL = 36
 # How far beyond the largest size savings are drawn, as extrapolation.
 DRAWN_BEYOND = 4.0
 # Ends of an interval beyond these factors are cut.
@@ -74,25 +89,19 @@ def savings_against_size(
     N = np.unique(np.concatenate([N, [low_n, high_n]]))
     versus = versus_of(fit.mixes, baseline)
     others = list(versus)
-    shown = []
+    shown, chances = [], {}
     with drawing(width, 3.1 if width > 4 else 3.4) as figure:
         axes = figure.subplots()
-        axes.axvspan(low_n, high_n, color="#f2f2f2", zorder=0, lw=0)
+        axes.axvspan(low_n, high_n, color=RANGE, zorder=0, lw=0)
         axes.axhline(1, color="#555555", lw=0.9, zorder=1)
-        for place, mix in enumerate(others):
-            D = token_range(fit.points, versus[mix], N)[1]
+        for mix in others:
+            D = _budgets(fit.points, versus[mix], N)
             curve = _savings_curve(fit, draws, versus[mix], mix, N, D)
             inside = (curve["N"] >= low_n) & (curve["N"] <= high_n)
             _draw_band(axes, curve, "N", inside, style[mix])
             shown.append(curve.assign(mix=mix, kind="fitted"))
             chance = _chance(curve, free, mix, high_n, draws.resamples, law_fails)
-            where = " at the largest size measured" if width > 4 else ""
-            text = f"P(savings of {mix} > 1) {chance}{where}"
-            at = (0.012, 0.03 + 0.065 * place)
-            axes.annotate(
-                text, at, xycoords="axes fraction", fontsize=6.5, color=style[mix].colour,
-                in_layout=False,
-            )  # fmt: skip
+            chances[mix] = f"{mix}, P(savings > 1) {chance}"
         axes.set_yscale("log")
         axes.set_xscale("log")
         _limit(axes, pd.concat(shown), free, low_n, high_n)
@@ -100,15 +109,14 @@ def savings_against_size(
         shown += _draw_published(axes, published, style)
         log_axis(axes, "N, parameters")
         ratio_axis(axes)
-        axes.set_ylabel(_over(versus))
-        _say(axes, np.sqrt(low_n * high_n), 0.985, "measured range")
+        _label_over(axes, versus)
         if law_fails:
-            words = "The law fits these points badly: no extrapolation drawn"
-            _say(axes, np.sqrt(low_n * high_n), 0.92, words)
-        handles = _savings_handles(style, others, free, law_fails, draws.level)
+            panel_title(axes, "the law fits these points badly: no extrapolation")
+        mixes, handles = _savings_handles(style, chances, free, not law_fails, draws.level)
+        handles.append(Patch(fc=RANGE, label="measured range"))
         if published is not None:
             handles.append(published_handle("published"))
-        side_legend(axes, handles)
+        legend(figure, mixes, handles)
         caption(figure, note)
     return figure, pd.concat([*shown, measured], ignore_index=True)
 
@@ -153,9 +161,12 @@ def savings_against_loss(
         axes.invert_xaxis()
         axes.set_xlabel(f"target loss at N = {count(N, 3)} (nats per token)")
         ratio_axis(axes)
-        axes.set_ylabel(_over(versus))
+        _label_over(axes, versus)
         none = pd.DataFrame({"bound": []})
-        side_legend(axes, _savings_handles(style, others, none, False, draws.level))
+        named = {mix: mix for mix in others}
+        beyond = not table["in_range"].all()
+        handles = _savings_handles(style, named, none, beyond, draws.level)
+        legend(figure, *handles, beside=True)
         caption(figure, note)
     return figure, table
 
@@ -185,6 +196,7 @@ def savings_by_place(
         axes.set_xscale("log")
         ratio_axis(axes, vertical=False)
         axes.set_xlabel(f"savings of {savings[0].kind} over {visible(savings[0].baseline)}")
+        legend(figure, place_handles([one.in_range for one in savings]))
         caption(figure, note)
     columns = ("mix", "kind", "where", "N", "D", "target_loss", "value", "low", "high")
     return figure, pd.DataFrame([{name: one.row[name] for name in columns} for one in savings])
@@ -215,15 +227,20 @@ def ratios_of_savings(
         axes.set_xscale("log")
         ratio_axis(axes, vertical=False)
         axes.set_xlabel("ratio of two token savings: 1× is no effect of the treatment")
+        legend(figure, place_handles([one.in_range for _, one in interactions]))
         caption(figure, note)
     rows = [{"comparison": words} | one.row for words, one in interactions]
     return figure, pd.DataFrame(rows)
 
 
-def _over(versus: Mapping[str, str]) -> str:
+def _label_over(axes: Axes, versus: Mapping[str, str]) -> None:
     baselines = list(dict.fromkeys(versus.values()))
     one = baselines[0] if len(baselines) == 1 else f"{baselines[0].partition(MARK)[0]}, by level"
-    return f"token savings over {one}"
+    words = f"token savings over {one}"
+    if len(words) > LABEL:
+        words = f"token savings\nover {one}"
+    longest = max(map(len, words.split("\n")))
+    axes.set_ylabel(words, fontsize=9 * min(1, LABEL / longest))
 
 
 def _curve_of_targets(
@@ -277,11 +294,21 @@ def _draw_published(
     return [own.assign(kind="published")]
 
 
-def _say(axes: Axes, x: float, y: float, words: str) -> None:
-    axes.text(
-        x, y, words, ha="center", va="top", transform=axes.get_xaxis_transform(), fontsize=7,
-        color=GREY,
-    )  # fmt: skip
+def _budgets(points: pd.DataFrame, baseline: str, N: Array) -> Array:
+    """Largest D measured for the baseline at each N, smooth in logarithms between its sizes.
+
+    `token_range` joins the same tokens per parameter by straight lines, which would put a kink into
+    the curve at every size. Beyond the sizes they stay those of the nearest, as there.
+    """
+    _, sizes, largest = zip(*places(points, baseline), strict=True)
+    log_n, ratio = np.log(sizes), np.log(largest) - np.log(sizes)
+    if len(sizes) == 1:
+        return N * np.exp(ratio[0])
+    # Slopes that never overshoot a measured ratio, and level ends to go on from.
+    slopes = PchipInterpolator(log_n, ratio).derivative()(log_n)
+    slopes[[0, -1]] = 0
+    inside = np.clip(np.log(N), log_n[0], log_n[-1])
+    return N * np.exp(CubicHermiteSpline(log_n, ratio, slopes)(inside))
 
 
 def _savings_curve(
@@ -311,7 +338,7 @@ def _chance(
         at = curve.iloc[(curve["N"] - high_n).abs().argmin()]
         return probability(float(at["p_above_1"]), resamples)
     own = free[(free["mix"] == mix) & free["p_above_1"].notna()]
-    return "not known" if own.empty else f"{probability(own['p_above_1'].iloc[-1], 1000)} by seeds"
+    return "not known" if own.empty else probability(own["p_above_1"].iloc[-1], 1000)
 
 
 def _draw_fit_free(axes: Axes, free: pd.DataFrame, style: dict[str, Look]) -> pd.DataFrame:
@@ -371,25 +398,25 @@ def _limit(
 
 def _savings_handles(
     style: dict[str, Look],
-    others: list[str],
+    words: Mapping[str, str],
     free: pd.DataFrame,
-    law_fails: bool,
+    dashed: bool,
     level: float,
-) -> list[Line2D]:
-    found = [
-        Line2D([], [], color=style[mix].colour, lw=1.7, marker=style[mix].marker, ms=4.5,
-               mec="white", mew=0.6, label=mix)
-        for mix in others
+) -> tuple[list[Line2D], list[Artist]]:
+    mixes = [
+        Line2D([], [], color=style[mix].colour, lw=1.7, marker=style[mix].marker if len(free) else
+               "", ms=4.5, mec="white", mew=0.6, label=label)
+        for mix, label in words.items()
     ]  # fmt: skip
-    found.append(
-        Line2D([], [], color=GREY, lw=6, alpha=0.3, label=f"{percent(level, 'g')} interval")
-    )
-    if not law_fails:
+    found: list[Artist] = [Patch(fc=GREY, alpha=0.3, label=f"{percent(level, 'g')} interval")]
+    if dashed:
         found.append(Line2D([], [], color=GREY, lw=1.2, ls=DASHED, label="extrapolated"))
     if len(free):
         mark: dict[str, Any] = {"marker": "o", "ls": "", "color": GREY}
-        found.append(Line2D([], [], ms=4.5, label="no fit, seed mean", **mark))
-        found.append(Line2D([], [], ms=3, mfc="none", label="no fit, one seed", **mark))
+        if (free["seed"] == "mean").any():
+            found.append(Line2D([], [], ms=4.5, label="no fit, mean of seeds", **mark))
+        if (free["seed"] != "mean").any():
+            found.append(Line2D([], [], ms=3, mfc="none", label="no fit, one seed", **mark))
         if (free["bound"] == "at least").any():
             found.append(
                 Line2D([], [], **mark | {"marker": UPWARD, "ms": 6}, label="at least that")
@@ -398,4 +425,4 @@ def _savings_handles(
             found.append(
                 Line2D([], [], **mark | {"marker": DOWNWARD, "ms": 6}, label="at most that")
             )
-    return found
+    return mixes, found

@@ -30,13 +30,18 @@ from analysis.study.arms import MARK
 DOUBLE_COLUMN_INCHES = 6.75
 SINGLE_COLUMN_INCHES = 3.3
 WIDTHS = {"double": DOUBLE_COLUMN_INCHES, "single": SINGLE_COLUMN_INCHES}
-NOTE_POINTS = 5.5
+NOTE_POINTS = 6.5
+LEGEND_POINTS, SMALL_LEGEND_POINTS = 8.0, 7.0
+# Of a legend, in its type size: a handle, between handle and words, and between columns.
+HANDLE_EMS, PAD_EMS, SPACING_EMS = 2.0, 0.6, 1.4
 NOTE_SPACING = 1.35
 RC: Any = {
-    "font.family": "DejaVu Sans",
-    "font.size": 8,
-    "axes.titlesize": 8,
-    "axes.labelsize": 8,
+    # Times, as most venues set their text, and narrow enough for a column; then what it lacks.
+    "font.family": ["STIXGeneral", "DejaVu Serif"],
+    "mathtext.fontset": "stix",
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.labelsize": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.linewidth": 0.7,
@@ -46,14 +51,19 @@ RC: Any = {
     "axes.axisbelow": True,
     "grid.color": "#e6e6e6",
     "grid.linewidth": 0.6,
-    "xtick.labelsize": 7.5,
-    "ytick.labelsize": 7.5,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
     "xtick.major.width": 0.7,
     "ytick.major.width": 0.7,
     "xtick.minor.size": 1.6,
     "ytick.minor.size": 1.6,
-    "legend.fontsize": 7.5,
+    "legend.fontsize": LEGEND_POINTS,
     "legend.frameon": False,
+    "legend.handlelength": HANDLE_EMS,
+    "legend.handletextpad": PAD_EMS,
+    "legend.columnspacing": SPACING_EMS,
+    "legend.labelspacing": 0.3,
+    "legend.borderpad": 0.2,
     "lines.linewidth": 1.4,
     "pdf.fonttype": 42,
     "ps.fonttype": 42,
@@ -162,14 +172,10 @@ def caption(figure: Figure, text: str) -> None:
     if engine is not None:
         engine.set(rect=(0, share, 1, 1 - share))  # type: ignore[call-arg]
     figure.text(
-        0.03 / width, share - 2 / 72 / (height + added), "\n".join(lines), gid=NOTE, va="top",
+        0.03 / width, share - 2 / 72 / (height + added), "\n".join(lines), gid="note", va="top",
         ha="left", fontsize=NOTE_POINTS, color="#555555", linespacing=NOTE_SPACING,
         in_layout=False,
     )  # fmt: skip
-
-
-NOTE = "note"
-"""What the caption is called inside an SVG; a page with captions of its own takes it out."""
 
 
 def panel_title(axes: Axes, text: str) -> None:

@@ -8,18 +8,21 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from matplotlib.patches import Rectangle
+from matplotlib.patches import Patch, Rectangle
 
+from ablations.records import visible
 from analysis.report.figures.axes import (
     CURVE_POINTS,
     GREY,
+    RANGE,
     Drawn,
     edges,
     hollow,
+    legend,
     log_axis,
     mix_handles,
 )
-from analysis.report.figures.style import DOUBLE_COLUMN_INCHES, caption, drawing, looks
+from analysis.report.figures.style import DOUBLE_COLUMN_INCHES, caption, drawing, looks, panel_title
 from analysis.stats.fit import Fit
 from analysis.stats.interval import percentiles
 from analysis.stats.laws import Array, Chinchilla
@@ -56,8 +59,11 @@ def iso_loss(
             shown.append(_contours(axes, fit, versus[mix], mix))
         for axes in grid[len(others) :]:
             axes.remove()
-        words = "numbers: loss (nats per token); box: measured, thin beyond"
-        grid[0].set_title(words, loc="left", fontsize=7, color="#444444")
+        legend(figure, [
+            *mix_handles(looks(fit.mixes), fitted=True),
+            Patch(fc=RANGE, label="measured range"),
+            Line2D([], [], color=GREY, lw=0.6, label="thin: beyond it"),
+        ])  # fmt: skip
         caption(figure, note)
     return figure, pd.concat(shown, ignore_index=True).replace(np.inf, np.nan)
 
@@ -70,7 +76,7 @@ def _contours(axes: Axes, fit: Fit, baseline: str, mix: str) -> pd.DataFrame:
     )
     N = np.geomspace(low_n / BEYOND, high_n * BEYOND, CURVE_POINTS)
     box = (low_n, low_d), high_n - low_n, high_d - low_d
-    axes.add_patch(Rectangle(*box, facecolor="#f2f2f2", edgecolor="none", zorder=0))
+    axes.add_patch(Rectangle(*box, facecolor=RANGE, edgecolor="none", zorder=0))
     rows = []
     for target in _levels(fit.mixes[baseline].law, (low_n, low_d), (high_n, high_d)):
         for name, look in both.items():
@@ -90,12 +96,12 @@ def _contours(axes: Axes, fit: Fit, baseline: str, mix: str) -> pd.DataFrame:
                 )  # fmt: skip
     for name, look in both.items():
         own = points[points["mix"] == name]
-        axes.plot(own["N"], own["D"], **hollow(look, 3))
+        axes.plot(own["N"], own["D"], **hollow(look, 3, len(points)))
     axes.set_xlim(N[0], N[-1] * 1.35)
     axes.set_ylim(low_d / BEYOND, high_d * BEYOND)
     log_axis(axes, "N, parameters")
     log_axis(axes, "D, training tokens", vertical=True)
-    axes.legend(handles=mix_handles(both, fitted=True), loc="lower left")
+    panel_title(axes, visible(mix))
     return pd.concat(rows, ignore_index=True)
 
 
@@ -157,7 +163,7 @@ def frontier(fit: Fit, draws: Draws, note: str = "", width: float = DOUBLE_COLUM
             handle.set_marker("")
         handles.append(Line2D([], [], color=GREY, lw=0.7, label="thin: beyond N, D or C measured"))
         handles.append(Line2D([], [], color=GREY, lw=0.7, ls=":", label="largest C measured"))
-        figure.legend(handles=handles, loc="outside upper left", ncols=4 if width > 4 else 2)
+        legend(figure, handles)
         caption(figure, note)
     return figure, table
 

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import pandas as pd
 
-from analysis.report.figures.axes import Drawn, hollow, in_order, legend, log_axis, mix_handles
+from analysis.report.figures.axes import (
+    Drawn,
+    by_size,
+    hollow,
+    in_order,
+    legend,
+    log_axis,
+    mix_handles,
+)
 from analysis.report.figures.style import DOUBLE_COLUMN_INCHES, caption, drawing, looks, panel_title
 from analysis.study.training import SIGMAS, WINDOW, spikes, stability
 
@@ -52,30 +60,35 @@ def training_stability(
             axes.set_ylim(-0.05 * max(axes.get_ylim()[1], 0.2), max(axes.get_ylim()[1], 0.2))
             log_axis(axes, "N, parameters")
         panel_title(panels[0], f"≥ {SIGMAS:g} sd from the {WINDOW} rows before")
-        figure.legend(handles=mix_handles(style), loc="outside upper left", ncols=4)
+        legend(figure, mix_handles(style))
         caption(figure, note)
     return figure, shares
 
 
 def throughput_against_context(
-    speeds: pd.DataFrame, measured_on: str, note: str = "", width: float = DOUBLE_COLUMN_INCHES
+    speeds: pd.DataFrame,
+    sizes: dict[str, float],
+    measured_on: str,
+    note: str = "",
+    width: float = DOUBLE_COLUMN_INCHES,
 ) -> Drawn:
-    """Training tokens per second against context length, a line a mix and size."""
+    """Training tokens per second against context length, a line a mix and size.
+
+    `sizes` gives N by size.
+    """
     style = looks(in_order(speeds["mix"]))
+    colours, groups = by_size(speeds.assign(N=speeds["size"].map(sizes)), style)
     with drawing(width, 3.0) as figure:
         axes = figure.subplots()
         for (mix, size), own in speeds.groupby(["mix", "size"], sort=False):
-            look = style[str(mix)]
+            look, colour = style[str(mix)], colours[str(mix), str(size)]
             mean = own.groupby("context", as_index=False)["tokens_per_second"].mean()
-            axes.plot(own["context"], own["tokens_per_second"], **hollow(look))
-            axes.plot(mean["context"], mean["tokens_per_second"], color=look.colour, ls=look.line)
-            axes.annotate(
-                str(size), (mean["context"].iloc[-1], mean["tokens_per_second"].iloc[-1]),
-                xytext=(4, 0), textcoords="offset points", va="center", fontsize=6.5,
-            )  # fmt: skip
+            kind = hollow(look, of=len(speeds)) | {"mec": colour}
+            axes.plot(own["context"], own["tokens_per_second"], **kind)
+            axes.plot(mean["context"], mean["tokens_per_second"], color=colour, ls=look.line)
         log_axis(axes, f"context (tokens); {measured_on}")
         axes.set_xticks(sorted(set(speeds["context"])))
         log_axis(axes, "training tokens per second", vertical=True)
-        legend(axes, mix_handles(style, fitted=True))
+        legend(figure, *groups, beside=True)
         caption(figure, note)
     return figure, speeds
