@@ -135,7 +135,7 @@ def test_the_command_proposes_a_ladder_of_named_sizes(capsys: pytest.CaptureFixt
         (["sizes=60m,100m,190m", "seeds=0"], "seeds=0 must be a whole number"),
         (["sizes=60m,100m,190m", "chinchilla=1,2"], "chinchilla=1,2 must be three multiples"),
         (["sizes=60m,100m,190m", "at=N=1e9"], "at=N=1e9 is not a place"),
-        (["sizes"], "sizes is not a setting"),
+        (["sizes"], "points=sizes is not there"),
     ],
 )
 def test_what_cannot_be_planned_is_one_sentence(

@@ -305,7 +305,7 @@ def test_a_sweep_is_predicted_by_name_and_by_folder(
         ([XLSTM, "at=C=1e21", "fix=A=0,alpha=0.3"], "at C=1e+21 has no optimum by the law of"),
         ([XLSTM, "at=C=1e21", "model=averaged"], "model=averaged is not known"),
         (["at=C=1e21"], "sweep= is missing"),
-        (["--projected", XLSTM], "--projected is not a setting; valid: at,"),
+        (["--projected", XLSTM], "projected is not a setting; valid: at,"),
         (["none.csv", "at=C=1e21"], "points=none.csv is not there"),
     ],
 )
