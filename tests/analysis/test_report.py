@@ -133,7 +133,7 @@ def test_the_page_holds_all_that_it_needs(finished: tuple[Path, list[str]]) -> N
     assert not re.search(r"@import|url\((?!#)", text)
     assert len(page.ids) == len(set(page.ids))
     assert set(page.inner) <= set(page.ids)
-    assert text.count("<svg") == 10
+    assert text.count("<svg") == len(list((finished[0] / "figures").glob("*.svg"))) >= 10
     assert text.index('class="lead"') < text.index("<h2")
     # What a figure rests on is said beside it, in the page and in the JSON, and not in the picture.
     assert 'id="note"' not in (finished[0] / "figures" / "savings.svg").read_text()
