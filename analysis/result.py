@@ -163,7 +163,7 @@ class Savings(Result):
         self._answer, self._kind = answer, kind
         self.interactions = pd.DataFrame(answer.interaction_rows)
         self.remarks = tuple(
-            f"{by.treatment.name} {by.level} in place of {by.reference_level} multiplies the "
+            f"{by.treatment.words} {by.level} in place of {by.reference_level} multiplies the "
             f"saving of {answer.arms.arm(by.arm).mix} by {_with_ends(one.value, one.interval)} at "
             f"{_place_words(one)}."
             for by, one in answer.interactions

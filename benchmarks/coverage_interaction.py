@@ -74,7 +74,7 @@ def analysed(task: tuple[int, int, float, int]) -> Array:
     versus = sweep.arms.versus(mixes, "base")
     (one,) = sweep.arms.contrasts(versus)
     fit, draws = fitted(sweep.points, "base", resamples=resamples, seed=i, arms=sweep.arms)
-    free = interaction_free(fit_free(sweep.points, versus), {one.arm: one.reference})
+    free = interaction_free(fit_free(sweep.points, versus), [(one.arm, one.reference)])
     means = free[free["seed"] == "mean"].set_index("N")
     rows = []
     for N, D in PLACES.values():

@@ -160,7 +160,15 @@ def learned(asked: Settings) -> "tuple[Pilot, list[Size], str]":
         mix = asked.mix or MIX
         sizes = sizes_of(asked.sizes, asked.baseline, mix)
         return pilot.Pilot(assumed, frozenset(given), {}), sizes, mix
-    points = read(asked).points
+    sweep = read(asked)
+    if sweep.arms.treatments:
+        varied = sweep.arms.treatments[0]
+        raise SettingError(
+            f"a pilot is of one level of {varied.settings[0]}, and this one has "
+            f"{', '.join(varied.levels)}; choose one, where={varied.settings[0]}="
+            f"{varied.levels[0]}."
+        )
+    points = sweep.points
     others = [one for one in dict.fromkeys(points["mix"]) if one != asked.baseline]
     mix = asked.mix or (others[0] if len(others) == 1 else MIX)
     name = f"points={asked.points}" if asked.points else f"sweep={','.join(asked.sweep)}"
@@ -255,7 +263,7 @@ def sizes_of(given: tuple[str, ...], baseline: str, mix: str) -> "list[Size]":
         if not all(LEAST_N <= value < float("inf") for value in values):
             raise SettingError(f"sizes={text} must be N of {LEAST_N:,} parameters or more each.")
         return [Size(f"{N:g}", N, (6 * N, 6 * N)) for N in values]
-    # A table of the floor below, read as text: the analysis imports nothing of it but records.
+    # A table of the floor below, read as text: what a model is stays there.
     command = [sys.executable, "-m", "models", f"mix={baseline},{mix}", f"size={','.join(names)}"]
     told = subprocess.run(
         [*command, "format=csv"],

@@ -6,7 +6,7 @@ runs share, such as batches.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,21 +75,28 @@ def interaction(one: Saving, reference: Saving, draws: Draws) -> Interaction:
 
 
 def interaction_free(
-    free: pd.DataFrame, pairs: Mapping[str, str], level: float = LEVEL
+    free: pd.DataFrame, pairs: Iterable[tuple[str, str]], level: float = LEVEL
 ) -> pd.DataFrame:
     """Ratios of savings that no law was fitted for (`savings.fit_free`), from seeds.
 
-    `pairs` names the reference of each mix. Columns mix, reference, size, N, seed, value, low,
-    high, p_above_1, as of `fit_free`; where one of the savings is a bound there is no ratio.
+    `pairs` are (mix, reference). Columns mix, reference, size, N, seed, value, low, high,
+    p_above_1, as of `fit_free`. A row per seed that all four runs have, and one (`seed` "mean")
+    for their geometric mean; where one of the savings is a bound there is no ratio.
     """
     parts = []
-    for mix, reference in pairs.items():
+    for mix, reference in pairs:
         ours, theirs = (free[free["mix"] == name] for name in (mix, reference))
         both = ours.merge(theirs[["size", "seed", "value", "bound"]], on=["size", "seed"])
-        both = both[(both["bound_x"] == "") & (both["bound_y"] == "")]
-        table = both[["mix", "size", "N", "seed"]].assign(
-            reference=reference, value=both["value_x"] / both["value_y"], bound=""
-        )
-        parts.append(with_seed_interval(table.reset_index(drop=True), level))
+        both = both[(both["bound_x"] == "") & (both["bound_y"] == "") & (both["seed"] != "mean")]
+        ratios = both[["mix", "size", "N", "seed"]].assign(value=both["value_x"] / both["value_y"])
+        means = [
+            {"mix": mix, "size": size, "N": float(own["N"].mean()), "seed": "mean",
+             "value": float(np.exp(np.log(own["value"]).mean()))}
+            for size, own in ratios.groupby("size", sort=False)
+        ]  # fmt: skip
+        table = pd.concat([ratios, pd.DataFrame(means, columns=ratios.columns)], ignore_index=True)
+        table = table.sort_values(["N", "seed"], kind="stable", ignore_index=True)
+        table = table.assign(reference=reference, bound="")
+        parts.append(with_seed_interval(table, level))
     columns = ["mix", "reference", "size", "N", "seed", "value", "low", "high", "p_above_1"]
     return pd.concat([part[columns] for part in parts]) if parts else pd.DataFrame(columns=columns)

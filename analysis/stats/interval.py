@@ -1,4 +1,4 @@
-"""One interval, whatever made it: its ends, how often it should hold the truth, and by what."""
+"""Intervals from resamples: their ends, and how often they should hold the truth."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LEVEL = 0.95
 class Interval:
     """Ends of an interval that should hold the truth in a share `level` of cases.
 
-    `method` says what it is made of: resamples of runs, or seeds.
+    `method` says which resamples it is made of.
     """
 
     low: float

@@ -85,9 +85,11 @@ def _interactions(result: Study) -> Iterable[str]:
     chance_of = result.resamples
     for contrast in result.contrasts:
         own = [one for by, one in result.interactions if by == contrast]
-        head = f"{contrast.treatment.name} {contrast.level} in place of {contrast.reference_level}"
+        head = f"{contrast.treatment.words} {contrast.level} in place of {contrast.reference_level}"
         if own and not result.law_fails:
-            one = own[-1]
+            # Where the saving is quoted, so that both stand at one place.
+            quoted = headline([s for s in result.savings if s.mix == contrast.reference])[0]
+            one = next(one for one in own if one.N == quoted.N)
             ends, where = (one.interval.low, one.interval.high), "in range"
             if not one.in_range:
                 where = f"extrapolated ×{one.beyond:.3g}"
@@ -97,6 +99,7 @@ def _interactions(result: Study) -> Iterable[str]:
         else:
             free = result.interactions_free
             rows = free[(free["mix"] == contrast.arm) & free["low"].notna()]
+            rows = rows[rows["reference"] == contrast.reference]
             if rows.empty:
                 continue
             row = rows.iloc[-1]

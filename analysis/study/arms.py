@@ -34,6 +34,12 @@ COMPARED = (
     "seconds", "epochs", "chinchilla", "step", "state", "data_hash", "skipped_steps", OF_MIX,
 )  # fmt: skip
 """Columns that have a part of their own in a ladder."""
+RESULTS = (
+    "arm", "baseline", "kind", "where", "value", "low", "high", "p_above_1", "unreachable",
+    "target_loss", "tokens_mix", "N_mix", "N_beyond", "D_beyond", "D_mix_beyond", "model", "below",
+    "range", "in_range", "interval",
+)  # fmt: skip
+"""Columns of results, beside which an arm's levels stand."""
 # Not settings of training, or following from others by rule.
 NOT_SET = (
     "sweep", "seed", "name", "identity", "hash", "evaluation", "resources", "logging", "paths",
@@ -51,6 +57,12 @@ class Treatment:
     name: str
     settings: tuple[str, ...]
     levels: tuple[str, ...]
+
+    @property
+    def words(self) -> str:
+        """Its name, and what moves with it."""
+        also = ", ".join(setting.rpartition(".")[2] for setting in self.settings[1:])
+        return f"{self.name} (with {also})" if also else self.name
 
     def __str__(self) -> str:
         also = f" (with {', '.join(self.settings[1:])})" if len(self.settings) > 1 else ""
@@ -127,23 +139,32 @@ class Arms:
             for name in names
             if self.arm(name).mix != baseline and not self._twin(name, names, baseline)
         ]
+        of_baseline = ", ".join(name for name in names if self.arm(name).mix == baseline)
         return [
-            f"{arm.name} has no twin, as no run of {baseline} is at "
-            f"{_at(arm.levels)}; train one, or name another baseline=ARM "
-            f"({', '.join(name for name in names if self.arm(name).mix == baseline)})."
+            f"{arm.name} has no one twin among {of_baseline}, as it does not read what they vary; "
+            "name one of them, baseline=ARM."
+            if self._twins(arm.name, names, baseline)
+            else f"{arm.name} has no twin, as no run of {baseline} is at {_at(arm.levels)}; train "
+            f"one, or name another baseline=ARM ({of_baseline})."
             for arm in alone
         ]
 
     def _twin(self, name: str, names: list[str], baseline: str) -> str | None:
-        """The baseline's arm whose levels agree wherever both have one; of several the nearest."""
+        """The one arm of the baseline whose levels agree with an arm's, or None."""
+        twins = self._twins(name, names, baseline)
         levels = self.arm(name).levels
-        twins = [
-            one
-            for one in names
-            if (arm := self.arm(one)).mix == baseline
+        exact = [twin for twin in twins if self.arm(twin).levels.items() <= levels.items()]
+        return exact[0] if len(exact) == 1 else twins[0] if len(twins) == 1 else None
+
+    def _twins(self, name: str, names: list[str], baseline: str) -> list[str]:
+        """Arms of the baseline whose levels agree with an arm's wherever both have one."""
+        levels = self.arm(name).levels
+        return [
+            twin
+            for twin in names
+            if (arm := self.arm(twin)).mix == baseline
             and all(levels.get(key, value) == value for key, value in arm.levels.items())
         ]
-        return max(twins, key=lambda one: _shared(levels, self.arm(one).levels), default=None)
 
     def contrasts(self, versus: Mapping[str, str]) -> list[Contrast]:
         """Pairs of arms that tell what one treatment does to a saving, each over its first level.
@@ -182,10 +203,6 @@ def _at(levels: Mapping[str, str]) -> str:
     return ",".join(f"{key}={value}" for key, value in levels.items()) or "its levels"
 
 
-def _shared(one: Mapping[str, str], other: Mapping[str, str]) -> int:
-    return sum(one.get(key) == value for key, value in other.items())
-
-
 def with_arms(sweep: Sweep) -> Sweep:
     """The sweep with points and runs by arm, where runs of one mix and size differ in a setting."""
     settings = {run.name: _settings(run) for run in sweep.runs}
@@ -219,6 +236,11 @@ def by_columns(table: pd.DataFrame, treatments: Sequence[str], source: str) -> p
         if name in COMPARED:
             raise SettingError(
                 f"treatments={name} is no treatment beside the mix; name columns such as lr."
+            )
+        if name in RESULTS:
+            raise SettingError(
+                f"treatments={name}: results have a column {name} of their own; rename that of "
+                f"{source}."
             )
         if name not in table:
             raise SettingError(

@@ -219,6 +219,8 @@ def _envelope(
         "Every point of a curve counts as trained to its budget. That holds for a constant "
         "learning rate and for WSD-S, which decays it before each budget; points in the middle of "
         "a cosine schedule lie above what a schedule of their own would reach.",
+        "Where runs scatter by more than 0.1 % of the loss the envelope keeps the lucky ones, and "
+        "its exponents are biased by more than the interval says (docs/statistics.md).",
         *doubts(points),
     ]
     head = head | {"loss": None, "delta": None} | made

@@ -2,8 +2,8 @@
 
 What is given wins over what is learned, and what cannot be learned keeps its default. The noise is
 that of repeated seeds (`analysis.stats.seeds`), so that a law's misfit is not taken for it; the
-baseline's law is fitted, and the saving is read off at the pilot's largest size and budget, where
-the plan's own places mostly lie beyond. Intervals are 95 %.
+baseline's law is fitted, and the saving is read off at the pilot's largest size and budget, and
+taken as constant beyond. Intervals are 95 %.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ class Assumption:
 class Pilot:
     """What a plan assumes, where each quantity came from, and the doubt about what was learned.
 
-    `draws` are assumptions as likely as `assumed`, empty where nothing was learned; `notes` say
+    `draws` are assumptions with other noise and savings, as likely as those `assumed`, and the
+    same law; empty where nothing was learned. `notes` say
     what the pilot could not tell, a sentence each.
     """
 

@@ -65,7 +65,7 @@ class Study:
     @cached_property
     def choice(self) -> Choice | None:
         """The joint models by plain least squares."""
-        ready = self.points[~self.points["mix"].isin(list(self.unfitted))]
+        ready = self._fitted_points
         return None if ready.empty else choose(ready)
 
     @property
@@ -140,7 +140,7 @@ class Study:
     @cached_property
     def interactions_free(self) -> pd.DataFrame:
         """The same from seeds, without a law (`analysis.stats.interaction.interaction_free`)."""
-        pairs = {one.arm: one.reference for one in self.contrasts}
+        pairs = [(one.arm, one.reference) for one in self.contrasts]
         return interaction_free(self.free, pairs, self.level)
 
     @cached_property
