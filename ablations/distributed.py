@@ -277,8 +277,9 @@ class Parallel:
             mesh = init_device_mesh(device.type, shape)
             for block in model.blocks:
                 fully_shard(block, mesh=mesh)
+                register_fsdp_forward_method(block, "extend")
             fully_shard(model, mesh=mesh)
-            for method in ("losses", "choices"):
+            for method in ("losses", "choices", "extend"):
                 register_fsdp_forward_method(model, method)
             self._forward = model.losses
 

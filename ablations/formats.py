@@ -69,10 +69,15 @@ PROBE: Kinds = {
         "number?",
     ),
 }  # fmt: skip
+SAMPLE: Kinds = {
+    "step": "count", "sample": "count", "version": "count", "domain": "text", "prompt": "text",
+    "continuation": "text", "new_tokens": "count",
+}  # fmt: skip
 ROWS: Mapping[str, tuple[Kinds, tuple[str, ...]]] = {
     "metrics.jsonl": (METRIC, ("step",)),
     "points.jsonl": (POINT, ("step",)),
     "probes.jsonl": (PROBE, ("step", "probe", "length")),
+    "samples.jsonl": (SAMPLE, ("step", "sample", "prompt", "continuation")),
 }
 """What a row of each file may hold, and what it must."""
 

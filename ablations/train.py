@@ -26,13 +26,14 @@ from ablations import formats, provenance, tracking
 from ablations.checkpoint import Checkpoints
 from ablations.data.order import Batches, rolling_hash
 from ablations.data.prepared import Corpus
-from ablations.data.source import open_corpus, read_parts
+from ablations.data.source import decoder, open_corpus, read_parts
 from ablations.data.verify import Part, Verification, verify
 from ablations.devices import peak_flops
 from ablations.distributed import Parallel, World, choose_parallel, environment, joined
 from ablations.evaluate import budget
 from ablations.evaluate.loss import evaluate, held_out
 from ablations.evaluate.probes import Probes
+from ablations.evaluate.samples import Samples
 from ablations.hardware import (
     Hardware,
     arithmetic,
@@ -54,7 +55,7 @@ from models.settings import to_dict
 HEARTBEAT_SECONDS = 1.0
 WAIT_SECONDS = 1.0
 STOP_SECONDS = 20.0  # a stopped run's wait for its data to be verified; Slurm kills after 30
-FILES = ("metrics.jsonl", "points.jsonl", "probes.jsonl")
+FILES = ("metrics.jsonl", "points.jsonl", "probes.jsonl", "samples.jsonl")
 PLACEMENT = ("device", "precision", "parallel", "backends", "compiled", "micro_batch_rows")
 """Of the manifest: what a run computed on and how, which decides how its sums round."""
 
@@ -146,6 +147,10 @@ class Trainer:
         )
         self.separator = self.corpus.separator if spec.data.document_mask else None
         self.probes = self._probes() if spec.evaluation.probes else None
+        self.samples: Samples | None = None
+        if spec.evaluation.samples:
+            decode = decoder(spec.data.name, spec.data.path)
+            self.samples = Samples(spec.evaluation, self.corpus, decode, hardware.autocast)
         self.milestones = {m.step: m for m in recipe.milestones}
 
         self.model = LanguageModel(spec.model)
@@ -400,12 +405,15 @@ class Trainer:
         if self.probes is not None:
             for row in self.probes.measure(self.model):
                 self._record("probes.jsonl", {"step": progress.step, **row})
+        if self.samples is not None:
+            for row in self.samples.rows(self.model):
+                self._record("samples.jsonl", {"step": progress.step, **row})
 
     def _record(self, file: str, row: dict[str, Any]) -> None:
         if not self.world.first:
             return
         self.run.append(file, row)
-        if row["step"] <= self.last_tracked_step[file]:
+        if file == "samples.jsonl" or row["step"] <= self.last_tracked_step[file]:
             return  # the tracker has this row, with these numbers, from before a stop
         if file == "points.jsonl":
             row = {
@@ -501,27 +509,25 @@ class Trainer:
             self.progress = Progress(**state["progress"])
             self.say(f"the point of step {step} is lost: its checkpoint is evaluated again")
             if self.world.first and self.probes is not None:
-                self._drop_probes(step, set(self.probes.wanted))
+                self._drop("probes.jsonl", step, ("probe", "length"), set(self.probes.wanted))
+            if self.world.first and self.samples is not None:
+                self._drop("samples.jsonl", step, (), {()})
             self._take_point(self.milestones[step].chinchilla)
             remade = True
         if remade:
             self._take_newest()
         if self.world.first:
-            for file in ("points.jsonl", "probes.jsonl") if remade else ():
+            for file in ("points.jsonl", "probes.jsonl", "samples.jsonl") if remade else ():
                 self._put(file, self.run.rows(file))
             self._remake_metrics()
         return remade
 
-    def _drop_probes(self, step: int, measured: set[tuple[str, int]]) -> None:
-        """Make room for the rows of a step that are about to be measured; the others stay."""
-        rows = list(self.run.rows("probes.jsonl"))
-        kept = [
-            row
-            for row in rows
-            if row["step"] != step or (row["probe"], row["length"]) not in measured
-        ]
+    def _drop(self, file: str, step: int, key: tuple[str, ...], again: set[Any]) -> None:
+        """Make room for the rows of a step that are about to be made again; the others stay."""
+        rows = list(self.run.rows(file))
+        kept = [r for r in rows if r["step"] != step or tuple(r[name] for name in key) not in again]
         if kept != rows:
-            self.run.write_rows("probes.jsonl", kept)
+            self.run.write_rows(file, kept)
 
     def _remake_metrics(self) -> None:
         """A row at each milestone behind, where it is lost, with what its checkpoint knows."""

@@ -45,6 +45,7 @@ BUDGET = {
     # Five examples: some ranks have one, or none, and compute another for nothing.
     "evaluation__probes": ["copy", "repeat", "positions"], "evaluation__examples": 5,
     "evaluation__lengths": [64], "evaluation__max_share": 100.0,
+    "evaluation__samples": 2, "evaluation__sample_tokens": 8,
 }  # fmt: skip
 
 
@@ -83,6 +84,9 @@ def test_ranks_give_the_losses_of_one(make_run, alone, how, n):
         assert (a["probe"], a.get("digest")) == (b["probe"], b.get("digest"))
         for name in ("nats", "nats_se", "first_nats") if "nats" in a else ("loss", "bpb"):
             assert a[name] == pytest.approx(b[name], rel=1e-4)
+    ours, theirs = (list(r.rows("samples.jsonl")) for r in (run, alone))
+    assert len(ours) == 3 * 2
+    assert ours == theirs
     assert run.read_manifest()["device"]["count"] == n
     assert (run.read_manifest()["micro_batch_rows"], alone.read_manifest()["micro_batch_rows"]) == (
         1, 4,
