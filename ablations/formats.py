@@ -49,7 +49,7 @@ HOW: Mapping[str, Kinds] = {
 """A submission's settings to retry by, of each launcher."""
 METRIC: Kinds = {
     "step": "count", "tokens": "count", "loss": "number", "grad_norm": "number", "lr": "number",
-    "skipped_steps": "count", "seconds": "number", "tokens_per_second": "number",
+    "skipped_steps": "count", "seconds": "number", "tokens_per_second": "number", "mfu": "number",
 }  # fmt: skip
 POINT: Kinds = {
     "mix": "text", "size": "text", "seed": "count", "step": "count", "chinchilla": "number",

@@ -28,7 +28,7 @@ from ablations.data.order import Batches, rolling_hash
 from ablations.data.prepared import Corpus
 from ablations.data.source import decoder, open_corpus, read_parts
 from ablations.data.verify import Part, Verification, verify
-from ablations.devices import peak_flops
+from ablations.devices import mfu
 from ablations.distributed import Parallel, World, choose_parallel, environment, joined
 from ablations.evaluate import budget
 from ablations.evaluate.loss import evaluate, held_out
@@ -177,7 +177,6 @@ class Trainer:
         self._resume()
         self.rule = OutlierRule(recipe.skip_sigma)
         self.rule.restore(self.progress.rule)
-        self.peak = peak_flops(hardware.name)
         self.recent: list[float] = []
         """Seconds of the last steps, for the rate that is shown."""
         self.last_bpb: float | None = None
@@ -229,6 +228,7 @@ class Trainer:
     def _loop(self, stop: Callable[[], bool]) -> str:
         recipe, progress, spec = self.recipe, self.progress, self.spec
         heartbeat = 0.0
+        logged = progress.step, progress.seconds
         self.verification = Verification(self._files_to_verify)
         while progress.step < recipe.steps:
             begun = time.perf_counter()
@@ -253,6 +253,9 @@ class Trainer:
 
             milestone = self.milestones.get(step)
             if milestone or step % spec.logging.log_every == 0 or step == recipe.steps:
+                tokens = (step - logged[0]) * recipe.batch_tokens
+                seconds = progress.seconds - logged[1]
+                logged = step, progress.seconds
                 self._record(
                     "metrics.jsonl",
                     {
@@ -264,6 +267,7 @@ class Trainer:
                         "skipped_steps": progress.skipped_steps,
                         "seconds": round(progress.seconds, 4),
                         "tokens_per_second": round(recipe.batch_tokens / elapsed, 1),
+                        **self._mfu(tokens, seconds),
                     },
                 )
             if milestone:
@@ -607,6 +611,12 @@ class Trainer:
             return {}
         return before if before.get("run", self.run.name) == self.run.name else {}
 
+    def _mfu(self, tokens: int, seconds: float) -> dict[str, float]:
+        """`mfu` of so many tokens trained in so many seconds, where the devices' peak is known."""
+        flops = tokens * self.spec.counts.flops_per_token
+        share = mfu(self.hardware.name, self.world.size, flops, seconds)
+        return {} if share is None else {"mfu": share}
+
     def _status(self, state: str, **extra: float) -> None:
         if not self.world.first:
             return
@@ -622,9 +632,7 @@ class Trainer:
             extra["tokens_per_second"] = round(rate, 1)
             extra["eta_point"] = round((next_point - progress.step) * a_step, 1)
             extra["eta"] = round((recipe.steps - progress.step) * a_step, 1)
-            if self.peak:
-                flops = self.spec.counts.flops_per_token * rate
-                extra["mfu"] = round(flops / (self.peak * self.world.size), 4)
+            extra |= self._mfu(recipe.batch_tokens, a_step)
         if self.last_bpb is not None:
             extra["bpb"] = self.last_bpb
         self.run.write_status(
