@@ -199,9 +199,13 @@ class Trainer:
         if self.world.first:
             if remade or self.progress.step < self.recipe.steps or not self._manifest_before():
                 self._write_manifest()
-            self.tracker = tracking.start(
-                self.spec.logging.wandb, self.run.path, self.spec.sweep, to_dict(self.spec)
-            )
+            spec, counts = self.spec, self.spec.counts
+            config = {
+                **to_dict(spec),
+                **to_dict(counts),
+                "C": spec.recipe.tokens * counts.flops_per_token,
+            }
+            self.tracker = tracking.start(spec.logging.wandb, self.run.path, spec.sweep, config)
         try:
             state = self._loop(stop)
         except Exception:
@@ -419,7 +423,12 @@ class Trainer:
         self.run.append(file, row)
         if file == "samples.jsonl" or row["step"] <= self.last_tracked_step[file]:
             return  # the tracker has this row, with these numbers, from before a stop
+        tokens = row["step"] * self.recipe.batch_tokens
         if file == "points.jsonl":
+            place = f"at {row['chinchilla']:g}x"
+            self.tracker.summarize(
+                {f"{place}/{name}": row[name] for name in ("loss", "bpb", "D", "C")}
+            )
             row = {
                 "step": row["step"],
                 "eval/loss": row["loss"],
@@ -431,7 +440,7 @@ class Trainer:
             name = f"positions/{row['from']}" if by_position else f"{row['probe']}/{row['length']}"
             value = row["bpb"] if by_position else row["accuracy"]
             row = {"step": row["step"], f"probes/{name}": value}
-        self.tracker.log(row)
+        self.tracker.log({**row, "tokens": tokens})
 
     def _state(self) -> dict[str, Any]:
         return {

@@ -99,8 +99,8 @@ def export(
     weights: LanguageModel.state_dict(); context: tokens the model was trained on at a time;
     separator: id of the token that ends a document, the folder's eos; tokenizer: "bytes" where a
     token is a byte, or the path of a tokenizer.json, or None for a folder without one; readme: the
-    model card. Returns the class's name and the largest difference of a logit to ours, having opened
-    what it wrote. Raises SettingError where `out` exists, or the tokenizer does not fit the model.
+    model card. Returns the class's name and the largest difference of a logit to ours, having
+    opened what it wrote. Raises SettingError where `out` exists, or the tokenizer does not fit.
     """
     needs_transformers()
     native = native_class(config)

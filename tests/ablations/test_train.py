@@ -525,3 +525,34 @@ def test_mfu_times_time_times_peak_is_c(make_run, monkeypatch, log_every, stop_a
     status = run.read_status()
     done = spec.counts.flops_per_token * status["tokens_per_second"]
     assert status["mfu"] == pytest.approx(done / peak, rel=1e-3)
+
+
+def test_a_tracker_hears_tokens_in_every_row_and_a_summary_of_every_point(make_run, monkeypatch):
+    rows, summary, begun = [], {}, []
+
+    class Heard(tracking.Silent):
+        def log(self, row):
+            rows.append(row)
+
+        def summarize(self, values):
+            summary.update(values)
+
+    monkeypatch.setattr(tracking, "start", lambda *given: begun.append(given) or Heard())
+    run, spec = make_run(evaluation__probes=["copy"], evaluation__lengths=[64],
+                         evaluation__examples=1, evaluation__max_share=1e3)  # fmt: skip
+    assert train(run, spec, stop=lambda: False, say=lambda _: None) == "done"
+    points = list(run.rows("points.jsonl"))
+    for row in rows:
+        assert row["tokens"] == row["step"] * spec.recipe.batch_tokens
+    assert sum("eval/loss" in row for row in rows) == sum("probes/copy/64" in r for r in rows) == 3
+    assert summary == {
+        f"at {point['chinchilla']:g}x/{name}": point[name]
+        for point in points
+        for name in ("loss", "bpb", "D", "C")
+    }
+    ((mode, folder, sweep, config),) = begun
+    assert (mode, folder, sweep) == ("off", run.path, "test")
+    assert (config["mix"]["name"], config["size"]["name"], config["seed"]) == (
+        "transformer", "50k", 0,
+    )  # fmt: skip
+    assert (config["N"], config["C"]) == (points[-1]["N"], pytest.approx(points[-1]["C"]))
