@@ -50,7 +50,7 @@ BUDGET = {
     # Five examples: some ranks have one, or none, and compute another for nothing.
     "evaluation__probes": ["copy", "repeat", "positions"], "evaluation__examples": 5,
     "evaluation__lengths": [64], "evaluation__max_share": 100.0,
-    "evaluation__samples": 2, "evaluation__sample_tokens": 8,
+    "evaluation__samples": 2, "evaluation__sample_tokens": 3,
 }  # fmt: skip
 
 
