@@ -157,8 +157,8 @@ def _limits(config: ModelConfig, spec: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     yield (
         "This is a run of a research ladder, trained to be compared with its neighbours at equal "
-        "tokens. It is neither tuned to follow instructions nor made safe, and was evaluated on "
-        "held-out text alone."
+        "tokens. It is neither tuned to follow instructions nor made safe, and no other evaluation "
+        "than the one above is behind this card."
     )
     if N < TOY or config.vocab_size <= 256:
         kind = "byte-level model" if config.vocab_size <= 256 else "model"
