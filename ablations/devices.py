@@ -36,3 +36,13 @@ def peak_flops(name: str) -> float | None:
     """Dense bf16 peak in FLOP/s of a device by its name, None where it is not known."""
     kind = gpu_kind(name)
     return GPUS[kind].peak_flops if kind else None
+
+
+def mfu(name: str, devices: int, flops: float, seconds: float) -> float | None:
+    """Model FLOPs utilization, to four digits (Chowdhery et al. 2022, appendix B): training FLOPs
+    done in so many seconds, as `models.cost` counts them, over what devices of that name could do.
+
+    None where their peak is not known.
+    """
+    peak = peak_flops(name)
+    return float(f"{flops / (seconds * devices * peak):.4g}") if peak and seconds > 0 else None

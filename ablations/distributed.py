@@ -277,8 +277,10 @@ class Parallel:
             mesh = init_device_mesh(device.type, shape)
             for block in model.blocks:
                 fully_shard(block, mesh=mesh)
+                for method in ("new_state", "extend"):
+                    register_fsdp_forward_method(block, method)
             fully_shard(model, mesh=mesh)
-            for method in ("losses", "choices"):
+            for method in ("losses", "choices", "new_cache", "extend"):
                 register_fsdp_forward_method(model, method)
             self._forward = model.losses
 

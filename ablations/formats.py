@@ -49,7 +49,7 @@ HOW: Mapping[str, Kinds] = {
 """A submission's settings to retry by, of each launcher."""
 METRIC: Kinds = {
     "step": "count", "tokens": "count", "loss": "number", "grad_norm": "number", "lr": "number",
-    "skipped_steps": "count", "seconds": "number", "tokens_per_second": "number",
+    "skipped_steps": "count", "seconds": "number", "tokens_per_second": "number", "mfu": "number",
 }  # fmt: skip
 POINT: Kinds = {
     "mix": "text", "size": "text", "seed": "count", "step": "count", "chinchilla": "number",
@@ -69,10 +69,15 @@ PROBE: Kinds = {
         "number?",
     ),
 }  # fmt: skip
+SAMPLE: Kinds = {
+    "step": "count", "sample": "count", "version": "count", "domain": "text", "prompt": "text",
+    "continuation": "text", "new_tokens": "count",
+}  # fmt: skip
 ROWS: Mapping[str, tuple[Kinds, tuple[str, ...]]] = {
     "metrics.jsonl": (METRIC, ("step",)),
     "points.jsonl": (POINT, ("step",)),
     "probes.jsonl": (PROBE, ("step", "probe", "length")),
+    "samples.jsonl": (SAMPLE, ("step", "sample", "prompt", "continuation")),
 }
 """What a row of each file may hold, and what it must."""
 

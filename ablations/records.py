@@ -7,6 +7,7 @@
       metrics.jsonl    a row a logged step; the only place where measured time is written
       points.jsonl     a row an evaluated checkpoint; the same bits from the same command
       probes.jsonl     where asked for, a row an evaluated checkpoint, probe and length
+      samples.jsonl    where asked for, a row an evaluated checkpoint and prompt
       checkpoints/     written beside, synced, then renamed into place
       log.txt          what the run said
 

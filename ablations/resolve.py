@@ -11,7 +11,7 @@ import re
 from dataclasses import replace
 from typing import Any
 
-from ablations.data.source import required_path, summarize
+from ablations.data.source import decoder, required_path, summarize
 from ablations.evaluate import budget
 from ablations.ladder import Recipe, plan_recipe
 from ablations.spec import (
@@ -111,6 +111,8 @@ def resolve(settings: dict[str, Any], *, plan_only: bool = False) -> RunSpec:
         logging=parts["logging"],
     )
     budget.check(spec.evaluation, spec.model, recipe.context, recipe.tokens, len(recipe.milestones))
+    if spec.evaluation.samples and corpus:
+        decoder(name, data.path)
     if not plan_only and (problem := too_many_epochs(spec)):
         raise SettingError(problem)
     return spec

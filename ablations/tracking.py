@@ -1,8 +1,12 @@
 """wandb beside the run's own records: off unless asked for; `auto` is online where logged in.
 
 The run directory stays the source of truth. One deterministic id a run, so a resumed run goes on
-in the same one, and sends no row twice. The key is read by wandb from its own environment and is
-written nowhere here.
+in the same one, and sends no row twice. Runs of a sweep are one group, whose job types are the
+mixes, and every chart is against tokens: a group's page shows its mixes with nothing set by hand.
+
+The key is read by wandb from its own environment and is written nowhere here. What wandb would
+collect by itself, the command line and the address of git's remote, may hold secrets: it is off,
+and the run's manifest has the revision and the redacted command.
 """
 
 from __future__ import annotations
@@ -16,9 +20,11 @@ from models.environment import expand
 
 
 class Tracker(Protocol):
-    """What the loop tells: rows of metrics and points."""
+    """What the loop tells: rows of metrics and points, and what the runs table shows of points."""
 
     def log(self, row: dict[str, Any]) -> None: ...
+
+    def summarize(self, values: dict[str, float]) -> None: ...
 
     def finish(self) -> None: ...
 
@@ -28,6 +34,9 @@ class Silent:
 
     def log(self, row: dict[str, Any]) -> None:
         del row
+
+    def summarize(self, values: dict[str, float]) -> None:
+        del values
 
     def finish(self) -> None:
         pass
@@ -51,15 +60,24 @@ class Wandb:
             dir=run_dir,
             project="archladder",
             group=sweep,
+            job_type=config["mix"]["name"],
             name=run_dir.name,
             id=run_dir.name.rsplit("-", 1)[-1] + "-" + sweep,
             resume="allow",
             config=config,
-            settings=wandb.Settings(silent=True, console="off", save_code=False),
+            settings=wandb.Settings(
+                silent=True, console="off", save_code=False, disable_git=True, x_disable_meta=True
+            ),
         )
+        self._run.define_metric("tokens")
+        self._run.define_metric("*", step_metric="tokens")
 
     def log(self, row: dict[str, Any]) -> None:
+        """A row with `step` and `tokens`."""
         self._run.log(row, step=row["step"])
+
+    def summarize(self, values: dict[str, float]) -> None:
+        self._run.summary.update(values)
 
     def finish(self) -> None:
         self._run.finish()

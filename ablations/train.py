@@ -26,13 +26,14 @@ from ablations import formats, provenance, tracking
 from ablations.checkpoint import Checkpoints
 from ablations.data.order import Batches, rolling_hash
 from ablations.data.prepared import Corpus
-from ablations.data.source import open_corpus, read_parts
+from ablations.data.source import decoder, open_corpus, read_parts
 from ablations.data.verify import Part, Verification, verify
-from ablations.devices import peak_flops
+from ablations.devices import mfu
 from ablations.distributed import Parallel, World, choose_parallel, environment, joined
 from ablations.evaluate import budget
 from ablations.evaluate.loss import evaluate, held_out
 from ablations.evaluate.probes import Probes
+from ablations.evaluate.samples import Samples
 from ablations.hardware import (
     Hardware,
     arithmetic,
@@ -54,7 +55,7 @@ from models.settings import to_dict
 HEARTBEAT_SECONDS = 1.0
 WAIT_SECONDS = 1.0
 STOP_SECONDS = 20.0  # a stopped run's wait for its data to be verified; Slurm kills after 30
-FILES = ("metrics.jsonl", "points.jsonl", "probes.jsonl")
+FILES = ("metrics.jsonl", "points.jsonl", "probes.jsonl", "samples.jsonl")
 PLACEMENT = ("device", "precision", "parallel", "backends", "compiled", "micro_batch_rows")
 """Of the manifest: what a run computed on and how, which decides how its sums round."""
 
@@ -146,6 +147,10 @@ class Trainer:
         )
         self.separator = self.corpus.separator if spec.data.document_mask else None
         self.probes = self._probes() if spec.evaluation.probes else None
+        self.samples: Samples | None = None
+        if spec.evaluation.samples:
+            decode = decoder(spec.data.name, spec.data.path)
+            self.samples = Samples(spec.evaluation, self.corpus, decode, hardware.autocast)
         self.milestones = {m.step: m for m in recipe.milestones}
 
         self.model = LanguageModel(spec.model)
@@ -172,7 +177,6 @@ class Trainer:
         self._resume()
         self.rule = OutlierRule(recipe.skip_sigma)
         self.rule.restore(self.progress.rule)
-        self.peak = peak_flops(hardware.name)
         self.recent: list[float] = []
         """Seconds of the last steps, for the rate that is shown."""
         self.last_bpb: float | None = None
@@ -195,9 +199,13 @@ class Trainer:
         if self.world.first:
             if remade or self.progress.step < self.recipe.steps or not self._manifest_before():
                 self._write_manifest()
-            self.tracker = tracking.start(
-                self.spec.logging.wandb, self.run.path, self.spec.sweep, to_dict(self.spec)
-            )
+            spec, counts = self.spec, self.spec.counts
+            config = {
+                **to_dict(spec),
+                **to_dict(counts),
+                "C": spec.recipe.tokens * counts.flops_per_token,
+            }
+            self.tracker = tracking.start(spec.logging.wandb, self.run.path, spec.sweep, config)
         try:
             state = self._loop(stop)
         except Exception:
@@ -224,6 +232,7 @@ class Trainer:
     def _loop(self, stop: Callable[[], bool]) -> str:
         recipe, progress, spec = self.recipe, self.progress, self.spec
         heartbeat = 0.0
+        logged = progress.step, progress.seconds
         self.verification = Verification(self._files_to_verify)
         while progress.step < recipe.steps:
             begun = time.perf_counter()
@@ -248,6 +257,9 @@ class Trainer:
 
             milestone = self.milestones.get(step)
             if milestone or step % spec.logging.log_every == 0 or step == recipe.steps:
+                tokens = (step - logged[0]) * recipe.batch_tokens
+                seconds = progress.seconds - logged[1]
+                logged = step, progress.seconds
                 self._record(
                     "metrics.jsonl",
                     {
@@ -259,6 +271,7 @@ class Trainer:
                         "skipped_steps": progress.skipped_steps,
                         "seconds": round(progress.seconds, 4),
                         "tokens_per_second": round(recipe.batch_tokens / elapsed, 1),
+                        **self._mfu(tokens, seconds),
                     },
                 )
             if milestone:
@@ -400,14 +413,22 @@ class Trainer:
         if self.probes is not None:
             for row in self.probes.measure(self.model):
                 self._record("probes.jsonl", {"step": progress.step, **row})
+        if self.samples is not None:
+            for row in self.samples.rows(self.model):
+                self._record("samples.jsonl", {"step": progress.step, **row})
 
     def _record(self, file: str, row: dict[str, Any]) -> None:
         if not self.world.first:
             return
         self.run.append(file, row)
-        if row["step"] <= self.last_tracked_step[file]:
+        if file == "samples.jsonl" or row["step"] <= self.last_tracked_step[file]:
             return  # the tracker has this row, with these numbers, from before a stop
+        tokens = row["step"] * self.recipe.batch_tokens
         if file == "points.jsonl":
+            place = f"at {row['chinchilla']:g}x"
+            self.tracker.summarize(
+                {f"{place}/{name}": row[name] for name in ("loss", "bpb", "D", "C")}
+            )
             row = {
                 "step": row["step"],
                 "eval/loss": row["loss"],
@@ -419,7 +440,7 @@ class Trainer:
             name = f"positions/{row['from']}" if by_position else f"{row['probe']}/{row['length']}"
             value = row["bpb"] if by_position else row["accuracy"]
             row = {"step": row["step"], f"probes/{name}": value}
-        self.tracker.log(row)
+        self.tracker.log({**row, "tokens": tokens})
 
     def _state(self) -> dict[str, Any]:
         return {
@@ -501,27 +522,25 @@ class Trainer:
             self.progress = Progress(**state["progress"])
             self.say(f"the point of step {step} is lost: its checkpoint is evaluated again")
             if self.world.first and self.probes is not None:
-                self._drop_probes(step, set(self.probes.wanted))
+                self._drop("probes.jsonl", step, ("probe", "length"), set(self.probes.wanted))
+            if self.world.first and self.samples is not None:
+                self._drop("samples.jsonl", step, (), {()})
             self._take_point(self.milestones[step].chinchilla)
             remade = True
         if remade:
             self._take_newest()
         if self.world.first:
-            for file in ("points.jsonl", "probes.jsonl") if remade else ():
+            for file in ("points.jsonl", "probes.jsonl", "samples.jsonl") if remade else ():
                 self._put(file, self.run.rows(file))
             self._remake_metrics()
         return remade
 
-    def _drop_probes(self, step: int, measured: set[tuple[str, int]]) -> None:
-        """Make room for the rows of a step that are about to be measured; the others stay."""
-        rows = list(self.run.rows("probes.jsonl"))
-        kept = [
-            row
-            for row in rows
-            if row["step"] != step or (row["probe"], row["length"]) not in measured
-        ]
+    def _drop(self, file: str, step: int, key: tuple[str, ...], again: set[Any]) -> None:
+        """Make room for the rows of a step that are about to be made again; the others stay."""
+        rows = list(self.run.rows(file))
+        kept = [r for r in rows if r["step"] != step or tuple(r[name] for name in key) not in again]
         if kept != rows:
-            self.run.write_rows("probes.jsonl", kept)
+            self.run.write_rows(file, kept)
 
     def _remake_metrics(self) -> None:
         """A row at each milestone behind, where it is lost, with what its checkpoint knows."""
@@ -601,6 +620,12 @@ class Trainer:
             return {}
         return before if before.get("run", self.run.name) == self.run.name else {}
 
+    def _mfu(self, tokens: int, seconds: float) -> dict[str, float]:
+        """`mfu` of so many tokens trained in so many seconds, where the devices' peak is known."""
+        flops = tokens * self.spec.counts.flops_per_token
+        share = mfu(self.hardware.name, self.world.size, flops, seconds)
+        return {} if share is None else {"mfu": share}
+
     def _status(self, state: str, **extra: float) -> None:
         if not self.world.first:
             return
@@ -616,9 +641,7 @@ class Trainer:
             extra["tokens_per_second"] = round(rate, 1)
             extra["eta_point"] = round((next_point - progress.step) * a_step, 1)
             extra["eta"] = round((recipe.steps - progress.step) * a_step, 1)
-            if self.peak:
-                flops = self.spec.counts.flops_per_token * rate
-                extra["mfu"] = round(flops / (self.peak * self.world.size), 4)
+            extra |= self._mfu(recipe.batch_tokens, a_step)
         if self.last_bpb is not None:
             extra["bpb"] = self.last_bpb
         self.run.write_status(

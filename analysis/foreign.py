@@ -17,6 +17,7 @@ from typing import Any
 import pandas as pd
 
 from ablations.records import HIDDEN, visible
+from models.format import fence
 
 FIRST_MARK = 0x100000
 _MARKS = re.compile("[\U00100000-\U0010ffff]")
@@ -84,11 +85,6 @@ def _escaped(character: str) -> str:
         if character.isspace() and visible(character) == character
         else ("\\" + visible(character))
     )
-
-
-def fence(text: str, least: int = 1) -> str:
-    """So many backticks that none in `text` ends what they enclose."""
-    return "`" * max(least, 1 + max(map(len, re.findall("`+", text)), default=0))
 
 
 def _code(text: str, cell: bool) -> str:

@@ -25,7 +25,7 @@ from collections.abc import Callable
 import torch
 
 from ablations import provenance
-from ablations.devices import peak_flops
+from ablations.devices import mfu
 from ablations.distributed import World
 from ablations.hardware import choose_hardware
 from ablations.resolve import resolve
@@ -159,9 +159,8 @@ def main(arguments: list[str]) -> None:
             ratio = f"{rates[0] / rates[1]:.2f}" if peer else ""
             row += [peer[0], its, f"{rates[1]:,.0f}", ratio] if peer else [""] * 4
             if cuda:
-                peak = peak_flops(name)
-                flops = spec.counts.flops_per_token * rates[0]
-                row += [f"{flops / peak:.1%}" if peak else "", f"{memory:.1f}"]
+                share = mfu(name, 1, spec.counts.flops_per_token * rates[0], 1.0)
+                row += ["" if share is None else f"{share:.1%}", f"{memory:.1f}"]
             print("| " + " | ".join(row) + " |", flush=True)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import re
 from collections.abc import Collection, Iterable, Sequence
 
 from models.text import visible
@@ -126,6 +127,11 @@ def probability(share: float, resamples: int) -> str:
     if share < least or share > 1 - least:
         return f"< {least:.4g}" if share < least else f"> {1 - least:.4g}"
     return f"= {share:.2f}" if 0.005 < share < 0.995 else f"= {share:.3f}"
+
+
+def fence(text: str, least: int = 1) -> str:
+    """So many backticks that none in `text` ends what they enclose."""
+    return "`" * max(least, 1 + max(map(len, re.findall("`+", text)), default=0))
 
 
 def write_table(

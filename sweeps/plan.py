@@ -132,15 +132,14 @@ def gpus_of_this_machine() -> tuple[str | None, int]:
 
 
 def evaluation_flops(spec: RunSpec, held_out: Iterable[int]) -> float:
-    """FLOPs of the held-out text and the probes at all points of a run, a third of training's a
-    token.
+    """FLOPs of the held-out text, the probes and the samples at all points of a run, a third of
+    training's a token.
 
     held_out: tokens of each domain.
     """
     read = sum(min(n, spec.data.eval_tokens or n) for n in held_out)
     a_point = read * spec.counts.flops_per_token / 3
-    if spec.evaluation.probes:
-        a_point += budget.flops(spec.evaluation, spec.model, spec.recipe.context)
+    a_point += budget.flops(spec.evaluation, spec.model, spec.recipe.context)
     return a_point * len(spec.recipe.milestones)
 
 

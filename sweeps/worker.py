@@ -67,6 +67,7 @@ def main(run_dir: str, *, submitted: bool = False) -> int:
 def _train(run: Any, asked: list[int], first: bool) -> int:
     """The exit code of a run that this process is to train."""
     from ablations.data.source import by_name
+    from ablations.provenance import redact
     from ablations.spec import load
     from ablations.train import TrainingFailed, train
     from models.errors import SettingError
@@ -97,7 +98,8 @@ def _train(run: Any, asked: list[int], first: bool) -> int:
         _failed(run, str(error))
         return 1
     except Exception as error:
-        print(by_name(traceback.format_exc(), path), file=sys.stderr, end="", flush=True)
+        told = redact(by_name(traceback.format_exc(), path))
+        print(told, file=sys.stderr, end="", flush=True)
         _failed(run, by_name(f"{type(error).__name__}: {error}", path))
         return 1
 
@@ -165,11 +167,16 @@ def _slurm_job() -> str:
 
 
 def _say(text: str) -> None:
+    from ablations.provenance import redact
+
     with contextlib.suppress(OSError):  # a log on a full disk must not hide what went wrong
-        print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
+        print(f"{time.strftime('%H:%M:%S')} {redact(text)}", flush=True)
 
 
 def _failed(run: Any, error: str) -> None:
+    from ablations.provenance import redact
+
+    error = redact(error)
     _say(f"error: {error}")
     try:
         status = run.read_status()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ablations.data.embedded import embedded_folder, embedded_manifest, open_embedded
+from ablations.data.manifest import read_manifest
 from ablations.data.mixture import folders, open_folder
-from ablations.data.prepared import Corpus
+from ablations.data.prepared import BYTE_TOKENIZER, Corpus
 from ablations.data.verify import Part, folder_parts
 from ablations.spec import CorpusSummary
 from models.environment import NAMED, expand
@@ -41,6 +43,34 @@ def held_out_tokens(name: str, path: str | None) -> dict[str, int]:
 def open_corpus(name: str, path: str | None, cache_dir: Path) -> Corpus:
     """Open what `summarize` describes; the embedded corpus is unpacked once into `cache_dir`."""
     return open_embedded(cache_dir) if name == "embedded" else _open_folder(path)
+
+
+@functools.lru_cache
+def decoder(name: str, path: str | None) -> Callable[[list[int]], str]:
+    """Ids to text, of the corpus that `open_corpus` opens; bytes that are no UTF-8 become U+FFFD.
+
+    Raises SettingError where the corpus does not hold its tokenizer.
+    """
+    if name == "embedded":
+        return _bytes_decoded
+    _, folder = folders(required_path(path))[0]
+    recorded = read_manifest(folder, "data.path")["tokenizer"]
+    if recorded["name"] == BYTE_TOKENIZER["name"]:
+        return _bytes_decoded
+    file = folder / str(recorded.get("file"))
+    if "file" not in recorded or not file.is_file():
+        raise SettingError(
+            f"data.path={path} holds no tokenizer.json, without which its ids are no text; valid: "
+            "evaluation.samples=0, or a corpus of python -m ablations.data prepare or adopt."
+        )
+    from ablations.data.tokenizer import parse_tokenizer
+
+    tokenizer = parse_tokenizer(recorded["name"], file.read_bytes())
+    return lambda ids: tokenizer.decode(ids, skip_special_tokens=False)
+
+
+def _bytes_decoded(ids: list[int]) -> str:
+    return b"".join(bytes([i]) if i < 256 else b"\xff" for i in ids).decode(errors="replace")
 
 
 def _open_folder(path: str | None) -> Corpus:

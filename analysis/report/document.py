@@ -19,6 +19,7 @@ import pandas as pd
 from analysis import foreign
 from analysis.report import tables
 from analysis.report.figures.drawing import Shown
+from models.format import fence
 
 KINDS = ("pdf", "png", "svg", "csv", "json")
 
@@ -81,7 +82,7 @@ def markdown(blocks: Iterable[Block]) -> str:
     return written(
         "report.md.jinja",
         blocks,
-        fence=foreign.fence,
+        fence=fence,
         markdown=foreign.markdown,
         plain=foreign.unmarked,
         table=tables.markdown,

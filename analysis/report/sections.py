@@ -37,6 +37,7 @@ def report(found: Findings, gallery: Gallery) -> Iterator[Block]:
     yield from _fits(found, gallery)
     yield from _losses(found, gallery)
     yield from _probes(found, gallery)
+    yield from _samples(found)
     yield from _published(found)
     yield from _training(gallery)
     yield from _runs(found)
@@ -314,6 +315,19 @@ def _probes(found: Findings, gallery: Gallery) -> Iterator[Block]:
             yield Text("Nats per token that a second reading saves over the first, 95 %:")
             yield Table(gains)
     yield from _figures(gallery, "positions")
+
+
+def _samples(found: Findings) -> Iterator[Block]:
+    table = found.samples
+    if table.empty:
+        return
+    yield Heading("Samples")
+    yield Text(
+        "How each mix continued the same held-out prompts, greedily, at the largest size "
+        f"({table['size'][0]}) and the last budget that all of them reached there. To read, not to "
+        "judge by."
+    )
+    yield Table(table[["prompt", "mix", "continuation"]])
 
 
 def _published(found: Findings) -> Iterator[Block]:

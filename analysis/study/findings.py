@@ -16,6 +16,7 @@ from analysis.stats.interval import LEVEL
 from analysis.study.compare import Comparison, compare
 from analysis.study.load import Run, Sweep
 from analysis.study.probes import read_probes
+from analysis.study.samples import read_samples
 from analysis.study.study import Study, study
 from analysis.study.training import read_metrics, speed_by_context
 
@@ -54,6 +55,15 @@ class Findings:
         )  # fmt: skip
 
     @cached_property
+    def samples(self) -> pd.DataFrame:
+        """How each mix continued the same prompts at the largest size; empty without samples."""
+        order = list(dict.fromkeys(self.points["mix"]))
+        return read_samples(self.sweep).sort_values(
+            ["sample", "mix"], kind="stable", ignore_index=True,
+            key=lambda column: column.map(order.index) if column.name == "mix" else column,
+        )  # fmt: skip
+
+    @cached_property
     def holdout(self) -> pd.DataFrame:
         """Predictions of points that a fit was not shown."""
         return holdout(self.points)
@@ -74,7 +84,7 @@ class Findings:
         """The same for reports and tables, where names from elsewhere hold no markup."""
         # Read by names as they are in folders.
         self.study.make()
-        _ = self.metrics, self.probes, self.holdout, self.speeds, self.sizes
+        _ = self.metrics, self.probes, self.samples, self.holdout, self.speeds, self.sizes
         return literal(self)
 
     @property

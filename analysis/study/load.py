@@ -424,17 +424,19 @@ def _read_run(directory: RunDirectory) -> tuple[Run, list[dict[str, Any]]]:
 def _lost_rows(directory: RunDirectory, run: Run, points: list[dict[str, Any]]) -> list[str]:
     """What is missing beside the points of a run that can be used, a clause each."""
     faults = []
-    for file in ("metrics.jsonl", "probes.jsonl"):
+    for file in ("metrics.jsonl", "probes.jsonl", "samples.jsonl"):
         own = directory.faults(file)
         more = f", and {len(own) - 1} more" if len(own) > 1 else ""
         faults += [f"{own[0]}{more}"] if own else []
     untimed = [str(point["step"]) for point in points if not point["seconds"] > 0]
     if untimed and (directory.path / "metrics.jsonl").exists():
         faults.append(f"metrics.jsonl has no time of step {', '.join(untimed)}")
-    if _mapping(run.spec.get("evaluation")).get("probes"):
-        probed = {row["step"] for row in directory.rows("probes.jsonl")}
-        unprobed = [str(point["step"]) for point in points if point["step"] not in probed]
-        faults += [f"probes.jsonl has no row of step {', '.join(unprobed)}"] if unprobed else []
+    for what in ("probes", "samples"):
+        if _mapping(run.spec.get("evaluation")).get(what):
+            file = f"{what}.jsonl"
+            there = {row["step"] for row in directory.rows(file)}
+            lacking = [str(point["step"]) for point in points if point["step"] not in there]
+            faults += [f"{file} has no row of step {', '.join(lacking)}"] if lacking else []
     return faults
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from models.config import ModelConfig
 from models.errors import SettingError, one_of
+from models.hf.card import card
 from models.hf.folder import (
     brief,
     inside,
@@ -32,7 +33,14 @@ from models.hf.folder import (
 from models.hf.native import CLASSES, native_class
 from models.hf.native.record import NativeClass
 from models.hf.native.weights import from_folder, to_folder
-from models.hf.run import BYTES, corpus_tokens, read_checkpoint, read_spec
+from models.hf.run import (
+    BYTES,
+    corpus_tokens,
+    read_checkpoint,
+    read_manifest,
+    read_point,
+    read_spec,
+)
 from models.hf.tokenizer import tokenizer_file, write_tokenizer
 from models.language_model import LanguageModel
 from models.plain import MOST_LAYERS, model_from_plain, whole_number
@@ -84,14 +92,15 @@ def export(
     context: int,
     separator: int | None = None,
     tokenizer: str | Path | None = None,
+    readme: str | None = None,
 ) -> tuple[str, float]:
     """Write a model as a folder for `AutoModelForCausalLM.from_pretrained(out)`.
 
     weights: LanguageModel.state_dict(); context: tokens the model was trained on at a time;
     separator: id of the token that ends a document, the folder's eos; tokenizer: "bytes" where a
-    token is a byte, or the path of a tokenizer.json, or None for a folder without one. Returns
-    the class's name and the largest difference of a logit to ours, having opened what it wrote.
-    Raises SettingError where `out` exists, or the tokenizer does not fit the model.
+    token is a byte, or the path of a tokenizer.json, or None for a folder without one; readme: the
+    model card. Returns the class's name and the largest difference of a logit to ours, having
+    opened what it wrote. Raises SettingError where `out` exists, or the tokenizer does not fit.
     """
     needs_transformers()
     native = native_class(config)
@@ -105,6 +114,8 @@ def export(
         write_json(folder / "config.json", library)
         write_json(folder / "generation_config.json", generation)
         write_weights(folder, to_folder(native, config, weights) if native else weights)
+        if readme is not None:
+            (folder / "README.md").write_text(readme, encoding="utf-8")
         if native is None:
             shutil.copyfile(Path(__file__).with_name(f"{MODULE}.py"), folder / f"{MODULE}.py")
         if tokenizer is not None:
@@ -164,13 +175,27 @@ def export_run(
             )
     elif name == BYTES:
         chosen = BYTES
+    context = whole_number(spec["recipe"]["context"], f"recipe.context in {run / 'spec.yaml'}")
+    native = native_class(config)
+    readme = card(
+        config,
+        spec,
+        read_manifest(run),
+        read_point(run, step),
+        step=step,
+        context=context,
+        opened_as=class_name(native),
+        remote=native is None,
+        has_tokenizer=chosen is not None,
+    )
     opened_as, difference = export(
         config,
         weights,
         out,
-        context=whole_number(spec["recipe"]["context"], f"recipe.context in {run / 'spec.yaml'}"),
+        context=context,
         separator=separator,
         tokenizer=chosen,
+        readme=readme,
     )
     return Exported(out, step, opened_as, difference, chosen is not None)
 

@@ -46,6 +46,31 @@ def read_spec(run: Path) -> dict[str, Any]:
     return spec
 
 
+def read_manifest(run: Path) -> dict[str, Any]:
+    """The run's manifest.json, empty where there is none that can be read."""
+    try:
+        manifest = json.loads((run / "manifest.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return manifest if isinstance(manifest, dict) else {}
+
+
+def read_point(run: Path, step: int) -> dict[str, Any]:
+    """The row of points.jsonl of a step, empty where there is none that can be read."""
+    try:
+        lines = (run / "points.jsonl").read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError):
+        return {}
+    for line in lines:
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(row, dict) and row.get("step") == step:
+            return row
+    return {}
+
+
 def read_checkpoint(run: Path, wanted: str) -> tuple[int, dict[str, Tensor]]:
     """(step, the model's state dict): of the newest whole checkpoint (`last`), or of a step.
 

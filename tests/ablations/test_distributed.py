@@ -1,5 +1,6 @@
 """Several devices: the same run as on one, by two gloo ranks on the CPU."""
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -11,10 +12,14 @@ import pytest
 import torch.distributed as dist
 
 from ablations import distributed
+from ablations.data.source import decoder, open_corpus
 from ablations.distributed import World, _first_host, _meet, choose_parallel, environment
+from ablations.evaluate.samples import Samples
 from ablations.records import project_root
 from ablations.train import train
+from models.checkpoint_files import read_model
 from models.errors import SettingError
+from models.language_model import LanguageModel
 
 from .conftest import settings
 
@@ -45,6 +50,7 @@ BUDGET = {
     # Five examples: some ranks have one, or none, and compute another for nothing.
     "evaluation__probes": ["copy", "repeat", "positions"], "evaluation__examples": 5,
     "evaluation__lengths": [64], "evaluation__max_share": 100.0,
+    "evaluation__samples": 2, "evaluation__sample_tokens": 3,
 }  # fmt: skip
 
 
@@ -83,6 +89,15 @@ def test_ranks_give_the_losses_of_one(make_run, alone, how, n):
         assert (a["probe"], a.get("digest")) == (b["probe"], b.get("digest"))
         for name in ("nats", "nats_se", "first_nats") if "nats" in a else ("loss", "bpb"):
             assert a[name] == pytest.approx(b[name], rel=1e-4)
+    # One process with the weights that the ranks kept continues as they did together.
+    samples = list(run.rows("samples.jsonl"))
+    assert len(samples) == 3 * 2
+    model = LanguageModel(spec.model)
+    model.load_state_dict(read_model(run.checkpoints, spec.recipe.steps))
+    corpus = open_corpus("embedded", None, project_root() / ".cache" / "corpora")
+    decode = decoder("embedded", None)
+    expected = Samples(spec.evaluation, corpus, decode, contextlib.nullcontext).rows(model)
+    assert samples[-2:] == [{"step": spec.recipe.steps, **row} for row in expected]
     assert run.read_manifest()["device"]["count"] == n
     assert (run.read_manifest()["micro_batch_rows"], alone.read_manifest()["micro_batch_rows"]) == (
         1, 4,

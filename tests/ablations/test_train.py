@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from ablations import tracking
+from ablations import devices, tracking
 from ablations import train as training
 from ablations.data.order import Batches
 from ablations.data.prepared import write_prepared
@@ -21,6 +21,7 @@ from ablations.distributed import World
 from ablations.evaluate.loss import HeldOut, evaluate
 from ablations.hardware import Hardware, choose_operators
 from ablations.optim import ENOUGH, OutlierRule, build_optimizers
+from ablations.provenance import cpu_name
 from ablations.records import project_root
 from ablations.resolve import resolve
 from ablations.spec import load
@@ -497,3 +498,61 @@ def test_a_try_reads_the_ladders_batches_and_is_evaluated_where_it_ends(make_run
     assert point == {**ladders, "chinchilla": point["chinchilla"]}
     assert tried.read_spec()["recipe"]["ladder_steps"] == spec.recipe.steps
     assert tried.read_status()["steps"] == first
+
+
+def test_mfu_is_nothing_where_the_peak_is_not_known(make_run):
+    run, spec = make_run()
+    train(run, spec, stop=lambda: False, say=lambda _: None)
+    assert not any("mfu" in row for row in run.rows("metrics.jsonl"))
+    assert "mfu" not in run.read_status()
+
+
+@pytest.mark.parametrize(("log_every", "stop_at"), [(5, None), (1, 7)])
+def test_mfu_times_time_times_peak_is_c(make_run, monkeypatch, log_every, stop_at):
+    """Summed over the logged intervals, those of a run that was stopped included."""
+    peak = 3e9  # about what a CPU does
+    monkeypatch.setitem(devices.GPUS, cpu_name(), devices.Gpu(peak))
+    run, spec = make_run("gdn3_attn1", logging__log_every=log_every)
+    if stop_at:
+        stops = iter([False] * (stop_at - 1) + [True])
+        assert train(run, spec, stop=lambda: next(stops), say=lambda _: None) == "preempted"
+    assert train(run, spec, stop=lambda: False, say=lambda _: None) == "done"
+    seconds, flops = 0.0, 0.0
+    for row in run.rows("metrics.jsonl"):
+        flops += row["mfu"] * (row["seconds"] - seconds) * peak
+        seconds = row["seconds"]
+    assert flops == pytest.approx(list(run.rows("points.jsonl"))[-1]["C"], rel=1e-2)
+    status = run.read_status()
+    done = spec.counts.flops_per_token * status["tokens_per_second"]
+    assert status["mfu"] == pytest.approx(done / peak, rel=1e-3)
+
+
+def test_a_tracker_hears_tokens_in_every_row_and_a_summary_of_every_point(make_run, monkeypatch):
+    rows, summary, begun = [], {}, []
+
+    class Heard(tracking.Silent):
+        def log(self, row):
+            rows.append(row)
+
+        def summarize(self, values):
+            summary.update(values)
+
+    monkeypatch.setattr(tracking, "start", lambda *given: begun.append(given) or Heard())
+    run, spec = make_run(evaluation__probes=["copy"], evaluation__lengths=[64],
+                         evaluation__examples=1, evaluation__max_share=1e3)  # fmt: skip
+    assert train(run, spec, stop=lambda: False, say=lambda _: None) == "done"
+    points = list(run.rows("points.jsonl"))
+    for row in rows:
+        assert row["tokens"] == row["step"] * spec.recipe.batch_tokens
+    assert sum("eval/loss" in row for row in rows) == sum("probes/copy/64" in r for r in rows) == 3
+    assert summary == {
+        f"at {point['chinchilla']:g}x/{name}": point[name]
+        for point in points
+        for name in ("loss", "bpb", "D", "C")
+    }
+    ((mode, folder, sweep, config),) = begun
+    assert (mode, folder, sweep) == ("off", run.path, "test")
+    assert (config["mix"]["name"], config["size"]["name"], config["seed"]) == (
+        "transformer", "50k", 0,
+    )  # fmt: skip
+    assert (config["N"], config["C"]) == (points[-1]["N"], pytest.approx(points[-1]["C"]))

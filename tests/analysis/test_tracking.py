@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -69,6 +70,42 @@ def test_offline_runs_become_points(
     assert set(points["mix"]) == {"gdn3_attn1"}
     assert set(points["N"]) == {50_112}
     assert set(points["run"]) == {"gdn3_attn1-50k-s3-01234567"}
+
+
+def test_a_sweep_is_a_group_of_its_mixes_charted_against_tokens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a server would be sent, and that nothing which may hold a secret is in it."""
+    from wandb.proto import wandb_internal_pb2 as messages
+
+    secret = "f00dfeedf00dfeedf00dfeedf00dfeedf00dfeed"
+    monkeypatch.setattr("sys.argv", ["worker", f"token={secret}"])
+    monkeypatch.setenv("WANDB_API_KEY", secret)
+    repository = tmp_path / "checkout"
+    address = f"https://me:{secret}@example.org/x.git"
+    repository.mkdir()
+    for words in (["init", "-q"], ["remote", "add", "origin", address]):
+        subprocess.run(["git", *words], cwd=repository, check=True)
+    monkeypatch.chdir(repository)
+    run = tmp_path / "gdn3_attn1-50k-s3-01234567"
+    run.mkdir()
+    tracker = Wandb("offline", run, "trial", SPEC)
+    tracker.log({"step": 1, "tokens": 2048, "loss": 5.0})
+    tracker.summarize({"at 1x/loss": 3.5})
+    tracker.finish()
+    written(run)
+    sent: dict[str, list[Any]] = {}
+    for data in tracking._records(next(run.rglob("*.wandb")).read_bytes()):
+        record = messages.Record.FromString(data)  # type: ignore[attr-defined]
+        kind = record.WhichOneof("record_type")
+        sent.setdefault(kind, []).append(getattr(record, kind))
+    begun = sent["run"][0]
+    assert (begun.run_group, begun.job_type) == ("trial", "gdn3_attn1")
+    assert {(one.glob_name, one.step_metric) for one in sent["metric"]} >= {("*", "tokens")}
+    told = [tracking._items(one.update) for one in sent["summary"]]
+    assert {"at 1x/loss": 3.5} in told
+    files = [path for path in run.rglob("*") if path.is_file()]
+    assert [path for path in files if secret.encode() in path.read_bytes()] == []
 
 
 def test_a_file_cut_by_a_kill_gives_what_is_whole(logged: Path) -> None:

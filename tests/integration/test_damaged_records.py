@@ -19,6 +19,7 @@ WHOLE = ("gdn3_attn1-200k-s1-a453f84e", "transformer-200k-s1-133518ba")
 
 SUBMISSION = {"launcher": "local", "job": "demo-1", "host": "nowhere", "how": {}, "code": "c",
               "command": "", "time": 1.0}  # fmt: skip
+SAMPLE = {"step": 146, "sample": 0, "prompt": "a", "continuation": "b"}
 PROBE = {"step": 146, "probe": "recall", "version": 1, "length": 64, "accuracy": 0.5}
 FOLDER = None
 ANY_FILE = {
@@ -40,6 +41,10 @@ OF_A_FILE = {
     "probes.jsonl": ('{"st\n', '{"step": "146", "probe": "recall", "length": 64}\n',
                      '{"step": NaN, "probe": "recall", "length": 64}\n',
                      '{"step": 146, "probe": {"a": []}, "length": 64}\n'),
+    "samples.jsonl": ('{"st\n',
+                      '{"step": "146", "sample": 0, "prompt": "a", "continuation": "b"}\n',
+                      '{"step": NaN, "sample": 0, "prompt": "a", "continuation": "b"}\n',
+                      '{"step": 146, "sample": 0, "prompt": {"a": []}, "continuation": "b"}\n'),
     "submission.json": ('{"launch', '{"launcher": "local", "job": 7}', '{"launcher": NaN}',
                         '{"launcher": "local", "job": "a", "processes": [[1]]}'),
 }  # fmt: skip
@@ -65,13 +70,13 @@ def damaged(request, tmp_path_factory):
     if request.param == "submission.json":
         for name in names:
             put(runs / "demo" / name / request.param, json.dumps(SUBMISSION))
-    if request.param == "probes.jsonl":
+    if row := {"probes.jsonl": PROBE, "samples.jsonl": SAMPLE}.get(request.param):
         for name in names:
-            put(runs / "demo" / name / request.param, json.dumps(PROBE) + "\n")
+            put(runs / "demo" / name / request.param, json.dumps(row) + "\n")
     damages = ANY_FILE | dict(
         zip(("cut", "types", "nan", "nested"), OF_A_FILE[request.param], strict=True)
     )
-    if request.param == "probes.jsonl":
+    if request.param in ("probes.jsonl", "samples.jsonl"):
         del damages["empty"]  # nothing was asked for, nothing is lost
     by_damage = dict(zip(damages, [n for n in names if n not in WHOLE], strict=False))
     for damage, content in damages.items():

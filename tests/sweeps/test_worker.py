@@ -153,3 +153,18 @@ def test_the_variables_of_a_path_are_named_wherever_a_sentence_has_what_they_hol
         assert by_name(text, held) == text
     monkeypatch.delenv("MINE")
     assert by_name("as it is", path) == "as it is"
+
+
+def test_no_secret_of_the_environment_reaches_a_log_or_a_record(run, monkeypatch, capsys):
+    secret = "f00dfeedf00dfeedf00dfeed"
+    monkeypatch.setenv("WANDB_API_KEY", secret)
+
+    def refused(*_arguments, **_more):
+        raise RuntimeError(f"the server refused {secret}")
+
+    monkeypatch.setattr("ablations.train.train", refused)
+    assert worker.main(str(run.path)) == 1
+    told = capsys.readouterr()
+    assert "the server refused <WANDB_API_KEY>" in told.out
+    assert run.read_status()["error"] == "RuntimeError: the server refused <WANDB_API_KEY>"
+    assert secret not in told.out + told.err
