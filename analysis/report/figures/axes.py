@@ -97,6 +97,9 @@ def power_of_ten(value: float, digits: int = 1) -> str:
     )  # fmt: skip
 
 
+MOST_RATIOS = 4
+
+
 def ratio_axis(axes: Axes, vertical: bool = True) -> None:
     """A logarithmic axis of factors, labelled 0.5×, 1×, 2×; the y axis unless not vertical."""
     axis = axes.yaxis if vertical else axes.xaxis
@@ -104,6 +107,8 @@ def ratio_axis(axes: Axes, vertical: bool = True) -> None:
     fine = [0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.3, 1.4, 1.5, 1.75, 2, 2.5]
     coarse = [0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5, 7, 10, 20]
     ticks = [tick for tick in (fine if high / low < 4 else coarse) if low <= tick <= high]
+    if not vertical and len(ticks) > MOST_RATIOS:  # side by side they would touch
+        ticks = [tick for tick in ticks if tick in (0.2, 0.5, 0.8, 1, 1.2, 1.5, 2, 5, 10)]
     axis.set_major_locator(FixedLocator(ticks))
     axis.set_minor_locator(FixedLocator([]))
     axis.set_major_formatter(FuncFormatter(lambda tick, _: f"{tick:g}×"))

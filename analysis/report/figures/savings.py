@@ -226,7 +226,7 @@ def ratios_of_savings(
         axes.set_ylim(len(interactions) - 0.5, -0.5)
         axes.set_xscale("log")
         ratio_axis(axes, vertical=False)
-        axes.set_xlabel("ratio of two token savings: 1× is no effect of the treatment")
+        axes.set_xlabel("ratio of two token savings")
         legend(figure, place_handles([one.in_range for _, one in interactions]))
         caption(figure, note)
     rows = [{"comparison": words} | one.row for words, one in interactions]
