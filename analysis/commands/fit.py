@@ -67,6 +67,15 @@ def answered(asked: Settings, points: "pd.DataFrame") -> "LawAnswer":
     from analysis.study.law_answer import law_answer
 
     return law_answer(
-        points, asked.law, asked.model, asked.loss, asked.delta, dict(asked.fix), asked.ratio,
-        asked.resamples, asked.seed, asked.level, asked.minimum,
-    )  # fmt: skip
+        points,
+        asked.law,
+        model=asked.model,
+        loss=asked.loss,
+        delta=asked.delta,
+        fixed=dict(asked.fix),
+        ratio=asked.ratio,
+        resamples=asked.resamples,
+        seed=asked.seed,
+        level=asked.level,
+        minimum=asked.minimum,
+    )

@@ -95,12 +95,22 @@ def answered(asked: Settings, sweep: "Sweep") -> "SavingsAnswer":
     for place in asked.at:
         study.check_place(as_text(place), place, asked.target_loss, asked.kind)
     return study.savings_answer(
-        sweep.points, asked.baseline, asked.model, asked.loss, asked.method, asked.paired,
-        asked.resamples, asked.seed, asked.delta, asked.fix, sweep.arms, asked.level,
+        sweep.points,
+        asked.baseline,
+        model=asked.model,
+        loss=asked.loss,
+        method=asked.method,
+        paired=asked.paired,
+        resamples=asked.resamples,
+        seed=asked.seed,
+        delta=asked.delta,
+        fixed=asked.fix,
+        arms=sweep.arms,
+        level=asked.level,
         kind=asked.kind,
         at=[(place.get("N"), place.get("D")) for place in asked.at],
         target_loss=asked.target_loss,
         compute_optimal=asked.compute_optimal.get("C"),
         isoflop_budget=asked.isoflop.get("C"),
         with_projected=asked.projected,
-    )  # fmt: skip
+    )

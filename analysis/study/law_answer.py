@@ -68,6 +68,7 @@ class LawAnswer:
 def law_answer(
     points: pd.DataFrame,
     law: str = "chinchilla",
+    *,
     model: str = "free",
     loss: str = "huber",
     delta: float = DELTA,

@@ -16,12 +16,12 @@ from analysis.stats.fit import DELTA, Fit, Loss
 from analysis.stats.interaction import Interaction
 from analysis.stats.interval import LEVEL
 from analysis.stats.noise import lack_of_fit
-from analysis.stats.other_savings import Kind, Question, isoflop, projected, savings_of
+from analysis.stats.other_savings import Kind, Question, isoflop, projected
 from analysis.stats.savings import Saving, places
 from analysis.stats.uncertainty import Draws, Method
 from analysis.study.answer import noise_doubts
 from analysis.study.arms import Arms, Contrast
-from analysis.study.study import Joint, fitted, interaction_at
+from analysis.study.study import Joint, fitted, interactions_at, savings_at
 
 Place = tuple[float | None, float | None]
 """N (parameters) and D (tokens); with a target loss one of them follows from it."""
@@ -145,6 +145,7 @@ def check_ways(ways: Mapping[str, object], target_loss: float | None) -> None:
 def savings_answer(
     points: pd.DataFrame,
     baseline: str,
+    *,
     model: str = "free",
     loss: str = "squares",
     method: str = "mixed",
@@ -172,17 +173,13 @@ def savings_answer(
         points, baseline, cast(Joint, model), cast(Loss, loss), cast(Method, method), paired,
         resamples, seed, delta, fixed, arms, level,
     )  # fmt: skip
-    savings: list[Saving] = []
-    for own in dict.fromkeys(versus.values()):
-        compared = [mix for mix, other in versus.items() if other == own]
-        for question in questions(points, own, **asked):
-            savings += savings_of(fit, draws, own, question, compared)
-    interactions = tuple(
-        (one, interaction_at(fit, draws, versus, one, question))
-        for one in arms.contrasts(versus)
-        for question in questions(points, versus[one.reference], **asked)
-    )
+
+    def where(own: str) -> list[Question]:
+        return questions(points, own, **asked)
+
+    savings = savings_at(fit, draws, versus, where)
+    interactions = interactions_at(fit, draws, versus, arms.contrasts(versus), where)
     lack = lack_of_fit(fit.least or fit)
     law_fails = lack is not None and lack.found
     notes = [*noise_doubts(fit, lack), *arms.without_twin(mixes, baseline)]
-    return SavingsAnswer(tuple(savings), fit, draws, notes, versus, law_fails, arms, interactions)
+    return SavingsAnswer(savings, fit, draws, notes, versus, law_fails, arms, interactions)

@@ -1,6 +1,6 @@
 """From points to fits, draws and savings in one place: what `report` and `savings` both need."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
@@ -15,7 +15,7 @@ from analysis.stats.mixed import MixedModel, mixed_model
 from analysis.stats.model_choice import Choice, choose
 from analysis.stats.noise import LackOfFit, Noise, lack_of_fit, seed_noise
 from analysis.stats.other_savings import Question, savings_of
-from analysis.stats.savings import Saving, fit_free, places, token_savings
+from analysis.stats.savings import Saving, fit_free, places
 from analysis.stats.uncertainty import Draws, Method, averaged_bootstrap, bootstrap
 from analysis.study.arms import Arms, Contrast
 
@@ -94,13 +94,14 @@ class Study:
     @cached_property
     def savings(self) -> tuple[Saving, ...]:
         """Token savings at each of the baseline's sizes, by the laws."""
-        found: list[Saving] = []
-        for baseline, mixes in self.compared.items():
-            for _, N, D in places(self._fitted_points, baseline):
-                assert self.fit is not None
-                assert self.draws is not None
-                found += token_savings(self.fit, self.draws, baseline, N, D, mixes=mixes)
-        return tuple(found)
+        if self.fit is None or self.draws is None:
+            return ()
+        versus = {mix: own for own, mixes in self.compared.items() for mix in mixes}
+        return savings_at(self.fit, self.draws, versus, self._asked)
+
+    def _asked(self, baseline: str) -> list[Question]:
+        """Where savings over a baseline are read: its sizes, each at its largest budget."""
+        return [Question("tokens", N, D) for _, N, D in places(self._fitted_points, baseline)]
 
     @cached_property
     def compared(self) -> dict[str, list[str]]:
@@ -125,17 +126,13 @@ class Study:
         """What other treatments do to savings, at each of the baseline's sizes, by the laws."""
         if self.fit is None or self.draws is None:
             return ()
-        asked = [
-            (one, Question("tokens", N, D))
+        contrasts = [
+            one
             for one in self.contrasts
             if not {one.arm, one.reference, self.versus[one.arm], self.versus[one.reference]}
             & self.unfitted.keys()
-            for _, N, D in places(self._fitted_points, self.versus[one.reference])
         ]
-        return tuple(
-            (one, interaction_at(self.fit, self.draws, self.versus, one, question))
-            for one, question in asked
-        )
+        return interactions_at(self.fit, self.draws, self.versus, contrasts, self._asked)
 
     @cached_property
     def interactions_free(self) -> pd.DataFrame:
@@ -162,6 +159,37 @@ class Study:
         """Make all of it that can be made."""
         _ = self.savings, self.free, self.interactions, self.interactions_free
         _ = self.noise, self.lack
+
+
+Asked = Callable[[str], list[Question]]
+"""Where savings over a baseline are asked."""
+
+
+def savings_at(
+    fit: Fit, draws: Draws, versus: Mapping[str, str], asked: Asked
+) -> tuple[Saving, ...]:
+    """Savings of each mix over its baseline, by baseline, then place, then mix."""
+    savings: list[Saving] = []
+    for baseline in dict.fromkeys(versus.values()):
+        mixes = [mix for mix, own in versus.items() if own == baseline]
+        for question in asked(baseline):
+            savings += savings_of(fit, draws, baseline, question, mixes)
+    return tuple(savings)
+
+
+def interactions_at(
+    fit: Fit,
+    draws: Draws,
+    versus: Mapping[str, str],
+    contrasts: Iterable[Contrast],
+    asked: Asked,
+) -> tuple[tuple[Contrast, Interaction], ...]:
+    """Ratios of savings where those over the reference's baseline are asked, by contrast."""
+    return tuple(
+        (contrast, interaction_at(fit, draws, versus, contrast, question))
+        for contrast in contrasts
+        for question in asked(versus[contrast.reference])
+    )
 
 
 def interaction_at(
