@@ -199,7 +199,8 @@ def test_pads_leave_no_trace_in_logits(tmp_path, cached, side):
         for row, real, actual in zip(rows, mask.bool(), logits, strict=True):
             assert (actual[real] - ours(row[None])[0]).abs().max() <= 1e-4
         last = theirs(ids, attention_mask=mask, use_cache=cached, logits_to_keep=1).logits
-    assert torch.equal(last, logits[:, -1:])
+    # A product of one row may round otherwise than one of thirty, as it does on some CPUs.
+    assert (last - logits[:, -1:]).abs().max() <= 1e-5
 
 
 def test_a_sequence_in_pieces_has_the_logits_of_the_whole(tmp_path):
