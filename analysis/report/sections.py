@@ -29,6 +29,7 @@ def report(found: Findings, gallery: Gallery) -> Iterator[Block]:
     yield Heading(f"{kind} {found.sweep.name}", 1)
     for told in answers(found.study):
         yield Text(told, lead=True)
+    yield from _figures(gallery, "savings")
     if keep := list(caveats(found.study, found.sweep, list(found.comparisons))):
         yield Text("What to keep in mind:")
         yield Bullets(tuple(keep), lead=True)
@@ -74,7 +75,6 @@ def _savings(found: Findings, gallery: Gallery) -> Iterator[Block]:
             "trained on."
         )
     yield Text(told)
-    yield from _figures(gallery, "savings")
     if result.law_fails:
         yield from _fit_free(found)
         yield Text("By the fitted laws, which do not describe these points:")
