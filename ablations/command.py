@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 
 from models.command import ended
+from models.terminal import readable
 from models.text import visible
 
 
@@ -13,6 +14,7 @@ def exit_code(work: Callable[[], None]) -> int:
 
     `work` must be one that the same command goes on with from where it was.
     """
+    readable()
     try:
         return ended(work)
     except OSError as error:

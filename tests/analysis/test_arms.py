@@ -108,14 +108,24 @@ def test_an_interaction_from_seeds_is_the_ratio_of_their_savings() -> None:
     sweep = from_frame(simulated(3), treatments=["lr"])
     versus = sweep.arms.versus(dict.fromkeys(sweep.points["mix"]), "transformer")
     free = fit_free(sweep.points, versus)
-    arms = {one.arm: one.reference for one in sweep.arms.contrasts(versus)}
-    assert arms == {"gdn3_attn1@lr=1": "gdn3_attn1@lr=0.25"}
-    ratios = interaction_free(free, arms)
-    for (size, seed), own in ratios.groupby(["size", "seed"]):
+    pairs = [(one.arm, one.reference) for one in sweep.arms.contrasts(versus)]
+    assert pairs == [("gdn3_attn1@lr=1", "gdn3_attn1@lr=0.25")]
+    ratios = interaction_free(free, pairs)
+    for (size, seed), own in ratios[ratios["seed"] != "mean"].groupby(["size", "seed"]):
         both = free[(free["size"] == size) & (free["seed"] == seed)].set_index("mix")["value"]
         expected = both["gdn3_attn1@lr=1"] / both["gdn3_attn1@lr=0.25"]
         assert own["value"].iloc[0] == pytest.approx(expected, rel=1e-12)
     means = ratios[ratios["seed"] == "mean"]
+    for size, own in ratios[ratios["seed"] != "mean"].groupby("size"):
+        mean = means.loc[means["size"] == size, "value"].iloc[0]
+        assert mean == pytest.approx(np.exp(np.log(own["value"]).mean()), rel=1e-12)
+    # A seed that one arm lacks is in neither the mean nor its interval.
+    lacking = free[(free["mix"] != "gdn3_attn1@lr=1") | (free["seed"] != "0")]
+    alone = interaction_free(lacking, pairs)
+    assert set(alone["seed"]) == {"1", "mean"}
+    assert alone["value"].nunique() == alone["size"].nunique()
+    # Of two crossed treatments an arm has two references, and a ratio over each.
+    assert len(interaction_free(free, pairs * 2)) == 2 * len(ratios)
     assert ((means["low"] < means["value"]) & (means["value"] < means["high"])).all()
 
 
@@ -328,7 +338,7 @@ def test_a_real_two_by_two_says_what_its_losses_say_by_hand() -> None:
     for seed, ratio in enumerate(ratios):
         assert found.loc[str(seed), "value"] == pytest.approx(ratio, rel=1e-3)
     mean = found.loc["mean"]
-    assert mean["value"] == pytest.approx(saving(1, [0, 1, 2]) / saving(0.5, [0, 1, 2]), rel=1e-3)
+    assert mean["value"] == pytest.approx(np.exp(np.mean(np.log(ratios))), rel=1e-3)
     # The 50k ratios are bounds, so the scatter is that of three seeds at one size.
     reach = student.ppf(0.975, 2) * np.std(np.log(ratios), ddof=1) / np.sqrt(3)
     assert np.log(mean["high"] / mean["value"]) == pytest.approx(reach, rel=1e-2)
