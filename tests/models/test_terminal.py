@@ -77,8 +77,9 @@ def test_every_command_makes_its_output_readable():
     ]  # fmt: skip
     assert len(commands) >= 9
     # `models.command.ended` and `ablations.command.exit_code` call it for those that they end.
+    calls = ("    readable()\n", "return ended(", "return exit_code(")
     unreadable = [
         path for path in commands
-        if not any(call in path.read_text() for call in ("    readable()\n", "return ended(", "return exit_code("))
+        if not any(call in path.read_text() for call in calls)
     ]  # fmt: skip
     assert unreadable == []
