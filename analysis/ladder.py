@@ -93,7 +93,8 @@ def load(
         isinstance(folder, str | os.PathLike) and str(folder) for folder in folders
     )
     if not paths_given or not folders:
-        what = repr(source) if isinstance(source, str) else type(source).__name__
+        short = isinstance(source, str | int | float | list | tuple) and len(repr(source)) < 60
+        what = repr(source) if short else type(source).__name__
         raise SettingError(
             f"load({what}): give the folder of a sweep, a list of such, a CSV or a DataFrame."
         )

@@ -3,7 +3,7 @@
 import pytest
 
 from ablations.resolve import resolve
-from models.__main__ import table
+from models.__main__ import Settings, table
 from sweeps.compose import CONF, compose_sweep, of_the_run
 from sweeps.sizes import name_by_blueprint
 
@@ -58,9 +58,9 @@ def test_a_file_of_ones_own_is_what_its_name_stands_for(tmp_path):
 
 @pytest.mark.parametrize("change", [{"n_layers": 2}, {"n_heads": 4, "init": "normal"}])
 def test_the_table_of_models_has_the_names_of_sweeps(change):
-    (row,), problems = table({"mix": "transformer", "size": "50k"}, {
-        "size": change, "mix": {}, "protocol": {}
-    })  # fmt: skip
+    changes = {f"size.{key}": str(value) for key, value in change.items()}
+    asked = Settings(mix=("transformer",), size=("50k",), changes=changes)
+    (row,), problems = table(asked)
     assert problems == []
     names, _, _ = named("size=50k", *(f"size.{key}={value}" for key, value in change.items()))
     assert [row["size"]] == names
