@@ -95,13 +95,13 @@ def test_savings_without_noise_are_those_of_each_level_and_their_ratio_the_inter
 
 
 def test_the_interval_of_an_interaction_holds_the_truth() -> None:
-    # Of 30 intervals of 95 %, 25 or more hold it in all but one case of 100 (binomial).
+    # Of 20 intervals of 95 %, 16 or more hold it in all but three cases of 1000 (binomial).
     held = 0
-    for seed in range(30):
+    for seed in range(20):
         ladder = analysis.load(simulated(seed), treatments="lr")
-        last = ladder.savings(resamples=200, seed=seed).document["interactions"][-1]
+        last = ladder.savings(resamples=100, seed=seed).document["interactions"][-1]
         held += last["low"] <= 1.25 <= last["high"]
-    assert held >= 25
+    assert held >= 16
 
 
 def test_an_interaction_from_seeds_is_the_ratio_of_their_savings() -> None:
