@@ -154,8 +154,8 @@ def _norms(pairs: Sequence[Pair]) -> Confound | None:
         if shares[0] != shares[1] or moved:
             sizes.append(of_baseline.size)
             off.append(shares[1] - shares[0])
-            told = [f"{n} of {len(layers)}" for n, layers in zip(before, kinds, strict=True)]
-            counts.setdefault(" → ".join(told), []).append(of_baseline.size)
+            shown = [f"{n} of {len(layers)}" for n, layers in zip(before, kinds, strict=True)]
+            counts.setdefault(" → ".join(shown), []).append(of_baseline.size)
     if not counts:
         return None
     everywhere = len(sizes) == len(pairs)
@@ -165,8 +165,8 @@ def _norms(pairs: Sequence[Pair]) -> Confound | None:
         next(reversed(counts)),
         "layers with norms before the sublayers, not behind: "
         + ", ".join(
-            f"{told} at size {places(tuple(own), everywhere and len(counts) == 1)}"
-            for told, own in counts.items()
+            f"{change} at size {places(tuple(sizes_of), everywhere and len(counts) == 1)}"
+            for change, sizes_of in counts.items()
         ),
         "set by a mix" if any(run.get("mix.norm") for run in pairs[0])
         else "comes with the mixers, as published; equal where both mixes set norm=inputs",

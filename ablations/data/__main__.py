@@ -29,7 +29,7 @@ DOMAINS = ("validation.",)
 
 @dataclass(frozen=True, kw_only=True)
 class Output:
-    """What every command that writes a corpus is told."""
+    """Settings of every command that writes a corpus."""
 
     out: Path = setting(help="folder to write, which must not exist", shape="DIR")
     name: str | None = setting(
