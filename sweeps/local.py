@@ -23,6 +23,7 @@ from rich.console import Console
 from ablations.records import RunDirectory, project_root
 from sweeps import state, view
 from sweeps.environment import of_this_machine
+from sweeps.starter import Fork, Starter
 from sweeps.worker import ELSEWHERE, RESUMABLE
 
 POLL_SECONDS = 0.25
@@ -43,7 +44,7 @@ class Job:
     """A run directory and the processes that train it, a device each, once it has them."""
 
     run: RunDirectory
-    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    processes: list[subprocess.Popen[bytes] | Fork] = field(default_factory=list)
     gpus: list[Gpu] = field(default_factory=list)
     code: int | None = None
 
@@ -77,15 +78,20 @@ def run_all(
     environment = worker_environment(root, threads, parallel, command, of_this_machine(os.environ))
     places = [f"{gpu}.{place}" for place in range(runs_per_gpu) for gpu in gpus]
     waiting, heard = list(jobs), 0
+    # Forks hold no places on GPUs, and a run by itself has nothing to share.
+    forks = len(jobs) > 1 and devices == 1 and not gpus
+    starter = Starter(environment) if forks else None
     asked: list[int] = []
     with view.Display(console) as display, view.listening(asked):
         try:
             while waiting or any(job.alive for job in jobs):
                 while waiting and not asked and sum(job.alive for job in jobs) < parallel:
+                    if starter and starter.alive and not starter.ready:
+                        break
                     if (taken := _take(places, devices)) is None:
                         display.once("waiting for a GPU that another sweep uses")
                         break
-                    if not _start(waiting[0], environment, devices, taken):
+                    if not _start(waiting[0], environment, devices, taken, starter):
                         _not_begun(waiting[0], "cancelled")
                         console.print(f"cancelled {waiting[0].run.name}", soft_wrap=True)
                     waiting.pop(0)
@@ -105,6 +111,8 @@ def run_all(
         finally:
             # Whatever ends the driver, no run is left training behind its back.
             _signal(jobs, signal.SIGTERM)
+            if starter:
+                starter.close()
     return {job.run.name: dict(job.run.read_status()) for job in jobs}
 
 
@@ -159,7 +167,13 @@ def _give_back(gpus: Sequence[Gpu]) -> None:
         gpu.lock.close()
 
 
-def _start(job: Job, environment: dict[str, str], devices: int, gpus: list[Gpu]) -> bool:
+def _start(
+    job: Job,
+    environment: dict[str, str],
+    devices: int,
+    gpus: list[Gpu],
+    starter: Starter | None,
+) -> bool:
     """Begin a run, unless somebody cancelled it before its turn came."""
     # Whoever cancels holds this lock: it comes first, or finds the processes to stop.
     with state.held(state.lock(job.run.path.parent)):
@@ -168,7 +182,10 @@ def _start(job: Job, environment: dict[str, str], devices: int, gpus: list[Gpu])
             _give_back(gpus)
             return False
         job.gpus = gpus
-        _spawn(job, environment, devices, gpus)
+        if starter and (fork := starter.start(job.run.path)):
+            job.processes = [fork]
+        else:
+            _spawn(job, environment, devices, gpus)
         if submission:
             numbers = [process.pid for process in job.processes]
             with contextlib.suppress(OSError):
