@@ -35,11 +35,13 @@ from sweeps.view import fitted
 
 TINY = 10_000_000
 """N below which one core a run is the best use of a CPU."""
-CORE_FLOPS = ((10_000_000, 40e9), (500_000, 25e9), (0, 10e9))
-"""(N, training FLOP/s a CPU core reaches in eager float32 from that N on); low, round figures, for
-1m that of docs/performance.md."""
-START_SECONDS = 14.0
-"""To import, open the corpus and build a tiny model on a CPU core: docs/performance.md."""
+CORE_FLOPS = ((10_000_000, 40e9), (500_000, 25e9), (150_000, 16e9), (75_000, 11e9), (0, 8e9))
+"""(N, training FLOP/s a CPU core reaches in eager float32 from that N on): up to 1m the slower of
+two mixes on the slower of two machines of docs/performance.md, beyond it low, round figures."""
+IMPORT_SECONDS = 11.0
+"""Of a CPU core to import torch and all else that a run needs: docs/performance.md."""
+START_SECONDS = 1.5
+"""Then to open the corpus and build a tiny model."""
 QUOTED = "H200"
 """The GPU that a plan quotes where none is named."""
 
@@ -82,6 +84,8 @@ class Plan:
     """The kind of GPU, of ablations.devices.GPUS, that gpu_hours are of."""
     cluster: Slurm | None = None
     """Where the runs go; None for this machine."""
+    before_seconds: float = 0.0
+    """Until the first runs can begin: what is imported once for all."""
 
     @property
     def todo(self) -> list[Estimate]:
@@ -93,7 +97,9 @@ class Plan:
         seconds = [e.seconds for e in self.todo]
         if self.cluster:
             return makespan(self.arrays, seconds) / 3600
-        return max(sum(seconds) / self.parallel, max(seconds, default=0.0)) / 3600
+        if not seconds:
+            return 0.0
+        return (max(sum(seconds) / self.parallel, *seconds) + self.before_seconds) / 3600
 
     @property
     def arrays(self) -> list[Array]:
@@ -193,6 +199,7 @@ def make_plan(
     here = GPUS.get(on_gpus or "", GPUS["A100"])
     corpora = {(spec.data.name, spec.data.path) for spec in specs if spec.corpus}
     held_out = {corpus: held_out_tokens(*corpus) for corpus in corpora}
+    forked = cluster is None and gpu_here is None and devices == 1
     estimates = []
     for spec in specs:
         counts = spec.counts
@@ -213,7 +220,7 @@ def make_plan(
         evaluation = evaluation_flops(spec, tokens.values()) if tokens else 0.0
         more = 1 + evaluation / flops
         seconds = spec.recipe.tokens * more / rate if rate else (flops + evaluation) / speed
-        start = 0.0 if by_gpu else START_SECONDS
+        start = 0.0 if by_gpu else START_SECONDS if forked else IMPORT_SECONDS + START_SECONDS
         run = directory_of(runs_root, spec)
         estimates.append(
             Estimate(
@@ -230,7 +237,8 @@ def make_plan(
                 evaluation,
             )
         )
-    return Plan(tuple(estimates), parallel, threads, devices, quoted, cluster)
+    before = IMPORT_SECONDS if forked else 0.0
+    return Plan(tuple(estimates), parallel, threads, devices, quoted, cluster, before)
 
 
 def measured_rates(
@@ -415,7 +423,12 @@ def _in_the_time(plan: Plan) -> str:
         words = "training, and evaluation only once a corpus is named"
     if any(e.on_gpus for e in plan.estimates):
         return f"{words}; not starting and compiling, which no GPU has been measured for"
-    return f"{words} and {START_SECONDS:g} s to start a run"
+    if plan.before_seconds:
+        return (
+            f"{words}, {START_SECONDS:g} s to start a run, and once {plan.before_seconds:g} s of "
+            "imports"
+        )
+    return f"{words} and {IMPORT_SECONDS + START_SECONDS:g} s to start a run"
 
 
 def _by_formula(plan: Plan) -> str:

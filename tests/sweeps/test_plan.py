@@ -22,7 +22,7 @@ from sweeps.cluster import parse
 from sweeps.compose import compose_sweep, of_the_run
 from sweeps.errors import sentence
 from sweeps.experiment import check_experiment
-from sweeps.plan import START_SECONDS, make_plan, measured_rates, show, show_arrays
+from sweeps.plan import IMPORT_SECONDS, START_SECONDS, make_plan, measured_rates, show, show_arrays
 from tests.sweeps.test_cluster import slurm as slurm_settings
 
 ROOT = Path(__file__).parents[2]
@@ -186,7 +186,8 @@ def test_a_cpu_of_a_cluster_is_as_fast_as_its_cores():
     cluster = parse(slurm_settings(gpus=0, cpus=4))
     (e,) = make_plan(specs("size=50k"), Path("/nowhere"), None, cluster).estimates
     assert e.gpus is None
-    assert e.seconds == pytest.approx((e.flops + e.evaluation_flops) / 40e9 + START_SECONDS)
+    begins = IMPORT_SECONDS + START_SECONDS
+    assert e.seconds == pytest.approx((e.flops + e.evaluation_flops) / (4 * 8e9) + begins)
 
 
 def test_one_run_of_1m_trains_here_in_the_time_that_was_measured(monkeypatch):
@@ -367,7 +368,7 @@ def test_evaluation_is_a_forward_pass_over_the_held_out_text_at_every_point():
     (some,) = planned("size=50k", "data.eval_tokens=2048").estimates
     assert some.evaluation_flops == pytest.approx(points * 4 * 2048 * flops / 3)
     more = all_of_it.evaluation_flops - some.evaluation_flops
-    assert all_of_it.seconds - some.seconds == pytest.approx(more / (10e9 * planning.cores()))
+    assert all_of_it.seconds - some.seconds == pytest.approx(more / (8e9 * planning.cores()))
     (probed,) = planned(
         "size=50k", "evaluation.probes=[recall]", "evaluation.lengths=[64]"
     ).estimates
@@ -378,6 +379,21 @@ def test_evaluation_is_a_forward_pass_over_the_held_out_text_at_every_point():
 
 def test_a_plan_says_what_its_hours_hold():
     here = shown(planned("size=50k"), 400)
-    assert f"evaluation (0.44 of training's FLOPs) and {START_SECONDS:g} s to start a run" in here
+    assert (
+        f"of training's FLOPs), {START_SECONDS:g} s to start a run, and once 11 s of imports"
+        in here
+    )
+    nodes = shown(planned("size=50k", cluster=parse(slurm_settings(gpus=0, cpus=1))), 400)
+    assert f"of training's FLOPs) and {IMPORT_SECONDS + START_SECONDS:g} s to start a run" in nodes
+
+
+def test_imports_are_waited_for_once_here_and_by_each_run_on_a_node():
+    one, six = (planned("size=50k", f"seed={seeds}") for seeds in ("0", "0,1,2,3,4,5"))
+    a_run = one.estimates[0].seconds
+    assert one.hours * 3600 == pytest.approx(a_run + IMPORT_SECONDS)
+    assert six.hours * 3600 == pytest.approx(
+        6 / six.parallel * six.estimates[0].seconds + IMPORT_SECONDS
+    )
+    assert planning.Plan((), 2, 1, before_seconds=9.0).hours == 0.0
     there = shown(planned("size=60m", cluster=parse(slurm_settings(gpus=1))), 400)
     assert "evaluation only once a corpus is named; not starting and compiling" in there
