@@ -175,9 +175,9 @@ def test_the_width_planned_from_a_pilot_is_that_of_ladders_with_the_true_noise()
     """Nine pilots of ten assure a width that ladders of the true noise keep."""
     ladder = Ladder(SIZES, (1, 2, 4, 8), (3, 3, 3, 3))
     N, D = SIZES[-1].N, 160 * SIZES[-1].N
-    drawn = np.log(check(ladder, TRUTH, N, D, ladders=36, resamples=200).width)
+    drawn = np.log(check(ladder, TRUTH, N, D, ladders=20, resamples=200).width)
     planned, kept = [], 0
-    pilots = 24
+    pilots = 16
     for i in range(pilots):
         told = learned_from(pilot(seed=100 + i))
         planned.append(np.log(expected(ladder, told.assumed, N, D)[0]))

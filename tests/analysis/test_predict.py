@@ -207,7 +207,7 @@ def test_an_unidentified_E_is_said() -> None:
 def test_intervals_of_the_law_of_one_more_run_and_of_the_optimum_cover() -> None:
     # The band holds 99.9 % of counts of independent intervals of 95 %, and no interval that leaves
     # out the noise of runs. benchmarks/coverage_predict.py measures more closely.
-    ladders, C = 80, 2e19
+    ladders, C = 40, 2e19
     places = [Place(N=2.5e8, D=40 * 2.5e8), Place(N=1.2e9, D=80 * 1.2e9), Place(C=C)]
     held: dict[str, list[bool]] = {}
     best = closed_form(BASE, C / 6)

@@ -221,12 +221,12 @@ def held(i: int, shared: float, method: str) -> list[bool]:
 @pytest.mark.slow
 def test_default_intervals_cover_in_range_and_beyond_and_independent_points_do_not() -> None:
     # One seed, six sizes; half of the ladders with noise that mixes share. The band holds 99 % of
-    # counts of 120 independent intervals of 95 %. benchmarks/coverage.py measures more closely.
-    default = np.array([held(i, 0.7 * (i % 2), METHODS[0]) for i in range(120)])
+    # counts of 60 independent intervals of 95 %. benchmarks/coverage.py measures more closely.
+    default = np.array([held(i, 0.7 * (i % 2), METHODS[0]) for i in range(60)])
     least, most = binom.ppf([0.005, 0.995], len(default), 0.95)
     for count in default.sum(0):
         assert least <= count <= most
-    case = np.array([held(i, 0.0, "case") for i in range(30)])
+    case = np.array([held(i, 0.0, "case") for i in range(20)])
     assert (case.sum(0) < binom.ppf(0.005, len(case), 0.95)).all()
 
 
