@@ -159,7 +159,8 @@ def test_table_20_comes_out_of_the_reconstructed_laws() -> None:
     assert [float(row[2]) for row in compared] == [
         1.32, 0.82, 1.57, 1.13, 1.68, 1.30, 1.75, 1.41, 1.82, 1.56, 1.89, 1.70,
     ]  # fmt: skip
-    assert all(round(float(row[3]), 2) == float(row[2]) for row in compared)
+    # Half of the printed digit, and half of the last that the notebook shows.
+    assert all(abs(float(row[3]) - float(row[2])) <= 0.005 + 0.0005 for row in compared)
     assert {row[4] for row in compared} == {"0"}
 
 
