@@ -38,7 +38,7 @@ FORMS = {
 
 LEAST_COUNTED = 10_000
 """A number from here on is written as a count: 12.5k."""
-BOLD = re.compile(r"\*\*(.*)\*\*", re.DOTALL)
+BOLD = re.compile(r"\A\*\*(.*)\*\*\Z", re.DOTALL)
 """A cell in bold, as tables of a report have it."""
 
 KIND_WORDS = {"tokens": "token", "parameters": "parameter", "flops": "FLOP", "time": "time"}
@@ -350,8 +350,9 @@ def _cell(value: Any, form: Callable[[float], str]) -> str:
 FORM_OF: dict[str, Callable[[float], str]] = {
     **dict.fromkeys(("C", "flops"), flop_count),
     **dict.fromkeys(("A", "B", "K", "G_N", "G_D"), _four_digits),
+    "seed": "{:.0f}".format,
 }
-"""How numbers of a column are written, where not as `_number` does: FLOPs, and coefficients."""
+"""How numbers of a column are written, where not as `_number` does: FLOPs, coefficients, names."""
 
 
 def _text(cells: pd.DataFrame) -> str:
