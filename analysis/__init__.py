@@ -10,6 +10,6 @@ Nothing but this page's names is imported before it is used.
 
 from ablations.records import SettingError
 from analysis.ladder import Ladder, load
-from analysis.result import Laws, Predictions, Result, Savings
+from analysis.result import Laws, Predictions, Result, Savings, show
 
-__all__ = ["Ladder", "Laws", "Predictions", "Result", "Savings", "SettingError", "load"]
+__all__ = ["Ladder", "Laws", "Predictions", "Result", "Savings", "SettingError", "load", "show"]

@@ -5,10 +5,13 @@ from __future__ import annotations
 import abc
 import html
 import math
+import numbers
+import re
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ablations.records import visible
-from models.format import write_table
+from models.format import count, flop_count, write_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,6 +35,11 @@ FORMS = {
 }
 """Laws as formulas: L in nats per token, N in parameters, D in tokens, C in FLOPs."""
 
+
+LEAST_COUNTED = 10_000
+"""A number from here on is written as a count: 12.5k."""
+BOLD = re.compile(r"\A\*\*(.*)\*\*\Z", re.DOTALL)
+"""A cell in bold, as tables of a report have it."""
 
 KIND_WORDS = {"tokens": "token", "parameters": "parameter", "flops": "FLOP", "time": "time"}
 
@@ -67,27 +75,44 @@ class Result(abc.ABC):
         return "; ".join(f"{name}: {_words(value)}" for name, value in self.how.items())
 
     def __repr__(self) -> str:
-        cells = self.cells()
-        table = write_table([*map(str, cells)], cells.astype(str).to_numpy()).rstrip("\n")
+        table = _text(self.cells())
         remarks = map(visible, self.remarks)
         caveats = [f"- {visible(one)}" for one in self.caveats]
         return "\n".join([self.title, table, *remarks, *caveats, self._made()])
 
     def _repr_html_(self) -> str:
-        cells = self.cells()
-        head = "".join(f"<th>{_html(name)}</th>" for name in cells.columns)
-        body = "".join(
-            f"<tr>{''.join(f'<td>{_html(cell)}</td>' for cell in row)}</tr>"
-            for row in cells.to_numpy()
-        )
         caveats = "".join(f"<li>{_html(one)}</li>" for one in self.caveats)
         return (
             f"<p><b>{_html(self.title)}</b></p>"
-            f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+            + _page(self.cells())
             + "".join(f"<p>{_html(one)}</p>" for one in self.remarks)
             + (f"<ul>{caveats}</ul>" if caveats else "")
             + f"<p><small>{_html(self._made())}</small></p>"
         )
+
+
+class Shown:
+    """A DataFrame for people, as text and in a notebook as HTML. Made by `show`."""
+
+    def __init__(self, cells: pd.DataFrame) -> None:
+        self._cells = cells
+
+    def __repr__(self) -> str:
+        return _text(self._cells.map(lambda cell: BOLD.sub(r"\1", cell)))
+
+    def _repr_html_(self) -> str:
+        return _page(self._cells, lambda cell: BOLD.sub(r"<b>\1</b>", cell))
+
+
+def show(table: pd.DataFrame) -> Shown:
+    """A DataFrame of this package, or one of your own, as it reads best.
+
+    Numbers have four digits, those of 10,000 and more a unit (1.279B), FLOPs (columns `C` and
+    `flops`) a power of ten (2.34e18); NaN is a dash, and a cell in two stars is bold. An index with
+    a name becomes the first column.
+    """
+    named = [name for name in table.index.names if name is not None]
+    return Shown(_cells(table.reset_index() if named else table))
 
 
 class Laws(Result):
@@ -114,7 +139,7 @@ class Laws(Result):
         digits a number."""
         left_out = ["objective", "gradient_norm", "starts", "starts_agreeing", "condition"]
         shown = self.table.drop(columns=[*left_out, "at_bound", "caveats"], errors="ignore")
-        return shown.map(_cell)
+        return _cells(shown)
 
     def plot(self) -> Figure:
         """Observed against fitted loss with residuals; of a law along one axis, loss against it; of
@@ -191,7 +216,7 @@ class Savings(Result):
         """A row per mix and place: N and D of the baseline, the saving with its interval."""
         import pandas as pd
 
-        from models.format import count, percent, probability, with_interval
+        from models.format import percent, probability, with_interval
 
         interval = f"{KIND_WORDS[self._kind]} savings [{percent(self.how['level'], 'g')}]"
         return pd.DataFrame(
@@ -254,14 +279,14 @@ class Predictions(Result):
         """A row per place and mix: the loss with the interval of the law, and of one more run."""
         import pandas as pd
 
-        from models.format import count, percent
+        from models.format import percent
 
         level = f"{percent(self.how['level'], 'g')}"
         return pd.DataFrame(
             [
                 {
                     "mix": one.mix,
-                    "C": f"{one.optimum.C:.3g}" if one.optimum else "–",
+                    "C": flop_count(one.optimum.C) if one.optimum else "–",
                     "N": count(one.N),
                     "D": count(one.D),
                     f"loss [{level}]": _with_ends(one.loss, one.interval),
@@ -280,8 +305,6 @@ class Predictions(Result):
 
 
 def _place_words(one: Interaction) -> str:
-    from models.format import count
-
     return f"N = {count(one.N)}, D = {count(one.D)}" + ("" if one.in_range else ", extrapolated")
 
 
@@ -297,10 +320,52 @@ def _seeds(points: pd.DataFrame) -> list[Any] | str:
     return sorted(set(points["seed"].tolist()), key=str)
 
 
-def _cell(value: Any) -> str:
-    if isinstance(value, float):
-        return "–" if math.isnan(value) else f"{value:.4g}"
+def _cells(table: pd.DataFrame) -> pd.DataFrame:
+    """The cells of a table as text."""
+    import pandas as pd
+
+    names = [*map(str, table.columns)]
+    forms = [FORM_OF.get(name, _number) for name in names]
+    columns = [
+        [_cell(value, form) for value in table.iloc[:, place].tolist()]
+        for place, form in enumerate(forms)
+    ]
+    return pd.DataFrame(list(zip(*columns, strict=True)), columns=names)
+
+
+def _number(value: float) -> str:
+    return count(value) if abs(value) >= LEAST_COUNTED else _four_digits(value)
+
+
+def _four_digits(value: float) -> str:
+    return f"{value:.4g}" if math.isfinite(value) else count(value)
+
+
+def _cell(value: Any, form: Callable[[float], str]) -> str:
+    if isinstance(value, numbers.Real) and not isinstance(value, bool):
+        return form(float(value))
     return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+FORM_OF: dict[str, Callable[[float], str]] = {
+    **dict.fromkeys(("C", "flops"), flop_count),
+    **dict.fromkeys(("A", "B", "K", "G_N", "G_D"), _four_digits),
+    "seed": "{:.0f}".format,
+}
+"""How numbers of a column are written, where not as `_number` does: FLOPs, coefficients, names."""
+
+
+def _text(cells: pd.DataFrame) -> str:
+    return write_table([*map(str, cells)], cells.astype(str).to_numpy()).rstrip("\n")
+
+
+def _page(cells: pd.DataFrame, form: Callable[[str], str] = str) -> str:
+    head = "".join(f"<th>{_html(name)}</th>" for name in cells.columns)
+    body = "".join(
+        f"<tr>{''.join(f'<td>{form(_html(cell))}</td>' for cell in row)}</tr>"
+        for row in cells.to_numpy()
+    )
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def _words(value: Any) -> str:

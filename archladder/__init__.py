@@ -11,6 +11,6 @@ from archladder.packages import claim
 
 claim()
 
-from analysis import Ladder, Laws, Predictions, Result, Savings, SettingError, load  # noqa: E402
+from analysis import Ladder, Laws, Predictions, Result, Savings, SettingError, load, show  # noqa: E402
 
-__all__ = ["Ladder", "Laws", "Predictions", "Result", "Savings", "SettingError", "load"]
+__all__ = ["Ladder", "Laws", "Predictions", "Result", "Savings", "SettingError", "load", "show"]

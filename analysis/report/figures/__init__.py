@@ -15,6 +15,7 @@ from analysis.report.figures.losses import (
 from analysis.report.figures.optima import envelope, isoflop
 from analysis.report.figures.plan import design_frontier
 from analysis.report.figures.probes import loss_by_position, probe_accuracy
+from analysis.report.figures.published import excess_parameters, savings_of_table
 from analysis.report.figures.rates import loss_against_rate
 from analysis.report.figures.savings import (
     ratios_of_savings,
@@ -30,6 +31,7 @@ __all__ = [
     "coefficients",
     "design_frontier",
     "envelope",
+    "excess_parameters",
     "fit_with_residuals",
     "frontier",
     "heldout",
@@ -46,6 +48,7 @@ __all__ = [
     "savings_against_loss",
     "savings_against_size",
     "savings_by_place",
+    "savings_of_table",
     "throughput_against_context",
     "training_stability",
 ]

@@ -8,6 +8,7 @@ column and of a page of two columns.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import textwrap
 from collections.abc import Iterable, Iterator
@@ -69,6 +70,8 @@ RC: Any = {
     "ps.fonttype": 42,
     "svg.fonttype": "path",
     "svg.hashsalt": "archladder",
+    # Of a notebook; files have theirs below.
+    "figure.dpi": 150,
     "savefig.dpi": 220,
     # A dollar in a name is a dollar.
     "text.parse_math": False,
@@ -149,11 +152,21 @@ def _of_level(look: Look, place: int) -> Look:
     return replace(look, colour=to_hex((red, green, blue)), dashes=dashes)
 
 
+class ShownFigure(Figure):
+    """A figure that a notebook shows without `%matplotlib inline`, which pyplot's alone need."""
+
+    def _repr_png_(self) -> bytes:
+        image = io.BytesIO()
+        with matplotlib.rc_context(RC):
+            self.savefig(image, format="png", dpi="figure")
+        return image.getvalue()
+
+
 @contextmanager
 def drawing(width: float, height: float) -> Iterator[Figure]:
     """An empty figure of a size in inches, and the style as long as it is drawn."""
     with matplotlib.rc_context(RC):
-        yield Figure(figsize=(width, height), layout="constrained")
+        yield ShownFigure(figsize=(width, height), layout="constrained")
 
 
 def caption(figure: Figure, text: str) -> None:
