@@ -67,7 +67,7 @@ _MATHS = re.compile(
     r"|\b[PN]\((?P<event>[a-z ]*)> 1\)"
     r"|(?P<percent>(?<=\d) %)"
     r"|(?P<product>\bN D\b)"
-    r"|\b(?P<symbol>[A-Zp])(?= = )"
+    r"|\b(?P<symbol>[A-Zp](?= = )|N(?= of ))"
     r"|(?P<width>\bd_model\b)"
 )
 
@@ -147,7 +147,8 @@ def _maths(match: re.Match[str]) -> str:
     by = match.groupdict()
     if by["digits"]:
         sign = by["sign"].replace("−", "-").removeprefix("+")
-        return rf"${sign}{by['digits']} \times 10^{{{int(by['power'])}}}$"
+        factor = "" if by["digits"] == "1" else rf"{by['digits']} \times "
+        return rf"${sign}{factor}10^{{{int(by['power'])}}}$"
     if by["negative"]:
         return f"$-{by['negative']}$".replace("∞", r"\infty")
     if by["ten"]:

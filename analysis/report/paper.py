@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -44,7 +45,6 @@ HEADS = {
     "loss (nats/token)": "Loss (nats/token)", "× Chinchilla": r"$\times$ Chinchilla",
     "C (FLOP)": "$C$ (FLOP)", "d_model": r"$d_{\mathrm{model}}$",
 }  # fmt: skip
-SHARED_LABEL = "tab:"
 
 
 def report_latex(kind: str, found: Findings, cells: pd.DataFrame) -> str:
@@ -106,11 +106,11 @@ def _paper(
     )
     known = HEADS | dict(heads or {})
     columns = [
-        Column(known.get(key, tex(key)), [str(cell) for cell in rows[:, place]], key in named)
+        Column(known.get(key) or _head(key), list(rows[:, place]), key in named)
         for key, place in places.items()
     ]
     told_dash = [f"--: {dash}."] if bare and dash else []
-    return Paper(columns, caption, SHARED_LABEL + label, [*told_dash, *notes], told, list(comments))
+    return Paper(columns, caption, f"tab:{label}", [*told_dash, *notes], told, list(comments))
 
 
 def _split(
@@ -139,6 +139,16 @@ def _split(
             _paper(cells, told, tag, notes, heads=heads, dash=dash, comments=comments, named=named)
         )
     return made
+
+
+def _head(key: str) -> str:
+    words_of = key.replace("_", " ")
+    return tex(words_of[:1].upper() + words_of[1:])
+
+
+def _beyond(words_of: str) -> str:
+    """By how much something is extrapolated, infinitely with its sign."""
+    return words_of.replace("×inf", "×∞")
 
 
 def _level(level: float) -> str:
@@ -378,12 +388,12 @@ def _holdout(_found: Findings, cells: pd.DataFrame) -> list[Paper]:
     ]  # fmt: skip
 
 
-EXTRAPOLATED = "Extrapolated: outside what was measured"
+EXTRAPOLATED = "Extrapolated: outside what was measured (how far: second table)."
 NO_VERDICT = (
     "No verdict: the law does not describe the points (lack of fit); the savings without a fit "
     "are the measurement."
 )
-NEVER = "In part of the resamples one of the two never reaches the loss"
+NEVER = "In part of the resamples one of the two never reaches the loss (how often: second table)."
 
 
 def _verdict(low: float, high: float) -> str:
@@ -393,14 +403,14 @@ def _verdict(low: float, high: float) -> str:
 
 
 def _saving_marks(
-    savings: Sequence[Saving], value: str, more: str, law_fails: bool
+    savings: Sequence[Saving], value: str, law_fails: bool
 ) -> dict[tuple[int, str], list[str]]:
     marks: dict[tuple[int, str], list[str]] = {}
     for row, one in enumerate(savings):
         if not one.in_range:
-            marks.setdefault((row, value), []).append(f"{EXTRAPOLATED}{more}.")
+            marks.setdefault((row, value), []).append(EXTRAPOLATED)
         if one.unreachable > 0:
-            marks.setdefault((row, value), []).append(f"{NEVER}{more}.")
+            marks.setdefault((row, value), []).append(NEVER)
         if law_fails:
             marks[row, "verdict"] = [NO_VERDICT]
     return marks
@@ -418,14 +428,14 @@ def _savings(found: Findings, cells: pd.DataFrame) -> list[Paper]:
     own = cells.assign(verdict=verdicts)[
         ["mix", *(["baseline"] if several else ["size"]), "N", tokens, value, "P(> 1)", "verdict"]
     ]
-    more = " (how far: second table)"
     baseline = "the baseline" if several else name(savings[0].baseline)
     level = _level(result.level)
     heads = {
         tokens: "$D$", value: f"Saving [{level}]", "P(> 1)": "$P(> 1)$", "verdict": "Verdict",
     }  # fmt: skip
     time = [str(key) for key in cells.columns if str(key).startswith("time savings")]
-    rest = cells[["mix", "N", "D of the mix", "target loss", "never reached", "range", *time]]
+    rest = cells.assign(range=[_beyond(told) for told in cells["range"]])
+    rest = rest[["mix", "N", "D of the mix", "target loss", "never reached", "range", *time]]
     heads |= dict.fromkeys(time, f"Time saving [{level}]")
     notes = [
         f"Saving: $D$ of {baseline} over $D$ of the mix at equal $N$ and loss; above 1 the mix "
@@ -439,7 +449,7 @@ def _savings(found: Findings, cells: pd.DataFrame) -> list[Paper]:
     return [
         _paper(
             own, f"Token savings over {baseline}, with intervals.", "savings", notes,
-            _saving_marks(savings, value, more, result.law_fails), heads, dash="not recorded",
+            _saving_marks(savings, value, result.law_fails), heads, dash="not recorded",
             comments=["Tokens of the mix, target losses, ranges and time follow in a second "
                       "table; full precision is in savings.csv."],
         ),
@@ -489,9 +499,7 @@ def _free(
     heads = {value: head, "one seed at a time": "One seed at a time"}
     notes = []
     if len(marks) < len(own):
-        notes = [
-            "Means of seeds; intervals by Student's $t$ from seeds, their scatter pooled."
-        ]
+        notes = ["Means of seeds; intervals by Student's $t$ from seeds, their scatter pooled."]
     if any("≥" in cell or "≤" in cell for cell in own["one seed at a time"]):
         notes.append(
             r"$\geq$, $\leq$: bounds, as a mix was below the target loss at its first budget."
@@ -608,15 +616,23 @@ def _number(value: Any, digits: int = 4) -> str:
     return str(value)
 
 
-def _between(low: float, high: float) -> str:
-    return f"{_number(low)} to {_number(high)}" if low != high else _number(low)
+def _between(row: Mapping[str, Any], key: str) -> str:
+    ends = (row[f"{key}_from"], row[f"{key}_to"])
+    told = [count(end, 3) if key == "D" else _number(end, 3 if key == "C" else 4) for end in ends]
+    return " to ".join(dict.fromkeys(told))
 
 
 def _around(value: float, low: float, high: float) -> str:
-    if math.isnan(value):
-        return DASH
-    told = _number(value)
-    return told if math.isnan(low) else f"{told} [{_number(low, 3)}, {_number(high, 3)}]"
+    """A count with its interval."""
+    told = count(value, 3)
+    return told if math.isnan(low) else f"{told} [{count(low, 3)}, {count(high, 3)}]"
+
+
+def _with_interval(value: float, low: float, high: float) -> str:
+    return _number(value) if math.isnan(low) else with_interval(value, low, high)
+
+
+_SHARES = {"rms": ".3f", "largest_error": ".2f", "starts_agreeing": ".0f"}
 
 
 def _frame(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
@@ -631,7 +647,15 @@ def _frame(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
 
 def _rows(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> pd.DataFrame:
     """Chosen columns of an answer's rows as cells."""
-    return _frame({key: _number(row[key]) for key in columns if key in row} for row in rows)
+    return _frame({key: _cell(key, row[key]) for key in columns if key in row} for row in rows)
+
+
+def _cell(key: str, value: Any) -> str:
+    if key in ("N", "D"):
+        return count(value)
+    if key in _SHARES:
+        return percent(value, _SHARES[key])
+    return _number(value)
 
 
 def _notes(notes: Iterable[str]) -> list[str]:
@@ -693,8 +717,12 @@ def _laws(answer: LawAnswer) -> list[Paper]:
     ]  # fmt: skip
 
 
+def _greek(words_of: str) -> str:
+    return words_of.replace("alpha", "α").replace("beta", "β")
+
+
 def _models(answer: LawAnswer) -> list[Paper]:
-    rows = [dict(row) | {"model": MODEL_WORDS[row["model"]]} for row in answer.rows]
+    rows = [dict(row) | {"model": _greek(MODEL_WORDS[row["model"]])} for row in answer.rows]
     heads = {
         "model": "Model", "parameters": "Coefficients", "aicc": "AICc", "bic": "BIC",
         "weight": "Weight", "likelihood_ratio": "Likelihood ratio", "p": "$p$",
@@ -716,8 +744,8 @@ def _exponents(answer: LawAnswer) -> Paper:
     rows = [
         {
             "mix": mix,
-            "G_N": _number(one["G_N"]), "a": _around(one["a"], one["a_low"], one["a_high"]),
-            "G_D": _number(one["G_D"]), "b": _around(one["b"], one["b_low"], one["b_high"]),
+            "G_N": _number(one["G_N"]), "a": _with_interval(one["a"], one["a_low"], one["a_high"]),
+            "G_D": _number(one["G_D"]), "b": _with_interval(one["b"], one["b_low"], one["b_high"]),
         }
         for mix, one in answer.document["mixes"].items()
     ]  # fmt: skip
@@ -731,7 +759,8 @@ def _exponents(answer: LawAnswer) -> Paper:
     return _paper(
         _frame(rows),
         r"Compute-optimal $N^{*} = G_N C^{a}$ and $D^{*} = G_D C^{b}$.", "exponents",
-        _notes(answer.notes), marks, heads,
+        _notes(told for told in answer.notes if not re.search(r": a from [\d.]+ to ", told)),
+        marks, heads,
     )  # fmt: skip
 
 
@@ -740,7 +769,7 @@ def _isoflop(answer: LawAnswer) -> list[Paper]:
     first = [
         {
             "mix": row["mix"], "C": _number(row["C"]), "sizes": str(row["n"]),
-            "N": _number(row["N"]), "loss": _number(row["loss"]),
+            "N": count(row["N"]), "loss": _number(row["loss"]),
             "N_best": _around(row["N_star"], row["N_star_low"], row["N_star_high"]),
             "D_best": _around(row["D_star"], row["D_star_low"], row["D_star_high"]),
         }
@@ -767,8 +796,8 @@ def _isoflop(answer: LawAnswer) -> list[Paper]:
 def _envelope(answer: LawAnswer) -> Paper:
     rows = [
         {
-            "mix": row["mix"], "N": _number(row["N"]),
-            **{key: _between(row[f"{key}_from"], row[f"{key}_to"]) for key in ("C", "D", "loss")},
+            "mix": row["mix"], "N": count(row["N"]),
+            **{key: _between(row, key) for key in ("C", "D", "loss")},
             "budgets": str(row["budgets"]), "used": str(row["budgets_used"]),
         }
         for row in answer.rows
@@ -805,7 +834,6 @@ def _savings_answer(answer: SavingsAnswer) -> list[Paper]:
         for one in savings
     ]  # fmt: skip
     heads = {"saving": f"Saving [{level}]", "P": "$P(> 1)$", "verdict": "Verdict"}
-    more = " (how far: second table)"
     baseline = "each baseline" if several else name(savings[0].baseline)
     kind = _KIND_WORDS[savings[0].kind]
     where = ", ".join(dict.fromkeys(one.where for one in savings))
@@ -813,7 +841,7 @@ def _savings_answer(answer: SavingsAnswer) -> list[Paper]:
         {
             "mix": one.mix, "N": count(one.N), "D": count(one.D),
             "target_loss": f"{one.target_loss:.4f}", "D of the mix": count(one.tokens_mix),
-            "never reached": percent(one.unreachable, ".1f"), "range": one.range_words,
+            "never reached": percent(one.unreachable, ".1f"), "range": _beyond(one.range_words),
         }
         for one in savings
     ]  # fmt: skip
@@ -825,7 +853,7 @@ def _savings_answer(answer: SavingsAnswer) -> list[Paper]:
              f"Fit: {tex(answer.fit.words, greek=True)}. Intervals: {level}, "
              f"{tex(answer.draws.words)}.",
              *_notes(answer.notes)],
-            _saving_marks(savings, "saving", more, answer.law_fails), heads, dash="not known",
+            _saving_marks(savings, "saving", answer.law_fails), heads, dash="not known",
         ),
         _paper(
             _frame(rest), f"Where the savings over {baseline} stand.",
@@ -860,11 +888,14 @@ def _savings_answer(answer: SavingsAnswer) -> list[Paper]:
 
 def _predictions(found: Predictions) -> list[Paper]:
     level = _level(found.draws.level)
-    notes = [
-        f"Fit: {tex(found.fit.words, greek=True)}. Intervals: {level}, {tex(found.draws.words)}; "
-        "one more run: its luck included.",
-        *_notes(prediction_doubts(found)),
-    ]
+
+    def notes(rows: list[Prediction]) -> list[str]:
+        return [
+            f"Fit: {tex(found.fit.words, greek=True)}. Intervals: {level}, "
+            f"{tex(found.draws.words)}; one more run: its luck included.",
+            *_notes(prediction_doubts(replace(found, rows=tuple(rows)))),
+        ]
+
     heads = {
         "law": f"Loss [{level}]",
         "run": "One more run",
@@ -878,13 +909,13 @@ def _predictions(found: Predictions) -> list[Paper]:
         rows = [{"mix": one.mix, "N": count(one.N), "D": count(one.D)} | _losses(one) for one in at]
         made.append(
             _paper(_frame(rows), "Predicted losses, in nats per token.",
-                   "predictions", notes, heads=heads)
+                   "predictions", notes(at), heads=heads)
         )  # fmt: skip
     if best:
         rows = [_optimum(one) | _losses(one) for one in best]
         made.append(
             _paper(_frame(rows), "Compute-optimal $N^{*}$, $D^{*}$ and loss at $C$ "
-                   "FLOPs.", "optima", notes, heads=heads)
+                   "FLOPs.", "optima", notes(best), heads=heads)
         )  # fmt: skip
     return made
 
@@ -894,7 +925,7 @@ def _losses(one: Prediction) -> dict[str, str]:
     return {
         "law": with_interval(one.loss, one.interval.low, one.interval.high),
         "run": with_interval(one.loss, run.low, run.high).partition(" ")[2],
-        "range": one.range_words,
+        "range": _beyond(one.range_words),
     }
 
 

@@ -126,7 +126,7 @@ ANSWERS = {
 def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """What commands print as LaTeX."""
     folder = tmp_path_factory.mktemp("points")
-    table = points(3, sizes=3)
+    table = points(2, sizes=3)
     iso = [
         ("transformer", N, C / 6 / N, float(TRUTH["transformer"].loss(N, C / 6 / N)))
         for C in (1e12, 1e13, 1e14) for N in np.geomspace(1e4, 3e7, 9)
