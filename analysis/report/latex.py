@@ -455,8 +455,12 @@ def _columns(paper: Paper, layout: _Layout) -> list[str]:
 
 
 def _is_left(column: Column, place: int) -> bool:
-    # Units and signs are no words.
-    return not place or column.names or bool(re.search(r"[a-z]{4}", " ".join(column.cells)))
+    # Units and signs are no words, as yes and no are.
+    text = " ".join(column.cells)
+    is_words = re.search(r"[a-z]{4}", text) or (
+        re.search("[a-z]", text) and not re.search(r"\d", text)
+    )
+    return not place or column.names or bool(is_words)
 
 
 def _head(column: Column, place: int, layout: _Layout) -> str:

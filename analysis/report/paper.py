@@ -71,10 +71,11 @@ def predictions_latex(found: Predictions) -> str:
 def other_latex(
     table: pd.DataFrame, caption: str = "", label: str = "table", notes: Sequence[str] = ()
 ) -> str:
-    """Any table of cells as LaTeX: its first column beside as many of the others as there is room
-    for, again and again."""
+    """Any table of cells as LaTeX: the columns that tell its rows apart, up to four, beside as many
+    of the others as there is room for, again and again."""
+    keys = next((k for k in range(1, 5) if not table.iloc[:, :k].duplicated().any()), 1)
     told = tex(caption or "Results") + ("" if caption.endswith((".", "?")) else ".")
-    return latex(_split(table, 1, told, label, [tex(note) for note in notes]))
+    return latex(_split(table, keys, told, label, [tex(note) for note in notes]))
 
 
 # Parts.
@@ -605,9 +606,9 @@ TABLES = tuple(_BY_NAME)
 # What the commands fit, savings and predict answer.
 
 
-def _number(value: Any, digits: int = 4) -> str:
+def number(value: Any, digits: int = 4) -> str:
     """A cell of a value: so many digits, words as they are, a dash for what is not known."""
-    if isinstance(value, bool):
+    if str(value) in ("True", "False"):
         return "yes" if value else "no"
     if isinstance(value, float):
         return DASH if math.isnan(value) else f"{value:.{digits}g}".replace("inf", "∞")
@@ -618,7 +619,7 @@ def _number(value: Any, digits: int = 4) -> str:
 
 def _between(row: Mapping[str, Any], key: str) -> str:
     ends = (row[f"{key}_from"], row[f"{key}_to"])
-    told = [count(end, 3) if key == "D" else _number(end, 3 if key == "C" else 4) for end in ends]
+    told = [count(end, 3) if key == "D" else number(end, 3 if key == "C" else 4) for end in ends]
     return " to ".join(dict.fromkeys(told))
 
 
@@ -629,7 +630,7 @@ def _around(value: float, low: float, high: float) -> str:
 
 
 def _with_interval(value: float, low: float, high: float) -> str:
-    return _number(value) if math.isnan(low) else with_interval(value, low, high)
+    return number(value) if math.isnan(low) else with_interval(value, low, high)
 
 
 _SHARES = {"rms": ".3f", "largest_error": ".2f", "starts_agreeing": ".0f"}
@@ -655,7 +656,7 @@ def _cell(key: str, value: Any) -> str:
         return count(value)
     if key in _SHARES:
         return percent(value, _SHARES[key])
-    return _number(value)
+    return number(value)
 
 
 def _notes(notes: Iterable[str]) -> list[str]:
@@ -744,8 +745,8 @@ def _exponents(answer: LawAnswer) -> Paper:
     rows = [
         {
             "mix": mix,
-            "G_N": _number(one["G_N"]), "a": _with_interval(one["a"], one["a_low"], one["a_high"]),
-            "G_D": _number(one["G_D"]), "b": _with_interval(one["b"], one["b_low"], one["b_high"]),
+            "G_N": number(one["G_N"]), "a": _with_interval(one["a"], one["a_low"], one["a_high"]),
+            "G_D": number(one["G_D"]), "b": _with_interval(one["b"], one["b_low"], one["b_high"]),
         }
         for mix, one in answer.document["mixes"].items()
     ]  # fmt: skip
@@ -768,8 +769,8 @@ def _isoflop(answer: LawAnswer) -> list[Paper]:
     rows = answer.rows
     first = [
         {
-            "mix": row["mix"], "C": _number(row["C"]), "sizes": str(row["n"]),
-            "N": count(row["N"]), "loss": _number(row["loss"]),
+            "mix": row["mix"], "C": number(row["C"]), "sizes": str(row["n"]),
+            "N": count(row["N"]), "loss": number(row["loss"]),
             "N_best": _around(row["N_star"], row["N_star_low"], row["N_star_high"]),
             "D_best": _around(row["D_star"], row["D_star_low"], row["D_star_high"]),
         }
@@ -934,7 +935,7 @@ def _optimum(one: Prediction) -> dict[str, str]:
     assert best is not None
     return {
         "mix": one.mix,
-        "C": _number(best.C),
+        "C": number(best.C),
         "N_best": _around(best.N, best.N_interval.low, best.N_interval.high),
         "D_best": _around(best.D, best.D_interval.low, best.D_interval.high),
     }
