@@ -80,7 +80,10 @@ def ladder(tmp_path_factory: pytest.TempPathFactory) -> Findings:
 
 @pytest.fixture(scope="module")
 def all_tables(ladder: Findings) -> dict[str, str]:
-    """Every table of several ladders, and what the commands answer, as LaTeX by name."""
+    """Every table of several ladders as LaTeX by name.
+
+    Slow, as each ladder is fitted and resampled whole; shared by all tests.
+    """
     eight = points(8, sizes=3, seeds=1, names=LONG)
     eight["mix"] = eight["mix"].replace({f"{LONG}_1": HOSTILE})
     several = {
@@ -124,7 +127,7 @@ ANSWERS = {
 
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """What commands print as LaTeX."""
+    """What commands print as LaTeX, one of each law; slow for the same reason."""
     folder = tmp_path_factory.mktemp("points")
     table = points(2, sizes=3)
     iso = [
