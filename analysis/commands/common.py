@@ -188,9 +188,9 @@ def shown(
     if form == "csv":
         return csv_cells(table).to_csv(index=False, float_format="%.10g").rstrip()
     if form == "latex":
-        from analysis.report.tables import latex
+        from analysis.report.paper import number, other_latex
 
-        return latex(literal(table.map(_cell))).rstrip()
+        return other_latex(literal(table.map(number)), notes=notes or ()).rstrip()
     words = [i for i, name in enumerate(table) if any(isinstance(v, str) for v in table[name])]
     aligned = write_table([*map(str, table)], table.map(_cell).to_numpy(), left=words)
     return "\n".join([aligned.rstrip("\n"), *(notes or [])])

@@ -20,6 +20,7 @@ def run(asked: Settings) -> str:
     from analysis import foreign
     from analysis.report import tables
     from analysis.report.checklist import checklist
+    from analysis.report.paper import other_latex
     from analysis.study.compare import control_table
 
     found = find("compare", asked)
@@ -33,7 +34,11 @@ def run(asked: Settings) -> str:
         document = {title: table.to_dict("records") for title, table in parts.items()}
         return shown("json", document, [])
     if asked.format == "latex":
-        return "\n".join(tables.latex(table, title) for title, table in parts.items())
+        return "\n".join(
+            other_latex(table, title, f"compare-{place}")
+            for place, (title, table) in enumerate(parts.items(), 1)
+            if len(table)
+        )
     return "\n\n".join(
         f"## {foreign.markdown(title)}\n\n{tables.markdown(table) if len(table) else 'Nothing.'}"
         for title, table in parts.items()

@@ -59,6 +59,10 @@ def run(asked: Settings) -> str:
 
     check_law(asked.law, asked.model, asked.loss, dict(asked.fix), asked.ratio, asked.minimum)
     answer = answered(asked, read(asked, by_compute=asked.law == "ray").points)
+    if asked.format == "latex":
+        from analysis.report.paper import law_latex
+
+        return law_latex(answer).rstrip()
     return shown(asked.format, answer.document, answer.rows, answer.notes)
 
 

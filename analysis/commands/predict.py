@@ -47,6 +47,10 @@ def run(asked: Settings) -> str:
         )
         brief = [{name: row[name] for name in columns} for row in rows]
         return shown("table", {}, brief, [words, *answer.notes])
+    if asked.format == "latex":
+        from analysis.report.paper import predictions_latex
+
+        return predictions_latex(found).rstrip()
     return shown(asked.format, answer.document, rows)
 
 

@@ -78,6 +78,10 @@ def run(asked: Settings) -> str:
             told = shown("table", {}, ratios)
             notes = ["", "What other treatments do to savings, as ratios of two:", told, "", *notes]
         return shown("table", {}, [{key: row[key] for key in COLUMNS} for row in rows], notes)
+    if asked.format == "latex":
+        from analysis.report.paper import savings_latex
+
+        return savings_latex(answer).rstrip()
     return shown(asked.format, answer.document, rows)
 
 

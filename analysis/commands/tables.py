@@ -19,7 +19,7 @@ class Settings(Studied):
 
 
 def run(asked: Settings) -> str:
-    from analysis.report import tables
+    from analysis.report import paper, tables
     from analysis.report import write as report
     from analysis.report.figures.style import csv_text
 
@@ -40,6 +40,4 @@ def run(asked: Settings) -> str:
     names = [name for name in asked.only or cells if name in cells]
     if asked.format == "markdown":
         return "\n".join(tables.markdown(cells[name]) for name in names)
-    return "\n".join(
-        tables.latex(cells[name], report.CAPTIONS[name], f"tab:{name}") for name in names
-    )
+    return "\n".join(paper.report_latex(name, found.literal, cells[name]) for name in names)

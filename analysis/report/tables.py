@@ -1,18 +1,17 @@
 """Tables for people: significant digits follow the uncertainty, infinities are words.
 
-Each function returns a frame of cells, which `markdown` and `latex` write out.
+Each function returns a frame of cells, which `markdown` writes out; what a paper prints of them
+stands in `analysis.report.paper`.
 """
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 
-from ablations.records import visible
 from analysis import foreign
 from analysis.stats.fit import Fit
 from analysis.stats.interaction import Interaction
@@ -45,41 +44,6 @@ def wraps(table: pd.DataFrame) -> list[bool]:
         bool(len(table)) and max(len(str(cell)) for cell in table.iloc[:, place]) > LONG_CELL
         for place in range(table.shape[1])
     ]
-
-
-LATEX = {
-    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
-    "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$",
-    ">": "$>$", "×": r"$\times$", "÷": r"$\div$", "±": r"$\pm$", "∞": r"$\infty$", "–": "--",
-    "−": "$-$", "≥": r"$\geq$", "≤": r"$\leq$", "→": r"$\to$", "α": r"$\alpha$", "β": r"$\beta$",
-    "Δ": r"$\Delta$", "²": "$^2$", "^α": r"$^\alpha$", "^β": r"$^\beta$",
-}  # fmt: skip
-
-# In names; the end of a row would take a bracket or a star after it for its own.
-_NAMED = LATEX | {"[": "{[}", "*": "{*}", "`": r"\textasciigrave{}"}
-
-
-def latex(table: pd.DataFrame, caption: str = "", label: str = "") -> str:
-    """A booktabs table for LaTeX (needs \\usepackage{booktabs}), in a float where captioned."""
-    head = " & ".join(_latex(name) for name in table.columns)
-    rows = [" & ".join(_latex(cell) for cell in row) + r" \\" for row in table.to_numpy()]
-    text = rf"p{{{0.7 / max(sum(wraps(table)), 1):.2f}\linewidth}}"
-    columns = "l" + "".join(text if long else "r" for long in wraps(table)[1:])
-    body = [
-        rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head + r" \\",
-        r"\midrule", *rows, r"\bottomrule", r"\end{tabular}",
-    ]  # fmt: skip
-    if caption:
-        told = rf"\caption{{{_latex(caption)}}}" + (rf"\label{{{label}}}" if label else "")
-        body = [r"\begin{table}", r"\centering", told, *body, r"\end{table}"]
-    return "\n".join(body) + "\n"
-
-
-def _latex(cell: object) -> str:
-    letters = re.findall(r"\^[αβ]|.", str(cell), re.DOTALL)
-    text = "".join(LATEX.get(letter, letter) for letter in letters)
-    bold = re.sub(r"\*\*(.+?)\*\*", r"\\textbf{\1}", text)
-    return foreign.unmarked(bold, lambda letter: "".join(_NAMED.get(c, c) for c in visible(letter)))
 
 
 def savings_table(

@@ -12,7 +12,7 @@ import pandas as pd
 
 from ablations.records import SettingError, write_atomic
 from analysis.foreign import literal
-from analysis.report import results, sections, tables
+from analysis.report import paper, results, sections, tables
 from analysis.report.checklist import checklist
 from analysis.report.document import markdown
 from analysis.report.figures.drawing import draw
@@ -55,26 +55,6 @@ def make_writable(out: Path) -> None:
         ) from None
 
 
-CAPTIONS = {
-    "results_bpb": "Held-out bits per byte by mix and size, at each size's largest common budget.",
-    "results_loss": "Held-out loss (nats per token) by mix and size, at the largest common budget.",
-    "domains": "Held-out bits per byte by domain.",
-    "probes": "Accuracy of in-context probes by length, with 95 % intervals over examples.",
-    "ladder": "Shapes and parameters (without the input embedding) by mix and size.",
-    "fits": "Coefficients of L = E + A/N^α + B/D^β with their intervals.",
-    "diagnostics": "What certifies each fit, and the scatter of seeds.",
-    "holdout": "Signed errors on points that the fit was not shown.",
-    "savings": "Token savings with their intervals.",
-    "interactions": "What other treatments do to token savings: the ratio of two, with intervals.",
-    "interactions_free": "What other treatments do to token savings, from seeds and without a fit.",
-    "fit_free": "Token savings without a fit, with intervals from seeds.",
-    "points": "All points: held-out loss and bits per byte, means over seeds.",
-    "checklist": "What a reviewer asks.",
-    "published": "Ours beside the numbers published for Olmo Hybrid.",
-}
-"""Tables by name, and what stands above them in LaTeX."""
-
-
 def cells(found: Findings) -> dict[str, pd.DataFrame]:
     """Every table that the sweep allows, as cells for people, names in them marked."""
     found = found.literal
@@ -106,7 +86,7 @@ def cells(found: Findings) -> dict[str, pd.DataFrame]:
         made["diagnostics"] = tables.diagnostics_table(result.fit, list(result.noise))
     if len(found.holdout):
         made["holdout"] = tables.holdout_table(found.holdout)
-    return {name: made[name] for name in CAPTIONS if made.get(name) is not None}  # type: ignore[misc]
+    return {name: made[name] for name in paper.TABLES if made.get(name) is not None}  # type: ignore[misc]
 
 
 def numbers(found: Findings) -> dict[str, pd.DataFrame]:
@@ -158,9 +138,8 @@ def write_tables(found: Findings, out: Path, only: tuple[str, ...] = ()) -> list
         if only and name not in only:
             continue
         if name in shown:
-            told = CAPTIONS[name]
-            label = f"tab:{name}"
-            written.append(_write(out / f"{name}.tex", tables.latex(shown[name], told, label)))
+            text = paper.report_latex(name, found.literal, shown[name])
+            written.append(_write(out / f"{name}.tex", text))
             written.append(_write(out / f"{name}.md", tables.markdown(shown[name])))
         written.append(_write(out / f"{name}.csv", csv_text((shown | exact)[name])))
     return written

@@ -63,10 +63,10 @@ def test_csv_reads_back_and_a_table_names_what_is_unidentified(
     assert "transformer: E is unidentified: the best fit has it at zero." in table
 
 
-def test_latex_is_a_booktabs_table(capsys: pytest.CaptureFixture[str]) -> None:
+def test_latex_is_booktabs_tables(capsys: pytest.CaptureFixture[str]) -> None:
     text = output(capsys, XLSTM, "--law", "gamma", "--format", "latex")
-    assert text.count(r"\toprule") == text.count(r"\bottomrule") == 1
-    assert "gamma & " in text
+    assert text.count(r"\toprule") == text.count(r"\bottomrule") == 2
+    assert r"$E$ & $A$ & $\alpha$ & $B$ & $\beta$ & $\gamma$ \\" in text
 
 
 @pytest.mark.parametrize(

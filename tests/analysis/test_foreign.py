@@ -24,7 +24,7 @@ from ablations.formats import run_name
 from ablations.records import visible
 from analysis.__main__ import main
 from analysis.foreign import csv_cells, literal, unmarked
-from analysis.report import tables
+from analysis.report import latex
 from analysis.report.document import Block, Bullets, Code, Heading, Table, Text, markdown
 from analysis.report.page import page
 from analysis.study.tracking import Keys, LoggedRun, points_of
@@ -155,12 +155,14 @@ def test_numbers_stay_numbers_and_formulas_get_an_apostrophe() -> None:
 
 def test_latex_takes_no_name_for_a_command() -> None:
     name = r"[x]*{\input{/etc/passwd}}$a_b^c$ % # & ~ `**b**` " + "\x1b"
-    row = tables.latex(pd.DataFrame({"mix": [literal(name)]})).splitlines()[4]
-    assert row == (
-        r"{[}x]{*}\{\textbackslash{}input\{/etc/passwd\}\}\$a\_b\textasciicircum{}c\$ \% \# \& "
-        r"\textasciitilde{} \textasciigrave{}{*}{*}b{*}{*}\textasciigrave{} "
-        r"\textbackslash{}x1b \\"
+    assert latex.name(name) == (
+        r"\texttt{{[}x]{*}\{\textbackslash{}input\{/etc/passwd\}\}\$a\_b\textasciicircum{}c\$ \% "
+        r"\# \& \textasciitilde{} \textasciigrave{}{*}{*}b{*}{*}\textasciigrave{} "
+        r"\textbackslash{}x1b}"
     )
+    assert latex.name(str(literal(name))) == latex.name(name)
+    in_sentence = latex.tex(f"The law of {literal(name)}").replace(r"\allowbreak{}", "")
+    assert in_sentence == f"The law of {latex.name(name)[8:-1]}"
 
 
 MIX = "=[x](javascript:alert(1))<img src=x onerror=alert(2)>**b**`c`|d$\\e$\x1b[31m_"

@@ -1,4 +1,4 @@
-"""Tables: digits by uncertainty, LaTeX that compiles in form, results against plain means."""
+"""Tables: digits by uncertainty, results against plain means."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from synthetic_sweeps import SIZES, SweepWriter, write_ladder
 
 from analysis.report import results
 from analysis.report.checklist import checklist
-from analysis.report.tables import fits_table, latex, markdown
-from analysis.report.write import cells, numbers
+from analysis.report.tables import fits_table, markdown
+from analysis.report.write import numbers
 from analysis.study.findings import Findings, find
 from analysis.study.load import load_sweep
 
@@ -38,37 +38,6 @@ def test_an_interval_that_ends_where_the_search_does_says_so(found: Findings) ->
     assert re.search(r"\[0\.\d+, ≥ 2\.0*\]$", first["alpha"])
     assert re.search(r"\[≤ 0[.0]*, ", first["E"])
     assert not set("≤≥") & set(" ".join(shown.iloc[1][["A", "alpha", "B", "beta"]]))
-
-
-def test_latex_is_booktabs_with_every_special_letter_escaped() -> None:
-    table = pd.DataFrame(
-        {"mix_name": ["gdn3_attn1", "a & b"], "50 %": ["**1.3×**", "< 0.05"],
-         "why": ["a sentence that is long enough to wrap", "N^α ± x^2 #1"]}
-    )  # fmt: skip
-    text = latex(table, "Savings of 50 %", "tab:savings")
-    lines = text.splitlines()
-    assert lines[:2] == [r"\begin{table}", r"\centering"]
-    assert r"\caption{Savings of 50 \%}\label{tab:savings}" in text
-    assert [line for line in lines if line.endswith("rule")] == [
-        r"\toprule", r"\midrule", r"\bottomrule",
-    ]  # fmt: skip
-    assert r"gdn3\_attn1 & \textbf{1.3$\times$} & a sentence" in text
-    assert r"a \& b & $<$ 0.05 & N$^\alpha$ $\pm$ x\textasciicircum{}2 \#1 \\" in text
-    (columns,) = re.findall(r"\\begin\{tabular\}\{(.+)\}$", text, re.MULTILINE)
-    assert columns == r"lrp{0.70\linewidth}"
-    for row in lines[lines.index(r"\midrule") + 1 : lines.index(r"\bottomrule")]:
-        assert len(re.findall(r"(?<!\\)&", row)) == 2
-        assert row.isascii()
-
-
-def test_every_table_of_a_report_is_ascii_latex_and_keeps_its_columns(found: Findings) -> None:
-    for name, table in cells(found).items():
-        text = latex(table, "c", name)
-        body = text[text.index(r"\toprule") :].splitlines()
-        for line in body:
-            if line.endswith(r"\\"):
-                assert len(re.findall(r"(?<!\\)&", line)) == table.shape[1] - 1
-        assert text.isascii(), (name, sorted({c for c in text if ord(c) > 127}))
 
 
 def test_a_bar_in_a_cell_does_not_split_it() -> None:
