@@ -21,6 +21,8 @@ MATCHES = ("blueprint", "flops", "params")
 KNOBS = ("heads", "mlp_hidden")
 COARSEST = 64
 """Widths of an MLP are multiples of this where that comes near enough."""
+MOST_WIDTHS = 64
+"""Widths of a model that are tried for the sentence on one that cannot be matched."""
 
 
 @dataclass(frozen=True)
@@ -52,12 +54,13 @@ def match(
     knob: str = "mlp_hidden",
     tolerance: float = 0.005,
     context: int | None = None,
+    with_help: bool = True,
 ) -> Matched:
     """The mix at a size, matched to the size's transformer by `knob`.
 
     context: training sequence length in tokens; `flops` needs it, and no window of the geometry
     may be longer. Raises SettingError where no setting of the knob comes within `tolerance`
-    (relative), saying how near the nearest came.
+    (relative), saying how near the nearest came and, `with_help`, which settings would do.
     """
     check_rules(how, knob)
     if context is not None:
@@ -91,7 +94,7 @@ def match(
         moved = (
             f"heads {size.n_heads} → {config.n_heads}, d_model {size.d_model} → {config.d_model}"
         )
-        setting, other = f"{config.n_heads} heads", "protocol.knob=mlp_hidden"
+        setting = f"{config.n_heads} heads"
         if config.n_heads == size.n_heads:
             moved = "nothing"
     else:
@@ -99,16 +102,54 @@ def match(
         moved = f"mlp_hidden {size.mlp_hidden} → {config.mlp_hidden}"
         if config.mlp_hidden == size.mlp_hidden:
             moved = "nothing"
-        setting, other = f"mlp_hidden={config.mlp_hidden}", "a size with a wider MLP"
+        setting = f"mlp_hidden={config.mlp_hidden}"
     left = residual(config)
+    if abs(left) > tolerance and not with_help:
+        raise _Unmatched
     if abs(left) > tolerance:
+        helps = _helps(mix, size, geometry, vocab_size, how, knob, tolerance, context)
         raise SettingError(
             f"mix={mix.name} at size={size.name} cannot be matched to the transformer's "
             f"{quantity} = {target:,.0f} within {tolerance:.2%}: the nearest, {setting}, leaves "
-            f"{left:+.2%}; give protocol.match=blueprint, protocol.tolerance={_ceiling(abs(left))} "
-            f"or more, or {other}."
+            f"{left:+.2%}; give {''.join(f'{one}, ' for one in helps)}protocol.tolerance="
+            f"{_ceiling(abs(left))} or more, or protocol.match=blueprint, which matches nothing."
         )
     return Matched(config, N_target, left, quantity, moved)
+
+
+class _Unmatched(SettingError):
+    """No setting of the knob comes near enough."""
+
+
+def _helps(
+    mix: Mix,
+    size: Blueprint,
+    geometry: Geometry,
+    vocab_size: int,
+    how: str,
+    knob: str,
+    tolerance: float,
+    context: int | None,
+) -> list[str]:
+    """Settings that would match within the tolerance: the nearest widths, the other knob."""
+
+    def matches(other: Blueprint, by: str) -> bool:
+        asked = {"how": how, "knob": by, "tolerance": tolerance, "context": context}
+        try:
+            match(mix, other, geometry, vocab_size, **asked, with_help=False)  # type: ignore[arg-type]
+        except SettingError:
+            return False
+        return True
+
+    step = 2 * size.n_heads
+    widths = sorted(range(step, 2 * size.d_model + 1, step), key=lambda d: abs(d - size.d_model))
+    other = next(one for one in KNOBS if one != knob)
+    found = [
+        f"size.d_model={width}"
+        for width in widths[:MOST_WIDTHS]
+        if matches(replace(size, d_model=width), knob)
+    ][:1]
+    return [*found, *([f"protocol.knob={other}"] if matches(size, other) else [])]
 
 
 def check_rules(how: str, knob: str) -> None:

@@ -30,6 +30,7 @@ from analysis.report.figures.style import (
     SPACING_EMS,
     Look,
 )
+from analysis.study.rows import NUMBER
 from models.format import count, scientific
 
 Drawn = tuple[Figure, pd.DataFrame]
@@ -265,8 +266,9 @@ def by_size(
             sizes, ramp(len(sizes)) if one else shades(look.colour, len(sizes)), strict=True
         )
     }
+    words = size_words(sizes)
     named = [
-        Line2D([], [], color=colour, lw=2, label=f"size {_size_words(size)}")
+        Line2D([], [], color=colour, lw=2, label=f"size {words[size]}")
         for size, colour in zip(
             sizes, ramp(len(sizes)) if one else shades("#000000", len(sizes)), strict=True
         )
@@ -274,12 +276,19 @@ def by_size(
     return colours, [[] if one else mix_handles(style, fitted=True), thinned(named, MOST_SIZES)]
 
 
-def _size_words(size: str) -> str:
-    """A size's name; of points that carry none it is N."""
-    try:
-        return count(float(size), 3)
-    except ValueError:
-        return size
+def size_words(sizes: Iterable[str]) -> dict[str, str]:
+    """How sizes are shown: by their names, and where a name is a number, with its unit.
+
+    No two are shown alike.
+    """
+    names = list(dict.fromkeys(sizes))
+    for digits in (3, 4, 6, 9):
+        shown = {
+            name: count(float(name), digits) if NUMBER.fullmatch(name) else name for name in names
+        }
+        if len(set(shown.values())) == len(names):
+            return shown
+    return {name: name for name in names}
 
 
 def in_order(mixes: Iterable[object]) -> list[str]:
