@@ -199,3 +199,13 @@ def test_what_is_not_known_is_refused_with_what_is(capsys, arguments, words):
     assert (code, out) == (2, "")
     assert words in err
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["protocol.max_steps=x", "protocol.schedule=wsds", "size.corpus=mine"],
+)
+def test_a_setting_that_no_count_depends_on_is_refused(capsys, word):
+    code, out, err = ask(capsys, "size=50k", "mix=gdn", word)
+    assert (code, out) == (2, "")
+    assert err == f"error: {word} decides nothing of what a model is or costs; leave it out.\n"
