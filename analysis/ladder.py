@@ -194,7 +194,8 @@ class Ladder:
             minimum: how law=isoflop finds the best size at one C: parabola or akima.
 
         Raises:
-            SettingError: where a mix cannot be fitted, with what it lacks.
+            SettingError: where no mix can be fitted, or one that shares coefficients, with what it
+                lacks; a mix that cannot be fitted by itself is named in the caveats.
         """
         asked = check(
             fit.Settings(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import islice
 
 from models.config import Blueprint, ModelConfig
 from models.cost import flops_per_token, parameters
@@ -104,10 +105,10 @@ def match(
             moved = "nothing"
         setting = f"mlp_hidden={config.mlp_hidden}"
     left = residual(config)
-    if abs(left) > tolerance and not with_help:
-        raise _Unmatched
     if abs(left) > tolerance:
-        helps = _helps(mix, size, geometry, vocab_size, how, knob, tolerance, context)
+        helps: list[str] = []
+        if with_help:
+            helps = _helps(mix, size, geometry, vocab_size, how, knob, tolerance, context)
         raise SettingError(
             f"mix={mix.name} at size={size.name} cannot be matched to the transformer's "
             f"{quantity} = {target:,.0f} within {tolerance:.2%}: the nearest, {setting}, leaves "
@@ -115,10 +116,6 @@ def match(
             f"{_ceiling(abs(left))} or more, or protocol.match=blueprint, which matches nothing."
         )
     return Matched(config, N_target, left, quantity, moved)
-
-
-class _Unmatched(SettingError):
-    """No setting of the knob comes near enough."""
 
 
 def _helps(
@@ -131,24 +128,23 @@ def _helps(
     tolerance: float,
     context: int | None,
 ) -> list[str]:
-    """Settings that would match within the tolerance: the nearest widths, the other knob."""
+    """Settings that would match within the tolerance: the nearest width, the other knob."""
 
     def matches(other: Blueprint, by: str) -> bool:
-        asked = {"how": how, "knob": by, "tolerance": tolerance, "context": context}
         try:
-            match(mix, other, geometry, vocab_size, **asked, with_help=False)  # type: ignore[arg-type]
+            match(
+                mix, other, geometry, vocab_size, how=how, knob=by, tolerance=tolerance,
+                context=context, with_help=False,
+            )  # fmt: skip
         except SettingError:
             return False
         return True
 
     step = 2 * size.n_heads
     widths = sorted(range(step, 2 * size.d_model + 1, step), key=lambda d: abs(d - size.d_model))
+    fitting = (d for d in widths[:MOST_WIDTHS] if matches(replace(size, d_model=d), knob))
+    found = [f"size.d_model={width}" for width in islice(fitting, 1)]
     other = next(one for one in KNOBS if one != knob)
-    found = [
-        f"size.d_model={width}"
-        for width in widths[:MOST_WIDTHS]
-        if matches(replace(size, d_model=width), knob)
-    ][:1]
     return [*found, *([f"protocol.knob={other}"] if matches(size, other) else [])]
 
 

@@ -161,9 +161,9 @@ def test_a_mix_without_an_envelope_is_named_and_the_others_are_fitted(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     good = ladder(EVEN, 10, 6, np.random.default_rng(0), 0.001)
-    ends = good.groupby("run").tail(1).assign(mix="ends")
-    for law, other in (("envelope", ends), ("isoflop", good.head(4).assign(mix="ends"))):
-        points = good if law == "envelope" else isoflops()
+    ends = good.groupby("run").tail(1).head(8).assign(mix="ends")
+    for law, points in (("envelope", good), ("isoflop", isoflops())):
+        other = ends[[*points.columns]]
         path = tmp_path / f"{law}.csv"
         pd.concat([other, points.assign(mix="m")]).to_csv(path, index=False)
         points.assign(mix="m").to_csv(tmp_path / "alone.csv", index=False)
@@ -196,7 +196,7 @@ def test_a_mix_of_too_few_sizes_does_not_stop_the_law_of_the_others(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     good = ladder(UNEVEN, 5, 5, np.random.default_rng(0), 0.001)
-    few = good[good["run"] < 2].assign(mix="few")
+    few = good[good["run"] < 1].assign(mix="few")
     path = tmp_path / "points.csv"
     pd.concat([few, good]).to_csv(path, index=False)
     for loss in ("huber", "student"):
@@ -205,7 +205,7 @@ def test_a_mix_of_too_few_sizes_does_not_stop_the_law_of_the_others(
         good.to_csv(tmp_path / "good.csv", index=False)
         assert main(["fit", str(tmp_path / "good.csv"), f"loss={loss}", "format=json"]) == 0
         assert both["mixes"] == json.loads(capsys.readouterr().out)["mixes"]
-        assert "mix=few cannot be fitted: it has 2 size(s)" in both["unfitted"]["few"]
+        assert "mix=few cannot be fitted: it has 1 size(s)" in both["unfitted"]["few"]
     # What the mixes share is of all of them.
     assert main(["fit", str(path), "model=shared_E"]) == 2
     assert "mix=few cannot be fitted" in capsys.readouterr().err
