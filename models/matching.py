@@ -128,13 +128,14 @@ def _helps(
     tolerance: float,
     context: int | None,
 ) -> list[str]:
-    """Settings that would match within the tolerance: the nearest width, the other knob."""
+    """Settings that would match within the tolerance: the nearest width, the nearest number of
+    heads, the other knob."""
 
-    def matches(other: Blueprint, by: str) -> bool:
+    def matches(by: str, **changes: int) -> bool:
         try:
             match(
-                mix, other, geometry, vocab_size, how=how, knob=by, tolerance=tolerance,
-                context=context, with_help=False,
+                mix, replace(size, **changes), geometry, vocab_size, how=how, knob=by,
+                tolerance=tolerance, context=context, with_help=False,
             )  # fmt: skip
         except SettingError:
             return False
@@ -142,10 +143,15 @@ def _helps(
 
     step = 2 * size.n_heads
     widths = sorted(range(step, 2 * size.d_model + 1, step), key=lambda d: abs(d - size.d_model))
-    fitting = (d for d in widths[:MOST_WIDTHS] if matches(replace(size, d_model=d), knob))
-    found = [f"size.d_model={width}" for width in islice(fitting, 1)]
+    heads = sorted(
+        (n for n in range(1, size.d_model // 2 + 1) if size.d_model % (2 * n) == 0),
+        key=lambda n: abs(n - size.n_heads),
+    )
     other = next(one for one in KNOBS if one != knob)
-    return [*found, *([f"protocol.knob={other}"] if matches(size, other) else [])]
+    d_models = (f"size.d_model={d}" for d in widths[:MOST_WIDTHS] if matches(knob, d_model=d))
+    n_heads = (f"size.n_heads={n}" for n in heads if matches(knob, n_heads=n))
+    knobs = [f"protocol.knob={other}"] if matches(other) else []
+    return [*islice(d_models, 1), *islice(n_heads, 1), *knobs]
 
 
 def check_rules(how: str, knob: str) -> None:

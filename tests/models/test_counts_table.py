@@ -145,7 +145,9 @@ IMPOSSIBLE = {
     "unknown mixer": (
         {"mix.pattern": ["gdn", "rwkv"]}, "mixer=rwkv is not known; valid: attn, gdn, mamba2"),
     "depth": ({"mix.pattern": ["gdn", "gdn", "attn"], "mix.last": None}, "give 3 or 6, or set"),
-    "heads": ({"size.n_heads": 3}, "size.n_heads=3 must divide size.d_model=32.*valid: 1, 2, 4"),
+    "heads": (
+        {"size.n_heads": 3},
+        "size.n_heads=3 must divide size.d_model=32.*d_model=30, or size.n_heads of 1, 2, 4"),
     "kv heads": ({"size.n_kv_heads": 3}, "size.n_kv_heads=3 is not known; valid: 1, 2"),
     "window": (
         {"protocol.windows": [512, 0]}, "windows=.512, 0. .*context=256 of size=50k.*at most 256"),

@@ -178,6 +178,8 @@ def test_the_width_that_a_refusal_gives_is_the_nearest_that_matches(width):
             with pytest.raises(SettingError):
                 match(mix, replace(size, d_model=other), Geometry(), 256, **asked)
     match(mix, replace(size, d_model=nearest), Geometry(), 256, **asked)
+    if heads := re.search(r"size\.n_heads=(\d+), ", told):
+        match(mix, replace(size, n_heads=int(heads[1])), Geometry(), 256, **asked)
     enough = float(re.search(r"protocol\.tolerance=([\d.]+)", told)[1])
     match(mix, size, Geometry(), 256, tolerance=enough)
 
