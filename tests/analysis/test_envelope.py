@@ -205,7 +205,7 @@ def test_a_mix_of_too_few_sizes_does_not_stop_the_law_of_the_others(
         good.to_csv(tmp_path / "good.csv", index=False)
         assert main(["fit", str(tmp_path / "good.csv"), f"loss={loss}", "format=json"]) == 0
         assert both["mixes"] == json.loads(capsys.readouterr().out)["mixes"]
-        assert "mix=few cannot be fitted: it has 1 size(s)" in both["unfitted"]["few"]
+        assert "mix=few cannot be fitted: it has 5 points" in both["unfitted"]["few"]
     # What the mixes share is of all of them.
     assert main(["fit", str(path), "model=shared_E"]) == 2
     assert "mix=few cannot be fitted" in capsys.readouterr().err
