@@ -194,7 +194,8 @@ class Ladder:
             minimum: how law=isoflop finds the best size at one C: parabola or akima.
 
         Raises:
-            SettingError: where a mix cannot be fitted, with what it lacks.
+            SettingError: where no mix can be fitted, or one that shares coefficients, with what it
+                lacks; a mix that cannot be fitted by itself is named in the caveats.
         """
         asked = check(
             fit.Settings(
@@ -224,6 +225,7 @@ class Ladder:
         resamples: int = 1000,
         seed: int = 0,
         level: float = 0.95,
+        reference: Mapping[str, Any] | None = None,
     ) -> Savings:
         """Savings of every other mix over the baseline, like `python -m analysis savings`.
 
@@ -248,6 +250,8 @@ class Ladder:
             resamples: their number, 20 or more.
             seed: of the resamples.
             level: share of intervals that should hold the truth.
+            reference: levels of other treatments that ratios of savings are over, as in {"lr": 1};
+                the first of each unless given.
 
         Raises:
             SettingError: where there is nothing to compare, or a mix cannot be fitted.
@@ -259,7 +263,7 @@ class Ladder:
                 compute_optimal={} if compute_optimal is None else {"C": compute_optimal},
                 isoflop={} if isoflop is None else {"C": isoflop}, projected=projected,
                 model=model, loss=loss, delta=delta, fix=fix or {}, method=method, paired=paired,
-                resamples=resamples, seed=seed, level=level,
+                resamples=resamples, seed=seed, level=level, reference=reference or {},
             )
         )  # fmt: skip
         answer = savings.answered(asked, self._sweep)
@@ -313,6 +317,7 @@ class Ladder:
         resamples: int = 1000,
         seed: int = 0,
         level: float = 0.95,
+        reference: Mapping[str, Any] | None = None,
     ) -> Findings:
         """All that a report rests on: study (fits, draws, savings), comparisons, probes, metrics.
 
@@ -323,13 +328,17 @@ class Ladder:
 
         source = self._source or report.Settings()
         asked = check(
-            replace(source, baseline=baseline, resamples=resamples, seed=seed, level=level)
-        )
+            replace(
+                source, baseline=baseline, resamples=resamples, seed=seed, level=level,
+                reference=reference or {},
+            )
+        )  # fmt: skip
         self._check_has_both("a report needs")
         command = "analysis.load(DataFrame).report()  # in Python"
         if self._source:
             command = f"python -m analysis report {spelled(asked)}"
-        return find(self._sweep, baseline, asked.resamples, asked.seed, command, asked.level)
+        sweep = replace(self._sweep, arms=self._sweep.arms.over(asked.reference))
+        return find(sweep, baseline, asked.resamples, asked.seed, command, asked.level)
 
     def report(
         self,
@@ -339,6 +348,7 @@ class Ladder:
         resamples: int = 1000,
         seed: int = 0,
         level: float = 0.95,
+        reference: Mapping[str, Any] | None = None,
     ) -> list[Path]:
         """Write report.html, report.md, figures/ and tables/ like `python -m analysis report`.
 
@@ -350,7 +360,9 @@ class Ladder:
 
         name = self.name.replace("/", "_")
         folder = Path("reports", name) if out is None else Path(out).expanduser()
-        findings = self.findings(baseline, resamples=resamples, seed=seed, level=level)
+        findings = self.findings(
+            baseline, resamples=resamples, seed=seed, level=level, reference=reference
+        )
         return write_report(findings, folder)[1]
 
     def _check_has_both(self, what: str) -> None:

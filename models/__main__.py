@@ -103,8 +103,8 @@ class Settings:
         None, "tokens of a sequence, the size's own unless given", least=1
     )
     changes: Mapping[str, str] = setting(
-        {}, "any setting of those groups: protocol.match=flops, protocol.knob=heads, "
-        "size.n_kv_heads=4, mix.norm=inputs",
+        {}, "any setting of those groups that decides what a model is or costs: "
+        "protocol.match=flops, protocol.knob=heads, size.n_kv_heads=4, mix.norm=inputs",
         prefixes=tuple(f"{group}." for group in GROUPS), shape="VALUE",
     )  # fmt: skip
     format: str = setting(
@@ -250,10 +250,14 @@ def _read(
     file = _file(folders, group, name)
     values = dict(file)
     fields = [f for cls in GROUPS[group] for f in dataclasses.fields(cls)]
-    valid = {f.name for f in fields if not f.metadata.get("open")} | {*values, *others}
+    read = {f.name for f in fields if not f.metadata.get("open")} | {*others}
     for key, value in overrides[group].items():
-        if key not in valid and group != "mix":  # a Mix refuses what no mixer has
-            raise unknown(key, sorted(valid), group)
+        if group != "mix" and key not in read:  # a Mix refuses what no mixer has
+            if key not in file:
+                raise unknown(key, sorted(read | {*file}), group)
+            raise SettingError(
+                f"{group}.{key}={value} decides nothing of what a model is or costs; leave it out."
+            )
         values[key] = value
     if group == "size" and values.get("name") == file.get("name"):
         values["name"] = size_name(file, values)

@@ -47,10 +47,13 @@ class Blueprint:
                 raise SettingError(f"size.{setting}={value} must be at least 1.")
         if self.d_model % self.n_heads or (self.d_model // self.n_heads) % 2:
             valid = [str(n) for n in range(1, self.d_model // 2 + 1) if self.d_model % (2 * n) == 0]
+            step = 2 * self.n_heads
+            width = max(round(self.d_model / step), 1) * step
             raise SettingError(
-                f"size.n_heads={self.n_heads} must divide size.d_model={self.d_model} into heads "
-                "of an even width (rotary positions turn pairs); valid: "
-                f"{', '.join(valid) or 'none, give another d_model'}."
+                f"size={self.name}: size.n_heads={self.n_heads} must divide size.d_model="
+                f"{self.d_model} into heads of an even width (rotary positions turn pairs); give "
+                f"size.d_model={width}"
+                + (f", or size.n_heads of {', '.join(valid)}." if valid else ".")
             )
         if self.n_kv_heads is not None and (self.n_kv_heads < 1 or self.n_heads % self.n_kv_heads):
             divisors = [n for n in range(1, self.n_heads + 1) if self.n_heads % n == 0]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import islice
 
 from models.config import Blueprint, ModelConfig
 from models.cost import flops_per_token, parameters
@@ -21,6 +22,8 @@ MATCHES = ("blueprint", "flops", "params")
 KNOBS = ("heads", "mlp_hidden")
 COARSEST = 64
 """Widths of an MLP are multiples of this where that comes near enough."""
+MOST_WIDTHS = 64
+"""Widths of a model that are tried for the sentence on one that cannot be matched."""
 
 
 @dataclass(frozen=True)
@@ -52,12 +55,13 @@ def match(
     knob: str = "mlp_hidden",
     tolerance: float = 0.005,
     context: int | None = None,
+    with_help: bool = True,
 ) -> Matched:
     """The mix at a size, matched to the size's transformer by `knob`.
 
     context: training sequence length in tokens; `flops` needs it, and no window of the geometry
     may be longer. Raises SettingError where no setting of the knob comes within `tolerance`
-    (relative), saying how near the nearest came.
+    (relative), saying how near the nearest came and, `with_help`, which settings would do.
     """
     check_rules(how, knob)
     if context is not None:
@@ -91,7 +95,7 @@ def match(
         moved = (
             f"heads {size.n_heads} → {config.n_heads}, d_model {size.d_model} → {config.d_model}"
         )
-        setting, other = f"{config.n_heads} heads", "protocol.knob=mlp_hidden"
+        setting = f"{config.n_heads} heads"
         if config.n_heads == size.n_heads:
             moved = "nothing"
     else:
@@ -99,16 +103,55 @@ def match(
         moved = f"mlp_hidden {size.mlp_hidden} → {config.mlp_hidden}"
         if config.mlp_hidden == size.mlp_hidden:
             moved = "nothing"
-        setting, other = f"mlp_hidden={config.mlp_hidden}", "a size with a wider MLP"
+        setting = f"mlp_hidden={config.mlp_hidden}"
     left = residual(config)
     if abs(left) > tolerance:
+        helps: list[str] = []
+        if with_help:
+            helps = _helps(mix, size, geometry, vocab_size, how, knob, tolerance, context)
         raise SettingError(
             f"mix={mix.name} at size={size.name} cannot be matched to the transformer's "
             f"{quantity} = {target:,.0f} within {tolerance:.2%}: the nearest, {setting}, leaves "
-            f"{left:+.2%}; give protocol.match=blueprint, protocol.tolerance={_ceiling(abs(left))} "
-            f"or more, or {other}."
+            f"{left:+.2%}; give {''.join(f'{one}, ' for one in helps)}protocol.tolerance="
+            f"{_ceiling(abs(left))} or more, or protocol.match=blueprint, which matches nothing."
         )
     return Matched(config, N_target, left, quantity, moved)
+
+
+def _helps(
+    mix: Mix,
+    size: Blueprint,
+    geometry: Geometry,
+    vocab_size: int,
+    how: str,
+    knob: str,
+    tolerance: float,
+    context: int | None,
+) -> list[str]:
+    """Settings that would match within the tolerance: the nearest width, the nearest number of
+    heads, the other knob."""
+
+    def matches(by: str, **changes: int) -> bool:
+        try:
+            match(
+                mix, replace(size, **changes), geometry, vocab_size, how=how, knob=by,
+                tolerance=tolerance, context=context, with_help=False,
+            )  # fmt: skip
+        except SettingError:
+            return False
+        return True
+
+    step = 2 * size.n_heads
+    widths = sorted(range(step, 2 * size.d_model + 1, step), key=lambda d: abs(d - size.d_model))
+    heads = sorted(
+        (n for n in range(1, size.d_model // 2 + 1) if size.d_model % (2 * n) == 0),
+        key=lambda n: abs(n - size.n_heads),
+    )
+    other = next(one for one in KNOBS if one != knob)
+    d_models = (f"size.d_model={d}" for d in widths[:MOST_WIDTHS] if matches(knob, d_model=d))
+    n_heads = (f"size.n_heads={n}" for n in heads if matches(knob, n_heads=n))
+    knobs = [f"protocol.knob={other}"] if matches(other) else []
+    return [*islice(d_models, 1), *islice(n_heads, 1), *knobs]
 
 
 def check_rules(how: str, knob: str) -> None:

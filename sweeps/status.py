@@ -111,7 +111,7 @@ def _show(given: Show, root: Path, out: Console) -> int:
                 "watch=true is for one sweep: python sweeps/status.py SWEEP watch=true."
             )
         return _show_sweeps(given, root, out)
-    runs = read_sweep(root / given.sweep)
+    runs = _sweep(root, given.sweep)
     if not given.watch:
         looks = state.look(runs)
         if given.format == "json":
@@ -188,7 +188,7 @@ def _retry(given: Retry, root: Path, out: Console) -> int:
     from sweeps.drive import hand_to_slurm, on_this_machine, watch_slurm
     from sweeps.submit import Request
 
-    looks = state.look(read_sweep(root / given.sweep))
+    looks = state.look(_sweep(root, given.sweep))
     again = [
         look for look in looks if not look.alive
         and (look.state in ("failed", "lost") if given.failed else look.state != "done")
@@ -282,6 +282,28 @@ def _logs(given: Logs, root: Path, _out: Console) -> int:
             time.sleep(1.0)
 
 
+def _sweep(root: Path, name: str) -> list[RunDirectory]:
+    """The runs of a sweep. Raises SettingError, saying how one of another folder is named."""
+    try:
+        runs = read_sweep(root / name)
+    except SettingError as error:
+        raise SettingError(f"{str(error).rstrip('.')}; {_elsewhere(root, name)}.") from None
+    if not runs and any(read_sweep(path) for path in (root / name).glob("*") if path.is_dir()):
+        raise SettingError(f"{name} is no sweep; {_elsewhere(root, name)}.")
+    return runs
+
+
+def _elsewhere(root: Path, name: str) -> str:
+    """How a sweep, or all, of another folder than `root` are asked for, a clause."""
+    for path in (Path(name).expanduser().absolute(), root / name):
+        if path.is_dir():
+            if read_sweep(path):
+                return f"for that of another folder give {path.name} runs={path.parent}"
+            if any(read_sweep(one) for one in path.glob("*") if one.is_dir()):
+                return f"for the sweeps in it give runs={path}"
+    return "for those of another folder give runs=DIR"
+
+
 def _named(root: Path, name: str) -> list[RunDirectory]:
     """The runs of a sweep, or those whose name begins so, in any sweep."""
     if (root / name).is_dir() and os.sep not in name:
@@ -293,7 +315,10 @@ def _named(root: Path, name: str) -> list[RunDirectory]:
     ]
     if not found:
         there = ", ".join(path.name for path in sweeps) or "none"
-        raise SettingError(f"{name} is no sweep and no run in {root}; sweeps there: {there}.")
+        raise SettingError(
+            f"{name} is no sweep and no run in {root}; sweeps there: {there}; "
+            f"{_elsewhere(root, name)}."
+        )
     return found
 
 

@@ -6,7 +6,7 @@ import json
 import math
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,7 @@ MODELS = (
 )  # fmt: skip
 LEAST_RESAMPLES = 20
 BASELINE = "the mix that others are compared with, at each level of other treatments, or one arm"
+REFERENCE = "levels of other treatments that ratios of savings are over, the first unless given"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +91,7 @@ class Studied(Leveled, Points):
 
     out: Path | None = setting(None, "folder to write, reports/ and the name unless given")
     baseline: str = setting("transformer", BASELINE)
+    reference: Mapping[str, str] = setting({}, REFERENCE, example="lr_multiplier=1")
     resamples: int = setting(1000, "number of resampled ladders", least=LEAST_RESAMPLES)
     seed: int = setting(0, "of the resamples", least=0)
 
@@ -144,20 +146,25 @@ def read(asked: Points, by_compute: bool = False) -> Sweep:
     return sweep
 
 
-def find(command: str, asked: Studied, without: tuple[str, ...] = ()) -> Findings:
+def find(
+    command: str, asked: Studied, without: tuple[str, ...] = (), compares: bool = True
+) -> Findings:
     """Read and study the points asked for.
 
-    The findings name the command and its settings but those of `without`.
+    The findings name the command and its settings but those of `without`. Unless it `compares`, the
+    points need not have the baseline, where none was given.
     """
     from analysis.study.findings import find as find_in
 
     sweep = source(asked)
+    sweep = replace(sweep, arms=sweep.arms.over(asked.reference))
     for what in sweep.dropped:
         print(f"note: left out: {what}.", file=sys.stderr)
     for what in sweep.incomplete:
         print(f"note: incomplete: {what}.", file=sys.stderr)
     told = f"python -m analysis {command} {spelled(asked, without)}"
-    return find_in(sweep, asked.baseline, asked.resamples, asked.seed, told, asked.level)
+    compares = compares or asked.baseline != Studied.baseline
+    return find_in(sweep, asked.baseline, asked.resamples, asked.seed, told, asked.level, compares)
 
 
 def folder(asked: Studied) -> Path:

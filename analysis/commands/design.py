@@ -5,6 +5,8 @@ With points=pilot.csv or sweep=NAME what is assumed is learned from that pilot, 
 
 import csv
 import io
+import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
 
 MIX = "gdn3_attn1"
 LEAST_N = 1000
+# N as it is typed and as it is shown.
+_COUNT = re.compile(r"(\d+\.?\d*(?:e[+-]?\d+)?)([kMBT]?)", re.ASCII)
+_UNITS = {"": 1.0, "k": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
 COLUMNS = ("sizes", "chinchilla", "seeds", "seeds_small", "runs", "gpu_hours", "width", "power")
 
 
@@ -163,10 +168,11 @@ def learned(asked: Settings) -> "tuple[Pilot, list[Size], str]":
     sweep = read(asked)
     if sweep.arms.treatments:
         varied = sweep.arms.treatments[0]
+        name = varied.settings[0]
+        without = f" without treatments={name}" if asked.treatments else ""
         raise SettingError(
-            f"a pilot is of one level of {varied.settings[0]}, and this one has "
-            f"{', '.join(varied.levels)}; choose one, where={varied.settings[0]}="
-            f"{varied.levels[0]}."
+            f"a pilot is of one level of {name}, and this one has {', '.join(varied.levels)}; "
+            f"choose one, {shlex.quote(f'where={name}={varied.levels[0]}')}{without}."
         )
     points = sweep.points
     others = [one for one in dict.fromkeys(points["mix"]) if one != asked.baseline]
@@ -246,7 +252,7 @@ def _rows(table: "pd.DataFrame") -> list[dict[str, Any]]:
 
 
 def sizes_of(given: tuple[str, ...], baseline: str, mix: str) -> "list[Size]":
-    """Sizes by name, counted by `python -m models`, or by N, at 6 N FLOPs a token."""
+    """Sizes by name, counted by `python -m models`, or by N (6e7, 60M), at 6 N FLOPs a token."""
     from analysis.stats.design import LEAST_SIZES, MOST_SIZES, Size
 
     names, text = list(dict.fromkeys(given)), ",".join(given)
@@ -255,14 +261,16 @@ def sizes_of(given: tuple[str, ...], baseline: str, mix: str) -> "list[Size]":
             f"sizes={text} must be {LEAST_SIZES} to {MOST_SIZES} different sizes, as fewer than "
             f"{LEAST_SIZES} cannot tell A, alpha and E apart."
         )
-    if all(name[:1].isdigit() and name[-1:].isdigit() for name in names):
-        try:
-            values = [float(name) for name in names]
-        except ValueError:
-            values = [0.0]
+    known = {path.stem for path in (project_root() / "conf" / "size").glob("*.yaml")}
+    counts = [_COUNT.fullmatch(name) if name not in known else None for name in names]
+    if all(name[:1].isdigit() and name[-1:].isdigit() for name in names) or all(counts):
+        values = [float(one[1]) * _UNITS[one[2]] if one else 0.0 for one in counts]
         if not all(LEAST_N <= value < float("inf") for value in values):
             raise SettingError(f"sizes={text} must be N of {LEAST_N:,} parameters or more each.")
-        return [Size(f"{N:g}", N, (6 * N, 6 * N)) for N in values]
+        return [
+            Size(name if name[-1].isalpha() else f"{N:g}", N, (6 * N, 6 * N))
+            for name, N in zip(names, values, strict=True)
+        ]
     # A table of the floor below, read as text: what a model is stays there.
     command = [sys.executable, "-m", "models", f"mix={baseline},{mix}", f"size={','.join(names)}"]
     told = subprocess.run(
@@ -276,12 +284,12 @@ def sizes_of(given: tuple[str, ...], baseline: str, mix: str) -> "list[Size]":
         raise SettingError(
             told.stderr.strip().removeprefix("error: ") or "python -m models failed."
         )
-    counts = {(row["mix"], row["size"]): row for row in csv.DictReader(io.StringIO(told.stdout))}
+    listed = {(row["mix"], row["size"]): row for row in csv.DictReader(io.StringIO(told.stdout))}
     return [
         Size(
             name,
-            float(counts[baseline, name]["N"]),
-            (_flops(counts[baseline, name]), _flops(counts[mix, name])),
+            float(listed[baseline, name]["N"]),
+            (_flops(listed[baseline, name]), _flops(listed[mix, name])),
         )
         for name in names
     ]

@@ -23,12 +23,13 @@ def run(asked: Settings) -> str:
     from analysis.report.write import make_writable
 
     check_names(asked.only)
-    found = find("figures", asked)
+    found = find("figures", asked, compares=False)
     out = folder(asked) / "figures"
     make_writable(out)
     gallery = draw(found, out, asked.only, WIDTHS[asked.width], asked.note)
     if not gallery.shown:
         told = "; ".join(f"{name}: {clause}" for name, clause in gallery.lacking.items())
-        raise SettingError(f"only={','.join(asked.only)} cannot be drawn ({told}).")
+        what = f"only={','.join(asked.only)}" if asked.only else "No figure"
+        raise SettingError(f"{what} cannot be drawn ({told}).")
     missing = [f"not drawn: {name}: {clause}" for name, clause in gallery.lacking.items()]
     return "\n".join([*(f"{one.stem}.pdf" for one in gallery.shown.values()), *missing])

@@ -1,5 +1,6 @@
 """`python -m analysis fit points.csv`: scaling laws of each mix of a CSV or a sweep."""
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -59,6 +60,9 @@ def run(asked: Settings) -> str:
 
     check_law(asked.law, asked.model, asked.loss, dict(asked.fix), asked.ratio, asked.minimum)
     answer = answered(asked, read(asked, by_compute=asked.law == "ray").points)
+    if asked.format in ("csv", "latex"):  # which have no place for sentences
+        for told in answer.unfitted.values():
+            print(f"note: {told}", file=sys.stderr)
     if asked.format == "latex":
         from analysis.report.paper import law_latex
 

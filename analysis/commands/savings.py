@@ -1,12 +1,13 @@
 """`python -m analysis savings points.csv`: savings with intervals, from a CSV or a sweep."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from analysis.commands.common import (
     BASELINE,
     MODELS,
+    REFERENCE,
     Fitting,
     Leveled,
     Points,
@@ -43,6 +44,7 @@ class Settings(Shown, Leveled, Fitting, Points):
         "points.csv at=N=7e9 target_loss=2.474",
     )  # fmt: skip
     baseline: str = setting("transformer", BASELINE)
+    reference: Mapping[str, str] = setting({}, REFERENCE, example="lr_multiplier=1")
     at: tuple[Mapping[str, float], ...] = setting(
         (), "a place, parameters and tokens of the baseline; any number of times", above=0,
         example="N=1e9,D=2e10", repeat=True,
@@ -73,10 +75,14 @@ def run(asked: Settings) -> str:
     if asked.format == "table":
         interval = f"{percent(asked.level, 'g')}, {answer.draws.words}"
         notes = [f"Model: {answer.fit.words}. Interval: {interval}.", *answer.notes]
+        if answer.arms.mixes([*answer.versus, *answer.versus.values()]) == [asked.baseline]:
+            notes.append(f"Savings are {answer.arms.reference_words(answer.versus)}.")
         if answer.interactions:
             ratios = [{key: row[key] for key in RATIOS} for row in answer.interaction_rows]
             told = shown("table", {}, ratios)
-            notes = ["", "What other treatments do to savings, as ratios of two:", told, "", *notes]
+            over = answer.arms.reference_words(answer.versus)
+            head = f"What other treatments do to savings, as ratios of two, {over}:"
+            notes = ["", head, told, "", *notes]
         return shown("table", {}, [{key: row[key] for key in COLUMNS} for row in rows], notes)
     if asked.format == "latex":
         from analysis.report.paper import savings_latex
@@ -88,9 +94,11 @@ def run(asked: Settings) -> str:
 def answered(asked: Settings, sweep: "Sweep") -> "SavingsAnswer":
     """The savings asked for, read off laws of a sweep's points."""
     from analysis.study import savings_answer as study
+    from analysis.study.training import timing_words
 
+    arms = sweep.arms.over(asked.reference)
     # A baseline that is not there is said before what is asked of it.
-    sweep.arms.versus(dict.fromkeys(sweep.points["mix"]), asked.baseline)
+    arms.versus(dict.fromkeys(sweep.points["mix"]), asked.baseline)
     ways = {
         "compute_optimal": asked.compute_optimal, "isoflop": asked.isoflop, "at": asked.at,
         "projected": asked.projected,
@@ -98,7 +106,7 @@ def answered(asked: Settings, sweep: "Sweep") -> "SavingsAnswer":
     study.check_ways(ways, asked.target_loss)
     for place in asked.at:
         study.check_place(as_text(place), place, asked.target_loss, asked.kind)
-    return study.savings_answer(
+    answer = study.savings_answer(
         sweep.points,
         asked.baseline,
         model=asked.model,
@@ -109,7 +117,7 @@ def answered(asked: Settings, sweep: "Sweep") -> "SavingsAnswer":
         seed=asked.seed,
         delta=asked.delta,
         fixed=asked.fix,
-        arms=sweep.arms,
+        arms=arms,
         level=asked.level,
         kind=asked.kind,
         at=[(place.get("N"), place.get("D")) for place in asked.at],
@@ -118,3 +126,6 @@ def answered(asked: Settings, sweep: "Sweep") -> "SavingsAnswer":
         isoflop_budget=asked.isoflop.get("C"),
         with_projected=asked.projected,
     )
+    if asked.kind == "time":
+        return replace(answer, notes=[*answer.notes, timing_words(sweep.points)])
+    return answer

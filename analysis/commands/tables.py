@@ -23,7 +23,7 @@ def run(asked: Settings) -> str:
     from analysis.report import write as report
     from analysis.report.figures.style import csv_text
 
-    found = find("tables", asked)
+    found = find("tables", asked, compares=False)
     cells, exact = report.cells(found), report.numbers(found)
     for name in asked.only:
         if name not in cells | exact:

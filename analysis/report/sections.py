@@ -15,11 +15,12 @@ from analysis.report.figures.drawing import Gallery
 from analysis.report.figures.losses import domains
 from analysis.stats.fit import MODEL_WORDS
 from analysis.stats.mixed import MixedModel
-from analysis.stats.savings import matched_factor, seconds_per_token, time_ratio
+from analysis.stats.savings import matched_factor, seconds_per_token
 from analysis.study import probes
 from analysis.study.answer import answers, caveats, lacking_words
 from analysis.study.compare import Comparison, control_table
 from analysis.study.findings import Findings
+from analysis.study.training import timing_words
 from models.format import percent
 
 
@@ -85,7 +86,7 @@ def _savings(found: Findings, gallery: Gallery) -> Iterator[Block]:
         if f"time savings [{percent(result.level, 'g')}]" in table:
             yield Text(
                 "Time savings are token savings times the ratio of seconds per token, "
-                f"{found.measured_on}; their interval holds no scatter of the timing itself."
+                f"{found.measured_on}. {timing_words(found.points)}"
             )
         yield from _model_sensitivity(found)
     if not result.law_fails:
@@ -120,19 +121,12 @@ def savings_table(found: Findings) -> pd.DataFrame | None:
     result = found.study
     if not result.savings or result.draws is None:
         return None
+    baselines = found.points["mix"].isin(result.compared.values())
     names = {
         float(own["N"].mean()): str(size)
-        for (_, size), own in found.points[found.points["mix"].isin(list(result.compared))].groupby(
-            ["mix", "size"]
-        )
+        for (_, size), own in found.points[baselines].groupby(["mix", "size"])
     }
-    speeds = seconds_per_token(found.points)
-    ratios = {}
-    for one in result.savings:
-        ratio = time_ratio(speeds, one.baseline, one.mix, names.get(one.N, ""))
-        if math.isfinite(ratio):
-            ratios[(one.mix, one.N)] = ratio
-    return tables.savings_table(list(result.savings), names, ratios, result.draws)
+    return tables.savings_table(list(result.savings), names, result.time_savings, result.draws)
 
 
 def _fit_free(found: Findings) -> Iterator[Block]:

@@ -49,15 +49,16 @@ def wraps(table: pd.DataFrame) -> list[bool]:
 def savings_table(
     savings: list[Saving],
     names: dict[float, str],
-    time_ratios: dict[tuple[str, float], float],
+    times: dict[tuple[str, float], Saving],
     draws: Draws,
 ) -> pd.DataFrame:
-    """Token savings by mix and place; `names` gives the size at N, time ratios where measured."""
+    """Token savings by mix and place; `names` gives the size at N, `times` the time savings by mix
+    and N, where measured."""
     rows = []
     baselines = {one.baseline for one in savings}
     level = percent(draws.level, "g")
     for one in savings:
-        ratio = time_ratios.get((one.mix, one.N), float("nan"))
+        time = times.get((one.mix, one.N))
         several = {"baseline": one.baseline} if len(baselines) > 1 else {}
         of = "the baseline" if several else one.baseline
         row = {
@@ -73,11 +74,9 @@ def savings_table(
             "never reached": f"{100 * one.unreachable:.1f} %",
             "range": one.range_words,
         }
-        if time_ratios:
+        if times:
             row[f"time savings [{level}]"] = (
-                with_interval(one.value * ratio, one.low * ratio, one.high * ratio)
-                if math.isfinite(ratio)
-                else "–"
+                with_interval(time.value, time.low, time.high) if time else "–"
             )
         rows.append(row)
     return pd.DataFrame(rows)

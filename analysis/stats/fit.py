@@ -7,10 +7,10 @@ most to least free, in `MODELS`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 import pandas as pd
@@ -22,7 +22,11 @@ from analysis.stats.losses import DELTA, LOSSES, Criterion, Loss, Student, crite
 from analysis.stats.problem import EXPONENT_BOUNDS, Problem
 from analysis.stats.solver import Mask, Polished, polish
 
-__all__ = ["DELTA", "LOSSES", "MODELS", "MODEL_WORDS", "Fit", "Loss", "Model", "fit", "refit"]
+__all__ = [
+    "DELTA", "LOSSES", "MODELS", "MODEL_WORDS", "Fit", "Loss", "Model", "each_mix", "fit", "refit",
+]  # fmt: skip
+
+T = TypeVar("T")
 
 Model = Literal[
     "free", "shared_E", "shared_exponents", "shared", "only_A", "only_B", "only_E", "pooled"
@@ -56,6 +60,8 @@ Law = Literal["chinchilla", "gamma"]
 ILL_CONDITIONED = 300.0
 SAME_OBJECTIVE = 1e-6
 ONE_CURVE = 0.1
+# Points within this factor of one another in N, in D, in D / N or in C count as equal.
+SAME = 1.1
 # Weights further apart leave nothing of the lightest points in double precision.
 WEIGHTS_APART = 1e12
 MAX_TURNS = 200
@@ -227,9 +233,11 @@ def lacking(
             f"{len(by_size)}; train another size{law_D}"
         )
     if not shared and {"A", "alpha", "B", "beta"} <= own and _on_one_curve(points):
+        ratio = points["D"] / points["N"]
+        law_C = ", or fit law=ray" if ratio.max() <= SAME**2 * ratio.min() else ""
         return (
             "D given by N, within 10 %: what N and what D does to the loss cannot be told apart; "
-            f"train a size for more than one budget{law_N or ', or fit law=ray'}"
+            f"train a size for more than one budget{law_N or law_C}"
         )
     if budgets < len(by_budget):
         return (
@@ -237,6 +245,30 @@ def lacking(
             f"than {len(by_budget)}; evaluate at more token budgets{law_N}"
         )
     return ""
+
+
+def refusal(mix: str, clause: str) -> str:
+    """The sentence for a mix that `lacking` says something of."""
+    return f"mix={mix} cannot be fitted: it has {clause}."
+
+
+def each_mix(
+    points: pd.DataFrame, fit_one: Callable[[pd.DataFrame], Mapping[str, T]]
+) -> tuple[dict[str, T], dict[str, str]]:
+    """`fit_one` of each mix's points by itself, and of mixes that it refuses the sentences.
+
+    Raises SettingError, that of the first mix, where it refuses all.
+    """
+    fits: dict[str, T] = {}
+    refused: dict[str, SettingError] = {}
+    for mix, own in points.groupby("mix", sort=False):
+        try:
+            fits |= fit_one(own)
+        except SettingError as error:
+            refused[str(mix)] = error
+    if not fits:
+        raise next(iter(refused.values()))
+    return fits, {mix: str(error) for mix, error in refused.items()}
 
 
 def _on_one_curve(points: pd.DataFrame) -> bool:
@@ -333,7 +365,7 @@ def _check(
         }
     for mix, clause in clauses.items():
         if clause:
-            raise SettingError(f"mix={mix} cannot be fitted: it has {clause}.")
+            raise SettingError(refusal(mix, clause))
 
 
 def weights_of(points: pd.DataFrame) -> Array:

@@ -17,12 +17,14 @@ from ablations.records import SettingError
 from analysis.stats.fit import Fit
 from analysis.stats.laws import FLOPS, Array, Chinchilla
 from analysis.stats.savings import (
+    CostRatio,
     Saving,
     check_baseline,
     judged,
     others,
     places,
     seconds_per_token,
+    timing_draws,
     token_range,
     token_savings,
 )
@@ -72,36 +74,50 @@ def savings_of(
         )
     N, kind, ratios = question.N, question.kind, None
     if kind != "tokens":
-        # Their own scatter is not in the interval.
-        ratios = {mix: cost_ratio(fit.points, baseline, mix, kind, N) for mix in asked}
+        ratios = _cost_ratios(fit.points, draws, baseline, asked, kind, N)
     return token_savings(
         fit, draws, baseline, N, question.D or 0, question.target_loss, kind, ratios, asked
     )
 
 
-def cost_ratio(points: pd.DataFrame, baseline: str, mix: str, kind: Kind, N: float) -> float:
-    """FLOPs or measured seconds a token, baseline over mix, at N: interpolated in log N.
+def _cost_ratios(
+    points: pd.DataFrame, draws: Draws, baseline: str, mixes: list[str], kind: Kind, N: float
+) -> dict[str, CostRatio]:
+    """FLOPs or measured seconds a token, baseline over each mix, at N: interpolated in log N.
 
-    Beyond the sizes measured it stays what it is at the nearest. Raises SettingError where a mix
-    has none recorded.
+    Beyond the sizes measured it stays what it is at the nearest. Draws of seconds hold the scatter
+    of runs; FLOPs have none. Raises SettingError where a mix has none recorded.
     """
     column = "seconds" if kind == "time" else "C"
     if kind == "time":
         table = seconds_per_token(points).rename(columns={"seconds": "cost"})
+        errors = timing_draws(points, draws.resamples, draws.seed)
     else:
         known = points[points["C"] > 0]
         cells = known.assign(cost=known["C"] / known["D"]).groupby(["mix", "size"])
         table = cells[["N", "cost"]].mean().reset_index()
-    logs = []
-    for name in (baseline, mix):
+        errors = np.zeros((len(table), 1))
+
+    def log_cost(name: str) -> tuple[float, Array]:
+        """At N, and its errors (resamples,)."""
         own = table[table["mix"] == name].sort_values("N")
         if own.empty:
             raise SettingError(
                 f"kind={kind} needs {column} of every mix, and the points of {name} have none; "
                 f"give points with a column {column}."
             )
-        logs.append(np.interp(np.log(N), np.log(own["N"]), np.log(own["cost"])))
-    return float(np.exp(logs[0] - logs[1]))
+        sizes = np.log(own["N"].to_numpy(float))
+        shares = np.array([np.interp(np.log(N), sizes, one) for one in np.eye(len(own))])
+        cost = float(np.interp(np.log(N), sizes, np.log(own["cost"])))
+        return cost, shares @ errors[own.index]
+
+    found = {}
+    log, off = log_cost(baseline)
+    for mix in mixes:
+        other, other_off = log_cost(mix)
+        value = float(np.exp(log - other))
+        found[mix] = CostRatio(value, value * np.exp(off - other_off) if kind == "time" else value)
+    return found
 
 
 def _parameters(

@@ -11,6 +11,7 @@ C is the column `C` where points have it and 6 N D elsewhere. At fixed C, D is C
 factor that depends on the mix alone, so b is fitted to the points' own D and not set to 1 - a.
 """
 
+import shlex
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Literal, get_args
@@ -20,16 +21,17 @@ import pandas as pd
 from scipy.interpolate import Akima1DInterpolator
 
 from ablations.records import SettingError
-from analysis.stats.fit import MixFit, fit, weights_of
+from analysis.stats.fit import SAME, MixFit, fit, weights_of
 from analysis.stats.laws import FLOPS, Array, Ray
 from analysis.stats.losses import DELTA, Criterion, Huber, Loss, Student, criterion
+from models.command import as_text
 
-# Points within this factor of one another in D / N, or in C, count as equal.
-SAME = 1.1
 # A parabola less deep than this, relative to the loss, is rounding.
 NO_DEPTH = 1e-9
 # Points among which a robust parabola looks for the three to start through.
 MOST_STARTS, MAX_TURNS = 25, 200
+# Values that a sentence lists.
+MOST_NAMED = 8
 Minimum = Literal["parabola", "akima"]
 MINIMA: tuple[Minimum, ...] = get_args(Minimum)
 
@@ -82,11 +84,12 @@ def fit_rays(
         raise SettingError(f"ratio={ratio:g} chooses points by D / N, and these have C alone.")
     for mix, own in points.groupby("mix", sort=False):
         per_parameter = (own["D"] / own["N"]).to_numpy(float)
-        if ratio is None and known:
-            remedy = f"give one of them, ratio={levels(per_parameter)[0]:.3g}"
-            _check_one(per_parameter, str(mix), "C", remedy)
-        elif ratio is not None:
-            own = own[np.abs(np.log(per_parameter / ratio)) < np.log(SAME)]
+        if ratio is None and known and not _is_one(per_parameter):
+            best = max(per_parameter, key=lambda one: int(_near(per_parameter, one).sum()))
+            told = [f"{one:.3g}" for one in levels(per_parameter)]
+            raise _several("C", str(mix), told, f"give one of them, ratio={best:.4g}")
+        if ratio is not None:
+            own = own[_near(per_parameter, ratio)]
         shown = float(np.exp(np.log(per_parameter).mean())) if ratio is None else ratio
         shown = shown if known else float("nan")
         found[str(mix)] = _along(str(mix), own, flops(own), "C", shown, loss, delta, E)
@@ -108,23 +111,45 @@ def fit_axis(
     found = {}
     for mix, own in points.groupby("mix", sort=False):
         other = own["D" if axis == "N" else "N"].to_numpy(float)
-        what = "where=D=…" if axis == "N" else "where=N=… or where=size=…"
-        _check_one(other, str(mix), axis, f"choose one of them by {what}")
+        if not _is_one(other):
+            told = [as_text(float(one)) for one in np.unique(other)]
+            raise _several(axis, str(mix), told, f"choose one of them, {_choice(own, axis)}")
         constant = float(np.exp(np.log(other).mean()))
         x = own[axis].to_numpy(float)
         found[str(mix)] = _along(str(mix), own, x, axis, constant, loss, delta, E)
     return found
 
 
-def _check_one(values: Array, mix: str, axis: Axis, remedy: str) -> None:
-    """Raise SettingError unless what is constant along an axis is so, within 10 %."""
-    if values.max() > SAME**2 * values.min():
-        told = ", ".join(f"{one:.3g}" for one in levels(values)[:8])
-        constant = {"C": "D / N", "N": "D", "D": "N"}[axis]
-        raise SettingError(
-            f"law={AXIS_LAWS[axis]} needs points of one {constant}, and those of mix={mix} have "
-            f"{told}; {remedy}."
-        )
+def _is_one(values: Array) -> bool:
+    """Whether what is constant along an axis is so, within 10 %."""
+    return bool(values.max() <= SAME**2 * values.min())
+
+
+def _near(values: Array, one: float) -> Array:
+    return np.abs(np.log(values / one)) < np.log(SAME)
+
+
+def _several(axis: Axis, mix: str, told: list[str], remedy: str) -> SettingError:
+    """The refusal of points of several values of what must be constant along an axis."""
+    constant = {"C": "D / N", "N": "D", "D": "N"}[axis]
+    more = f" and {len(told) - MOST_NAMED} more" if len(told) > MOST_NAMED else ""
+    return SettingError(
+        f"law={AXIS_LAWS[axis]} needs points of one {constant}, and those of mix={mix} have "
+        f"{', '.join(told[:MOST_NAMED])}{more}; {remedy}."
+    )
+
+
+def _choice(own: pd.DataFrame, axis: Literal["N", "D"]) -> str:
+    """`where=` as one types it for the D, or the size, at which most values of N, or of D, lie."""
+    other = "D" if axis == "N" else "N"
+    groups = [own[own[other].between(one, one * SAME**2)] for one in np.unique(own[other])]
+    best = max(groups, key=lambda group: group[axis].nunique())
+    if axis == "D" and "size" in own:
+        best = max((group for _, group in best.groupby("size")), key=lambda group: len(group))
+        if "," not in (size := str(best["size"].iloc[0])):  # which parts values in where=
+            return shlex.quote(f"where=size={size}")
+    values = tuple(float(one) for one in np.unique(best[other]))
+    return f"where={as_text({other: values})}"
 
 
 def _along(

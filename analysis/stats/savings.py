@@ -28,6 +28,15 @@ FINE = 400
 
 
 @dataclass(frozen=True)
+class CostRatio:
+    """Cost of a token, baseline over mix, and the same in each resample: (resamples,), or the value
+    where it is known without scatter."""
+
+    value: float
+    draws: Array | float
+
+
+@dataclass(frozen=True)
 class Saving:
     """Savings of `mix` at the baseline's N parameters and D tokens.
 
@@ -134,13 +143,13 @@ def token_savings(
     D: float,
     target_loss: float | None = None,
     kind: str = "tokens",
-    cost_ratios: Mapping[str, float] | None = None,
+    cost_ratios: Mapping[str, CostRatio] | None = None,
     mixes: Iterable[str] | None = None,
 ) -> list[Saving]:
     """Savings of `mixes` at N, and D or the target loss (nats per token; D is then unused).
 
-    `mixes` are all others unless given; `cost_ratios` are costs a token, baseline over mix, where
-    another `kind` than tokens is saved. Raises SettingError where the baseline is not among the
+    `mixes` are all others unless given; `cost_ratios` are given where another `kind` than tokens is
+    saved. Raises SettingError where the baseline is not among the
     mixes.
     """
     check_baseline(list(fit.mixes), baseline)
@@ -156,8 +165,8 @@ def token_savings(
             target, tokens, where = target_loss, float(law.tokens(N, target_loss)), "target loss"
             value = float(savings_factor(law, mix, N, target))
             factors = savings_factor(drawn, drawn_mix, N, target)
-        ratio = cost_ratios[name] if cost_ratios else 1.0
-        value, factors = value * ratio, factors * ratio
+        if cost_ratios:
+            value, factors = value * cost_ratios[name].value, factors * cost_ratios[name].draws
         places = (N, tokens), (N, float(mix.tokens(N, target)))
         found.append(
             judged(fit, draws, baseline, name, value, factors, target, places, kind, where)
@@ -366,23 +375,60 @@ def _first_below(curve: pd.Series, target: float) -> tuple[float, bool]:
 
 
 def seconds_per_token(points: pd.DataFrame) -> pd.DataFrame:
-    """Median measured training seconds per token by mix and size: columns mix, size, N, seconds.
+    """Median measured training seconds per token by mix and size: columns mix, size, N, seconds,
+    runs (their number).
 
     A run's own value is that of its last point. Empty where no time was recorded.
     """
-    timed = points[points["seconds"] > 0]
-    last = timed.sort_values("D").groupby("run").tail(1)
-    last = last.assign(seconds=last["seconds"] / last["D"])
-    table = last.groupby(["mix", "size"]).agg(N=("N", "mean"), seconds=("seconds", "median"))
+    cells = _timed_runs(points).groupby(["mix", "size"])
+    table = cells.agg(N=("N", "mean"), seconds=("seconds", "median"), runs=("seconds", "size"))
     return table.reset_index().sort_values(["mix", "N"], ignore_index=True)
 
 
-def time_ratio(speeds: pd.DataFrame, baseline: str, mix: str, size: str) -> float:
-    """Seconds per token of the baseline over the mix's at one size; NaN where not measured.
+def _timed_runs(points: pd.DataFrame) -> pd.DataFrame:
+    """The last timed point of each run, with `seconds` per token."""
+    timed = points[points["seconds"] > 0]
+    last = timed.sort_values("D").groupby("run").tail(1)
+    return last.assign(seconds=last["seconds"] / last["D"])
 
-    Token savings times this are time savings.
+
+@dataclass(frozen=True)
+class TimingScatter:
+    """How much log seconds per token scatter from run to run of one mix and size.
+
+    `sd` is pooled over all mixes and sizes, on `dof` degrees of freedom; NaN on none.
     """
-    by = speeds.set_index(["mix", "size"])["seconds"]
-    if (baseline, size) not in by.index or (mix, size) not in by.index:
-        return float("nan")
-    return float(by[(baseline, size)] / by[(mix, size)])
+
+    sd: float
+    dof: int
+
+
+def timing_scatter(points: pd.DataFrame) -> TimingScatter:
+    """The pooled standard deviation of log seconds per token within mixes and sizes."""
+    runs = _timed_runs(points)
+    logs = np.log(runs["seconds"]).groupby([runs["mix"], runs["size"]])
+    dof = int((logs.count() - 1).sum())
+    if dof < 1:
+        return TimingScatter(float("nan"), 0)
+    square = (logs.var(ddof=1).fillna(0) * (logs.count() - 1)).sum()
+    return TimingScatter(float(np.sqrt(square / dof)), dof)
+
+
+def timing_draws(points: pd.DataFrame, resamples: int, seed: int) -> Array:
+    """Errors of the log seconds of `seconds_per_token` in each resample, (rows, resamples).
+
+    Each is the error of a median of as many runs, whose scatter is that of `timing_scatter` times
+    sqrt(dof / chi2 on dof), so that few repeated runs give the tails of Student's t. Nothing where
+    no mix and size was timed in two runs, as the scatter is then unknown.
+    """
+    counts = seconds_per_token(points)["runs"]
+    scatter = timing_scatter(points)
+    errors = np.zeros((len(counts), resamples))
+    if not scatter.dof:
+        return errors
+    # Apart from the numbers that the laws were drawn with.
+    rng = np.random.default_rng([seed, 1])
+    sds = scatter.sd * np.sqrt(scatter.dof / rng.chisquare(scatter.dof, resamples))
+    for row, runs in enumerate(counts):
+        errors[row] = sds * np.median(rng.normal(size=(resamples, runs)), axis=1)
+    return errors

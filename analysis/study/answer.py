@@ -14,6 +14,7 @@ from analysis.stats.uncertainty import Draws
 from analysis.study.checks import doubts
 from analysis.study.compare import Comparison
 from analysis.study.load import Sweep
+from analysis.study.said import said_once
 from analysis.study.study import Study
 from models.format import count, percent, probability, with_interval
 
@@ -166,10 +167,7 @@ def _answer_by_seeds(result: Study, mix: str) -> str:
 
 def lacking_words(unfitted: dict[str, str]) -> str:
     """Mixes that cannot be fitted by what they lack, in one clause."""
-    by_clause: dict[str, list[str]] = {}
-    for mix, clause in unfitted.items():
-        by_clause.setdefault(clause, []).append(mix)
-    return "; ".join(f"{', '.join(mixes)}: {clause}" for clause, mixes in by_clause.items())
+    return "; ".join(said_once(unfitted.items()))
 
 
 def _answer_without_fit(result: Study, mix: str) -> str:
@@ -283,14 +281,14 @@ def _lack_words(lack: LackOfFit) -> str:
 
 
 def prediction_doubts(found: Predictions) -> Iterable[str]:
-    """How C counts FLOPs, and what speaks against the predictions and their intervals."""
-    for mix, optimum in {one.mix: one.optimum for one in found.rows if one.optimum}.items():
-        source = (
-            "the mean of its points' own FLOPs"
-            if optimum.recorded
-            else "as its points record no FLOPs"
-        )
-        yield f"{mix}: C = {optimum.flops_per_ND:.4g} N D, {source}."
+    """How C counts FLOPs, and what speaks against the predictions and their intervals: each once,
+    with the mixes that it holds for."""
+    sources = {True: "the mean of the points' own FLOPs", False: "as the points record no FLOPs"}
+    yield from said_once(
+        (one.mix, f"C = {best.flops_per_ND:.4g} N D, {sources[best.recorded]}.")
+        for one in found.rows
+        if (best := one.optimum)
+    )
     yield from noise_doubts(found.fit, None)
     if found.lack is not None and found.lack.found:
         yield (
@@ -298,23 +296,29 @@ def prediction_doubts(found: Predictions) -> Iterable[str]:
             "predictions beyond the range are not to be read, and in range the law may be off by "
             "more than its interval says."
         )
-    for mix, one in found.fit.mixes.items():
-        if one.caveats:
-            yield (
-                f"{mix}: {'; '.join(one.caveats)}. Predictions in the measured range rest on "
-                "fitted losses; beyond it, and of N*, they rest on these coefficients."
-            )
+    trading = [(mix, "; ".join(one.caveats)) for mix, one in found.fit.mixes.items() if one.caveats]
+    if trading:
+        yield (
+            f"{'. '.join(said_once(trading))}. Predictions in the measured range rest on fitted "
+            "losses; beyond it, and of N*, they rest on these coefficients."
+        )
+    unknown = [
+        f"{row.mix} at C = {best.C:.4g} (from {ends.low:.3g} to {ends.high:.3g})"
+        for row in found.rows
+        if (best := row.optimum)
+        and not (ends := best.N_interval).high <= UNKNOWN_OPTIMUM * ends.low
+    ]
+    if unknown:
+        yield f"The points do not say what N* is: its interval is too wide of {', '.join(unknown)}."
+    far: dict[str, list[str]] = {}
     for row in found.rows:
-        if (best := row.optimum) and not (
-            best.N_interval.high <= UNKNOWN_OPTIMUM * best.N_interval.low
-        ):
-            yield (
-                f"{row.mix} at C = {best.C:.4g}: the points do not say what N* is; its interval "
-                f"reaches from {best.N_interval.low:.3g} to {best.N_interval.high:.3g}."
-            )
         if max(row.N_beyond, row.D_beyond) > FAR:
-            yield (
-                f"{row.mix} at N = {row.N:.4g}, D = {row.D:.4g} lies far outside what was measured "
-                f"({row.range_words.removeprefix('extrapolated: ')}): the interval takes the law's "
-                "form for granted, and nothing here has tested it so far out."
-            )
+            outside = row.range_words.removeprefix("extrapolated: ")
+            place = f"N = {row.N:.4g}, D = {row.D:.4g} ({outside})"
+            far.setdefault(place, []).append(row.mix)
+    if far:
+        told = "; ".join(f"{', '.join(mixes)} at {place}" for place, mixes in far.items())
+        yield (
+            f"Far outside what was measured: {told}. The interval takes the law's form for "
+            "granted, and nothing here has tested it so far out."
+        )

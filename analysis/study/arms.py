@@ -8,7 +8,7 @@ treatments, an arm with its twin, the baseline's arm of the same levels.
 
 from __future__ import annotations
 
-import math
+import shlex
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,7 +18,7 @@ import pandas as pd
 
 from ablations.records import SettingError
 from analysis.study.recorded import flattened, shortened
-from analysis.study.rows import word
+from analysis.study.rows import NONE, is_empty, word
 
 if TYPE_CHECKING:
     from analysis.study.load import Run, Sweep
@@ -27,8 +27,6 @@ MARK = "@"
 """Between a mix and its levels in an arm's name."""
 OF_MIX = "of_mix"
 """The column of points that holds an arm's mix."""
-NONE = "none"
-"""The level of runs of a mix that leave a setting empty which others of the mix have."""
 COMPARED = (
     "mix", "N", "N_total", "N_body", "D", "C", "loss", "bpb", "size", "seed", "run", "weight",
     "seconds", "epochs", "chinchilla", "step", "state", "data_hash", "skipped_steps", OF_MIX,
@@ -95,6 +93,48 @@ class Arms:
 
     treatments: tuple[Treatment, ...] = ()
     by_name: Mapping[str, Arm] = field(default_factory=dict)
+    reference: Mapping[str, str] = field(default_factory=dict)
+    """Levels by treatment that ratios of savings are over; of the others it is the first."""
+
+    def over(self, reference: Mapping[str, str]) -> Arms:
+        """The same with other reference levels, a treatment by its name or one of its settings.
+
+        Raises SettingError for a treatment or level that is not there.
+        """
+        chosen = {}
+        for key, value in reference.items():
+            asked = f"reference={key}={value}"
+            if not self.treatments:
+                raise SettingError(f"{asked} names a level, and nothing but the mix was varied.")
+            one = next((t for t in self.treatments if key in (t.name, *t.settings)), None)
+            if one is None:
+                raise SettingError(
+                    f"{asked} names no treatment; varied were "
+                    f"{', '.join(t.name for t in self.treatments)}."
+                )
+            level = value if value in one.levels else word(value)
+            if level not in one.levels:
+                raise SettingError(
+                    f"{asked} is no level of {one.name}; give one of them, {', '.join(one.levels)}."
+                )
+            chosen[one.name] = level
+        return replace(self, reference=chosen)
+
+    def reference_of(self, treatment: Treatment) -> str:
+        """The level that ratios of savings are over."""
+        return self.reference.get(treatment.name, treatment.levels[0])
+
+    def reference_words(self, names: Iterable[str]) -> str:
+        """Which levels of the arms in `names` ratios are over, and how to choose others; empty
+        where the mix alone was varied."""
+        levels = [self.arm(name).levels for name in names]
+        there = [one for one in self.treatments if any(one.name in own for own in levels)]
+        if not there:
+            return ""
+        told = ", ".join(f"{one.name}={self.reference_of(one)}" for one in there)
+        others = [level for level in there[0].levels if level != self.reference_of(there[0])]
+        other = shlex.quote(f"reference={there[0].name}={others[-1]}")
+        return f"over {told} ({other} chooses another level)"
 
     def arm(self, name: str) -> Arm:
         """An arm by the name that stands in the column `mix`."""
@@ -113,8 +153,9 @@ class Arms:
         names = list(names)
         mixes = self.mixes(names)
         if mixes == [baseline] and len(names) > 1:
-            # Levels of one mix, over the first of them.
-            return dict.fromkeys(names[1:], names[0])
+            # Levels of one mix, over one of them.
+            first = self._first(names)
+            return {name: first for name in names if name != first}
         if baseline in names and baseline not in mixes:
             return {name: baseline for name in names if name != baseline}
         if baseline not in mixes:
@@ -166,8 +207,16 @@ class Arms:
             and all(levels.get(key, value) == value for key, value in arm.levels.items())
         ]
 
+    def _first(self, names: list[str]) -> str:
+        """The arm at most of the reference levels, the first of several."""
+        if not self.reference:
+            return names[0]
+        at = {one.name: self.reference_of(one) for one in self.treatments}
+        return max(names, key=lambda name: len(self.arm(name).levels.items() & at.items()))
+
     def contrasts(self, versus: Mapping[str, str]) -> list[Contrast]:
-        """Pairs of arms that tell what one treatment does to a saving, each over its first level.
+        """Pairs of arms that tell what one treatment does to a saving, each over `reference`, or
+        over the first level that the mix has where it lacks that.
 
         None where one arm is the baseline of all: there each saving tells it by itself.
         """
@@ -180,6 +229,9 @@ class Arms:
                     groups[arm.mix, tuple(sorted(others.items()))].append(arm)
             for arms in groups.values():
                 arms.sort(key=lambda arm: treatment.levels.index(arm.levels[treatment.name]))
+                level = self.reference_of(treatment)
+                # A stable sort: the reference first, the others by level.
+                arms.sort(key=lambda arm: arm.levels[treatment.name] != level)
                 first = arms[0]
                 read = treatment.name in self.arm(versus[first.name]).levels
                 found += [
@@ -247,7 +299,7 @@ def by_columns(table: pd.DataFrame, treatments: Sequence[str], source: str) -> p
                 f"treatments={name} names no column of {source}; it has {', '.join(table.columns)}."
             )
     mixes = table["mix"].astype(str)
-    own = table[list(treatments)].map(lambda cell: None if _is_empty(cell) else _level(cell))
+    own = table[list(treatments)].map(lambda cell: None if is_empty(cell) else _level(cell))
     own = _with_empty_levels(mixes, own)
     for name in treatments:
         if own[name].nunique() < 2:
@@ -267,17 +319,9 @@ def of_points(points: pd.DataFrame, treatments: Sequence[str]) -> Arms:
     return _arms(points[OF_MIX], points[list(treatments)], "the points")[0]
 
 
-def _is_empty(cell: Any) -> bool:
-    return (
-        cell is None
-        or cell is pd.NA
-        or cell is pd.NaT
-        or (isinstance(cell, float) and math.isnan(cell))
-    )
-
-
 def _with_empty_levels(mixes: pd.Series, own: pd.DataFrame) -> pd.DataFrame:
-    """Levels in which an empty one is a level too, of a mix that has others; else it has none."""
+    """Levels in which an empty one is a level too, `none`, of a mix that has others; else it has
+    no level."""
     made = own.copy()
     for name in own:
         reads = own[name].notna().groupby(mixes).transform("any")
@@ -375,7 +419,7 @@ def at_levels(sweep: Sweep, where: Mapping[str, Sequence[str]]) -> Sweep:
     for key, wanted in where.items():
         told = ",".join(f"{key}={value}" for value in wanted)
         found = [dict(flattened(run.spec)) for run in runs]
-        values = {word(settings[key]) for settings in found if key in settings}
+        values = {_level(settings[key]) for settings in found if key in settings}
         if not values:
             raise SettingError(f"where={told} names no setting of sweep={sweep.name}.")
         lost = [value for value in wanted if not any(_is_at(run, key, value) for run in runs)]
@@ -403,7 +447,9 @@ def _is_at(run: Run, key: str, wanted: str) -> bool:
     settings = dict(flattened(run.spec))
     if key not in settings and key.startswith("protocol."):
         return True
-    return word(settings.get(key)) == word(wanted)
+    value = settings.get(key)
+    # A list goes by its level's name too, which has no commas to part it from other values.
+    return word(wanted) in (word(value), _level(value))
 
 
 def _level(value: Any) -> str:

@@ -109,18 +109,21 @@ def find(
     seed: int,
     command: str,
     level: float = LEVEL,
+    compares: bool = True,
 ) -> Findings:
-    """Study a sweep. Raises SettingError for a baseline that it does not have."""
+    """Study a sweep. Raises SettingError for a baseline that it does not have, where it `compares`
+    mixes; else nothing is compared then."""
     names = sorted({run.mix for run in sweep.runs} | set(sweep.points["mix"]))
     mixes = sweep.arms.mixes(names)
     if baseline not in (*mixes, *names):
-        if len(mixes) > 1:
+        if len(mixes) == 1:
+            baseline = mixes[0]
+        elif compares:
             arms = f", nor its arms: {', '.join(names)}" if mixes != names else ""
             raise SettingError(
                 f"baseline={baseline} is not among the mixes of {sweep.name}: "
                 f"{', '.join(mixes)}{arms}; give one of them, baseline={mixes[0]}."
             )
-        baseline = mixes[0]
     result = study(sweep.points, baseline, resamples, seed, sweep.arms, level)
     # Points alone say nothing of what else differed.
     comparisons = tuple(

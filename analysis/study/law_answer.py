@@ -13,7 +13,20 @@ import pandas as pd
 
 from ablations.records import SettingError, one_of
 from analysis.stats.envelope import Envelope, draw_envelope, fit_envelope
-from analysis.stats.fit import DELTA, LOSSES, MODELS, Fit, Loss, Model, fit
+from analysis.stats.fit import (
+    DELTA,
+    LOSSES,
+    MODELS,
+    SAME,
+    Fit,
+    Loss,
+    MixFit,
+    Model,
+    each_mix,
+    fit,
+    lacking,
+    refusal,
+)
 from analysis.stats.interval import LEVEL
 from analysis.stats.isoflop_draws import IsoFlopDraws, draw_isoflop
 from analysis.stats.joint import ladder
@@ -22,7 +35,6 @@ from analysis.stats.rays import (
     AXIS_LAWS,
     COEFFICIENTS,
     MINIMA,
-    SAME,
     Axis,
     IsoFlop,
     Minimum,
@@ -33,6 +45,7 @@ from analysis.stats.rays import (
 )
 from analysis.stats.uncertainty import METHOD_WORDS
 from analysis.study.checks import doubts
+from analysis.study.said import said_once
 from models.format import percent
 
 Form = Literal["chinchilla", "gamma", "ray", "N", "D", "isoflop", "envelope"]
@@ -63,6 +76,8 @@ class LawAnswer:
     level: float = LEVEL
     points: pd.DataFrame | None = None
     made: dict[str, Any] = field(default_factory=dict)
+    unfitted: dict[str, str] = field(default_factory=dict)
+    """Mixes that cannot be fitted, with the sentence that says why."""
 
 
 def law_answer(
@@ -84,9 +99,9 @@ def law_answer(
     `model`: which coefficients the mixes share, or `all` for every such model, ranked. `fixed`
     holds coefficients, `ratio` (tokens per parameter) chooses a ray, `resamples` and `seed` are
     those of model=all, law=isoflop and law=envelope; intervals of the latter two have `level`, and
-    law=isoflop's `minimum` of a
-    budget is that of a parabola or of Akima's interpolation. Raises SettingError where settings
-    contradict each other or a mix cannot be fitted.
+    law=isoflop's `minimum` of a budget is that of a parabola or of Akima's interpolation. A mix
+    that cannot be fitted is left out and named, unless it shares coefficients with the others.
+    Raises SettingError where settings contradict each other or no mix can be fitted.
     """
     check_law(law, model, loss, fixed, ratio, minimum)
     fixed = fixed or {}
@@ -97,19 +112,26 @@ def law_answer(
         return _all_models(points, law, resamples, seed)
     chosen = cast(Loss, loss)
     if law == "ray":
-        fits = fit_rays(points, ratio, chosen, delta, fixed.get("E"))
+        fits, refused = each_mix(
+            points, lambda own: fit_rays(own, ratio, chosen, delta, fixed.get("E"))
+        )
         if ratio is not None:
             points = points[np.abs(np.log(points["D"] / points["N"] / ratio)) < np.log(SAME)]
-        return _rays(points, head, fits, "C")
+        return _rays(points, head, fits, refused, "C")
     if law in ("N", "D"):
         axis = cast(Literal["N", "D"], law)
-        along = fit_axis(points, axis, chosen, delta, fixed.get("E"))
-        return _rays(points, head, along, axis)
+        fits, refused = each_mix(
+            points, lambda own: fit_axis(own, axis, chosen, delta, fixed.get("E"))
+        )
+        return _rays(points, head, fits, refused, axis)
     if law == "envelope":
         return _envelope(points, head, resamples, seed, level)
     if law == "isoflop":
         return _isoflop(points, head, chosen, delta, cast(Minimum, minimum), resamples, seed, level)
-    fitted = fit(points, cast(Model, model), chosen, delta, cast(Any, law), fixed)
+    ready, refused = points, {}
+    if model == "free":
+        ready, refused = _ready(points, law, fixed)
+    fitted = fit(ready, cast(Model, model), chosen, delta, cast(Any, law), fixed)
     mixes = {mix: one.law.as_dict() | one.certificate for mix, one in fitted.mixes.items()}
     head |= {
         "model": fitted.model,
@@ -117,9 +139,34 @@ def law_answer(
         "objective": fitted.objective,
         "parameters": fitted.n_parameters,
     }
-    caveats = [f"{mix}: {one}." for mix, fit in fitted.mixes.items() for one in fit.caveats]
-    notes = [f"{fitted.words}.", *caveats, *doubts(points)]
-    return LawAnswer(head | {"mixes": mixes, "notes": notes}, _rows(mixes), notes, fitted)
+    caveats = _caveats(fitted.mixes)
+    notes = [f"{fitted.words}.", *refused.values(), *caveats, *doubts(points)]
+    document = head | _mixes(mixes, refused) | {"notes": notes}
+    return LawAnswer(document, _rows(mixes), notes, fitted, unfitted=refused)
+
+
+def _ready(
+    points: pd.DataFrame, law: str, fixed: dict[str, float]
+) -> tuple[pd.DataFrame, dict[str, str]]:
+    """The points of mixes that can be fitted, and of others the sentence; all where none can."""
+    lacks = {
+        str(mix): refusal(str(mix), clause)
+        for mix, own in points.groupby("mix", sort=False)
+        if (clause := lacking(own, cast(Any, law), fixed))
+    }
+    if len(lacks) == points["mix"].nunique():
+        return points, {}
+    return points[~points["mix"].isin(list(lacks))], lacks
+
+
+def _caveats(fits: dict[str, MixFit]) -> list[str]:
+    """What keeps coefficients from being read, each once with the mixes that it holds for."""
+    return said_once((mix, f"{told}.") for mix, one in fits.items() for told in one.caveats)
+
+
+def _mixes(mixes: dict[str, dict[str, Any]], refused: dict[str, str]) -> dict[str, Any]:
+    """What JSON holds of mixes, those without a law apart where there are any."""
+    return {"mixes": mixes} | ({"unfitted": refused} if refused else {})
 
 
 def check_law(
@@ -154,7 +201,11 @@ def check_law(
 
 
 def _rays(
-    points: pd.DataFrame, head: dict[str, Any], fits: dict[str, RayFit], axis: Axis
+    points: pd.DataFrame,
+    head: dict[str, Any],
+    fits: dict[str, RayFit],
+    refused: dict[str, str],
+    axis: Axis,
 ) -> LawAnswer:
     factor, exponent = COEFFICIENTS[axis]
     constant = {"C": "ratio", "N": "D", "D": "N"}[axis]
@@ -163,11 +214,13 @@ def _rays(
         | one.terms.certificate
         for mix, one in fits.items()
     }
-    notes = [f"{mix}: {caveat}." for mix, one in fits.items() for caveat in one.terms.caveats]
-    notes += doubts(points)
+    caveats = _caveats({mix: one.terms for mix, one in fits.items()})
+    notes = [*refused.values(), *caveats, *doubts(points)]
     laws = {mix: one.law for mix, one in fits.items()}
-    document = head | {"mixes": mixes, "notes": notes}
-    return LawAnswer(document, _rows(mixes), notes, rays=laws, axis=axis, points=points)
+    document = head | _mixes(mixes, refused) | {"notes": notes}
+    return LawAnswer(
+        document, _rows(mixes), notes, rays=laws, axis=axis, points=points, unfitted=refused
+    )
 
 
 def _isoflop(
@@ -180,17 +233,19 @@ def _isoflop(
     seed: int,
     level: float,
 ) -> LawAnswer:
-    fits = fit_isoflop(points, loss, delta, minimum)
-    draws = draw_isoflop(points, loss, delta, minimum, resamples, seed)
+    fits, refused = each_mix(points, lambda own: fit_isoflop(own, loss, delta, minimum))
+    fitted = points[points["mix"].isin(list(fits))]
+    draws = draw_isoflop(fitted, loss, delta, minimum, resamples, seed)
     mixes = {mix: _isoflop_mix(one, draws[mix], level) for mix, one in fits.items()}
     rows = [{"mix": mix} | budget for mix, one in mixes.items() for budget in one["budgets"]]
     errors = {
         mix: f"; standard errors {one.a_error:.2g}, {one.b_error:.2g}" for mix, one in fits.items()
     }
-    lacking = "two budgets with the lowest loss between their sizes"
+    lacks = "two budgets with the lowest loss between their sizes"
     made = _made(resamples, seed, level)
     notes = [
-        *_exponent_notes(fits, errors, mixes, draws, resamples, lacking),
+        *refused.values(),
+        *_exponent_notes(fits, errors, mixes, draws, resamples, lacks),
         *_outside_notes(rows),
         *_interval_notes(points, made),
         *doubts(points),
@@ -198,24 +253,25 @@ def _isoflop(
     if minimum == "akima":
         head = head | {"loss": None, "delta": None}
     made = {"minimum": minimum} | made
-    head = head | made
-    document = head | {"mixes": mixes, "notes": notes}
+    document = head | made | _mixes(mixes, refused) | {"notes": notes}
     return LawAnswer(
-        document, rows, notes, parabolas=fits, draws=draws, level=level, points=points, made=made
-    )
+        document, rows, notes, parabolas=fits, draws=draws, level=level, points=points, made=made,
+        unfitted=refused,
+    )  # fmt: skip
 
 
 def _envelope(
     points: pd.DataFrame, head: dict[str, Any], resamples: int, seed: int, level: float
 ) -> LawAnswer:
-    fits = fit_envelope(points)
+    fits, refused = each_mix(points, fit_envelope)
     draws = draw_envelope(fits, resamples, seed)
     mixes = {mix: _envelope_mix(one, draws[mix], level) for mix, one in fits.items()}
     rows = [{"mix": mix} | step for mix, one in mixes.items() for step in one["steps"]]
-    lacking = "two best sizes that lie between others"
+    lacks = "two best sizes that lie between others"
     made = _made(resamples, seed, level)
     notes = [
-        *_exponent_notes(fits, {}, mixes, draws, resamples, lacking),
+        *refused.values(),
+        *_exponent_notes(fits, {}, mixes, draws, resamples, lacks),
         *_interval_notes(points, made),
         "Every point of a curve counts as trained to its budget. That holds for a constant "
         "learning rate and for WSD-S, which decays it before each budget; points in the middle of "
@@ -224,11 +280,12 @@ def _envelope(
         "its exponents are biased by more than the interval says (docs/statistics.md).",
         *doubts(points),
     ]
-    head = head | {"loss": None, "delta": None} | made
-    document = head | {"mixes": mixes, "notes": notes}
+    document = head | {"loss": None, "delta": None} | made | _mixes(mixes, refused)
+    document |= {"notes": notes}
     return LawAnswer(
-        document, rows, notes, envelopes=fits, draws=draws, level=level, points=points, made=made
-    )
+        document, rows, notes, envelopes=fits, draws=draws, level=level, points=points, made=made,
+        unfitted=refused,
+    )  # fmt: skip
 
 
 def _outside_notes(rows: list[dict[str, Any]]) -> list[str]:
@@ -251,7 +308,7 @@ def _exponent_notes(
     mixes: dict[str, dict[str, Any]],
     draws: dict[str, IsoFlopDraws],
     resamples: int,
-    lacking: str,
+    lacks: str,
 ) -> list[str]:
     """The two power laws of each mix, then their intervals or why there is none."""
     notes = [
@@ -268,7 +325,7 @@ def _exponent_notes(
         elif resamples:
             notes.append(
                 f"{mix}: no interval, as only {draws[mix].fitted} of {resamples} resamples have "
-                f"{lacking}."
+                f"{lacks}."
             )
     return notes
 

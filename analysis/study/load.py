@@ -18,6 +18,7 @@ from ablations.records import DamagedRecord, RunDirectory, SettingError, read_sw
 from analysis.stats.laws import FLOPS
 from analysis.study import arms, rows
 from analysis.study.csv_file import read_rows
+from models.format import count
 
 REQUIRED = ("mix", "N", "D", "loss")
 NAMES = ("mix", "run", "size", "seed")
@@ -250,6 +251,8 @@ def points_of(
         )
     if table.empty:
         raise SettingError(f"{source} holds no rows; a law needs at least six points.")
+    if "size" in (where or {}) and "size" not in table:
+        table = table.assign(size=_size_names(pd.to_numeric(table["N"], errors="coerce")))
     table = rows.chosen(table, where or {}, columns or {}, source)
     table, dropped = _without_loss(table, source)
     if table.empty:
@@ -482,13 +485,13 @@ def _tidy(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _size_names(N: pd.Series) -> pd.Series:
-    """Name sizes by N, giving one name to values within 2 % of a size's smallest."""
+    """Name sizes by N, 60M, giving one name to values within 2 % of a size's smallest."""
     names: dict[float, str] = {}
     start = 0.0
     for value in sorted(N.dropna().unique()):
         if value > start * SAME_SIZE:
             start = value
-        names[value] = f"{start:.4g}"
+        names[value] = count(start)
     return N.map(names)
 
 

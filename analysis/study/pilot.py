@@ -25,6 +25,7 @@ from analysis.stats.savings import matched_factor, places, token_savings
 from analysis.stats.seeds import seed_noise_draws
 from analysis.stats.uncertainty import bootstrap
 from analysis.study.checks import doubts
+from models.format import percent
 
 DRAWS = 200
 ENDS = (0.025, 0.5, 0.975)
@@ -103,9 +104,9 @@ def learn(
     for quantity in ("run_sd", "point_sd"):
         if quantity in learned and learned[quantity].value > LARGEST_SD:
             raise SettingError(
-                f"{name} has seeds that scatter by {100 * learned[quantity].value:.0f} % of the "
-                f"loss ({quantity}), and a plan takes at most {100 * LARGEST_SD:g} %; leave out "
-                f"runs that failed, or give {quantity}=."
+                f"{name} has seeds that scatter by {percent(learned[quantity].value, '.0f')} of "
+                f"the loss ({quantity}), and a plan takes at most {percent(LARGEST_SD, 'g')}; "
+                f"leave out runs that failed, or give {quantity}=."
             )
     values = {key: one.value for key, one in learned.items() if key in QUANTITIES}
     central = replace(assumed, **values)  # type: ignore[arg-type]  # floats, all of them
@@ -187,7 +188,7 @@ def _learn_laws(
     lack = lack_of_fit(least)
     if (lack and lack.found) or (lack is None and "run_sd" not in learned):
         notes.append(
-            f"The law leaves {100 * best.rms:.2g} % of the pilot's losses; the plan has no error "
+            f"The law leaves {percent(best.rms)} of the pilot's losses; the plan has no error "
             f"of the law, and run_sd={best.rms:.2g} would hold it."
         )
     resampled = bootstrap(least, resamples=DRAWS, model=model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -12,6 +13,8 @@ from ablations.records import SettingError
 
 # What `float` takes besides (1_0, nan, inf) are words.
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
+NONE = "none"
+"""An empty cell as a word."""
 MOST_SHOWN = 12
 """Values of a column that a sentence lists."""
 
@@ -44,8 +47,9 @@ def chosen(
 ) -> pd.DataFrame:
     """The rows whose columns have the values of `where`: one value, or a list of which any will do.
 
-    A column goes by its name in the source or by ours. 1, 1.0 and "1" are one value. Raises
-    SettingError for a column or value that is not there, and where no row is left.
+    A column goes by its name in the source or by ours. 1, 1.0 and "1" are one value, and an empty
+    cell is "none". Raises SettingError for a column or value that is not there, and where no row is
+    left.
     """
     by_column = {str(theirs): ours for ours, theirs in columns.items()}
     kept = pd.Series(True, table.index)
@@ -55,8 +59,8 @@ def chosen(
             raise SettingError(
                 f"where={key} names no column of {source}; it has {', '.join(table.columns)}."
             )
-        words = table[name].map(word)
-        values = {word(value) for value in values_of(wanted)}
+        words = table[name].map(_cell_word)
+        values = {_cell_word(value) for value in values_of(wanted)}
         if lost := sorted(values - set(words)):
             raise SettingError(
                 f"where: {key}={', '.join(lost)} matches no row of {source}; "
@@ -64,7 +68,9 @@ def chosen(
             )
         kept &= words.isin(list(values))
     if not kept.any():
-        asked = ", ".join(f"{key}={some(map(word, values_of(v)))}" for key, v in where.items())
+        asked = ", ".join(
+            f"{key}={some(map(_cell_word, values_of(value)))}" for key, value in where.items()
+        )
         raise SettingError(f"where: no row of {source} has {asked}; leave one of them out.")
     return table[kept]
 
@@ -84,9 +90,23 @@ def some(words: Any) -> str:
     return ", ".join(listed[:MOST_SHOWN]) + more
 
 
+def is_empty(cell: Any) -> bool:
+    """Whether a cell of a table holds nothing."""
+    return (
+        cell is None
+        or cell is pd.NA
+        or cell is pd.NaT
+        or (isinstance(cell, float) and math.isnan(cell))
+    )
+
+
+def _cell_word(cell: Any) -> str:
+    return NONE if is_empty(cell) else word(cell)
+
+
 def word(value: Any) -> str:
     """One spelling for a value, however it was written: 1.0 as 1, True as true, None as null."""
-    text = "null" if value is None else str(value)
+    text = "null" if value is None else str(value).strip()
     if text.lower() in ("true", "false"):
         return text.lower()
     if not NUMBER.fullmatch(text):

@@ -15,7 +15,7 @@ from analysis.stats.mixed import MixedModel, mixed_model
 from analysis.stats.model_choice import Choice, choose
 from analysis.stats.noise import LackOfFit, Noise, lack_of_fit, seed_noise
 from analysis.stats.other_savings import Question, savings_of
-from analysis.stats.savings import Saving, fit_free, places
+from analysis.stats.savings import Saving, fit_free, places, seconds_per_token
 from analysis.stats.uncertainty import Draws, Method, averaged_bootstrap, bootstrap
 from analysis.study.arms import Arms, Contrast
 
@@ -44,11 +44,16 @@ class Study:
         """Names of what has points, the baseline's first."""
         return list(dict.fromkeys(self.points["mix"]))
 
+    @property
+    def has_baseline(self) -> bool:
+        """Whether the baseline, a mix or an arm, has points."""
+        return self.baseline in (*self.mixes, *self.arms.mixes(self.mixes))
+
     @cached_property
     def versus(self) -> dict[str, str]:
-        """The baseline of each mix, or arm, that is compared."""
-        if self.baseline not in (*self.mixes, *self.arms.mixes(self.mixes)):
-            return {}  # it has no points yet
+        """The baseline of each mix, or arm, that is compared; of none where it has no points."""
+        if not self.has_baseline:
+            return {}
         return self.arms.versus(self.mixes, self.baseline)
 
     @cached_property
@@ -96,21 +101,41 @@ class Study:
         """Token savings at each of the baseline's sizes, by the laws."""
         if self.fit is None or self.draws is None:
             return ()
-        versus = {mix: own for own, mixes in self.compared.items() for mix in mixes}
-        return savings_at(self.fit, self.draws, versus, self._asked)
+        return savings_at(self.fit, self.draws, self.compared, self._asked)
+
+    @cached_property
+    def time_savings(self) -> dict[tuple[str, float], Saving]:
+        """Time savings by mix and N, at those of the baseline's sizes that both were timed at."""
+        if self.fit is None or self.draws is None:
+            return {}
+        speeds = seconds_per_token(self.points)
+        timed = set(zip(speeds["mix"], speeds["size"], strict=True))
+        found: dict[tuple[str, float], Saving] = {}
+        for baseline in dict.fromkeys(self.compared.values()):
+            for size, N, D in places(self._fitted_points, baseline):
+                mixes = [
+                    mix
+                    for mix, own in self.compared.items()
+                    if own == baseline and {(own, size), (mix, size)} <= timed
+                ]
+                if mixes:
+                    question = Question("time", N, D)
+                    savings = savings_of(self.fit, self.draws, baseline, question, mixes)
+                    found |= {(one.mix, N): one for one in savings}
+        return found
 
     def _asked(self, baseline: str) -> list[Question]:
         """Where savings over a baseline are read: its sizes, each at its largest budget."""
         return [Question("tokens", N, D) for _, N, D in places(self._fitted_points, baseline)]
 
     @cached_property
-    def compared(self) -> dict[str, list[str]]:
-        """Baselines with a law, and the mixes with a law that are compared with each."""
-        found: dict[str, list[str]] = {}
-        for mix, baseline in self.versus.items():
-            if not {mix, baseline} & self.unfitted.keys():
-                found.setdefault(baseline, []).append(mix)
-        return found
+    def compared(self) -> dict[str, str]:
+        """The baseline of each mix that has a law, where the baseline has one too."""
+        return {
+            mix: baseline
+            for mix, baseline in self.versus.items()
+            if not {mix, baseline} & self.unfitted.keys()
+        }
 
     @property
     def _fitted_points(self) -> pd.DataFrame:
@@ -158,7 +183,7 @@ class Study:
     def make(self) -> None:
         """Make all of it that can be made."""
         _ = self.savings, self.free, self.interactions, self.interactions_free
-        _ = self.noise, self.lack
+        _ = self.noise, self.lack, self.time_savings
 
 
 Asked = Callable[[str], list[Question]]

@@ -6,7 +6,9 @@ import numpy as np
 import pandas as pd
 
 from ablations.records import RunDirectory
+from analysis.stats.savings import timing_scatter
 from analysis.study.load import Sweep
+from models.format import percent
 
 # Merrill et al. 2026, Fig. 13 (SpikeScore): the share of values six standard deviations or more
 # from the mean of the 128 before.
@@ -55,6 +57,20 @@ def stability(metrics: pd.DataFrame) -> pd.DataFrame:
         spiked = 100 * spikes(own["grad_norm"]).sum() / judged if judged else np.nan
         rows.append((*key, len(own), spiked, 100 * skipped))
     return pd.DataFrame(rows, columns=[*keys, "rows", "spike_percent", "skipped_percent"])
+
+
+def timing_words(points: pd.DataFrame) -> str:
+    """What the interval of a time saving holds of the timing, a sentence."""
+    scatter = timing_scatter(points)
+    if not scatter.dof:
+        return (
+            "How much seconds per token scatter from run to run is unknown, as no mix and size was "
+            "timed in two runs: the interval of a time saving holds the doubt about tokens alone."
+        )
+    return (
+        f"Seconds per token scatter by {percent(scatter.sd)} from run to run of one mix and size "
+        f"({scatter.dof} repeated run(s)); the interval of a time saving holds that."
+    )
 
 
 def speed_by_context(sweep: Sweep) -> pd.DataFrame:

@@ -440,3 +440,54 @@ def test_a_sweep_of_mixes_alone_has_no_arms(tmp_path: Path) -> None:
     one, other = load_sweep(writer.path), from_sweeps([writer.path])
     assert one.points.equals(other.points)
     assert not other.arms.by_name
+
+
+def test_the_reference_level_of_ratios_is_the_first_or_the_one_chosen(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "points.csv"
+    simulated(0, noise=0.0).to_csv(path, index=False)
+    asked = ["savings", str(path), "treatments=lr", "resamples=20"]
+    found = {}
+    for words in ([], ["reference=lr=1.0"]):
+        assert main([*asked, *words, "format=json"]) == 0
+        rows = json.loads(capsys.readouterr().out)["interactions"]
+        (found[bool(words)],) = (row for row in rows if row["N"] == 2e5)
+    first, chosen = found[False], found[True]
+    assert (first["level"], first["reference_level"]) == ("1", "0.25")
+    assert (chosen["level"], chosen["reference_level"]) == ("0.25", "1")
+    # The rate multiplies the saving by 1.25, everywhere.
+    assert first["value"] == pytest.approx(1.25, rel=1e-3)
+    assert chosen["value"] == pytest.approx(1 / 1.25, rel=1e-3)
+    assert main(asked) == 0
+    assert "ratios of two, over lr=0.25 (reference=lr=1 chooses another" in capsys.readouterr().out
+    python = analysis.load(path, treatments="lr").savings(resamples=20, reference={"lr": 1})
+    assert set(python.interactions["reference_level"]) == {"1"}
+
+
+def test_levels_of_one_mix_are_compared_with_the_one_chosen() -> None:
+    points = simulated(0, seeds=1)
+    own = points[points["mix"] == "gdn3_attn1"]
+    arms = from_frame(own, treatments=["lr"]).arms
+    names = ["gdn3_attn1@lr=0.25", "gdn3_attn1@lr=1"]
+    assert arms.versus(names, "gdn3_attn1") == {names[1]: names[0]}
+    assert arms.over({"lr": "1"}).versus(names, "gdn3_attn1") == {names[0]: names[1]}
+
+
+@pytest.mark.parametrize(
+    ("reference", "words"),
+    [
+        ("lr=7", "reference=lr=7 is no level of lr; give one of them, 0.25, 1."),
+        ("optim=adam", "reference=optim=adam names no treatment; varied were lr."),
+    ],
+)
+def test_a_reference_that_is_not_there_is_said(
+    reference: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "points.csv"
+    simulated(0, seeds=1).to_csv(path, index=False)
+    asked = ["savings", str(path), f"reference={reference}"]
+    assert main([*asked, "treatments=lr"]) == 2
+    assert words in capsys.readouterr().err
+    assert main(asked) == 2
+    assert "names a level, and nothing but the mix was varied" in capsys.readouterr().err

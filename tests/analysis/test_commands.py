@@ -241,3 +241,40 @@ def test_a_reader_that_has_enough_is_no_error() -> None:
         said = process.stderr.read()
     assert process.returncode == 0
     assert said == b""
+
+
+@pytest.mark.parametrize("only", ["loss", "fits", "coefficients", "frontier", "isoflop"])
+def test_figures_that_compare_nothing_need_no_baseline(
+    only: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    laws = {"dense": TRUTH["transformer"], "sparse": TRUTH["gdn"]}
+    rows = [
+        (mix, N, C / (6 * N), float(law.loss(N, C / (6 * N))))
+        for mix, law in laws.items()
+        for C in (1e13, 1e14)
+        for best in [float(law.optimum(C)[0])]
+        for N in (best / 4, best / 2, best, 2 * best, 4 * best)
+    ]
+    path = tmp_path / "points.csv"
+    pd.DataFrame(rows, columns=["mix", "N", "D", "loss"]).to_csv(path, index=False)
+    asked = ["figures", str(path), f"out={tmp_path / 'out'}", "resamples=20"]
+    assert main([*asked, f"only={only}"]) == 0
+    assert (tmp_path / "out" / "figures" / f"{only}.png").is_file()
+    capsys.readouterr()
+    told = refused([*asked, "only=savings"], capsys)
+    assert "baseline=transformer is not among the mixes (dense, sparse)" in told
+    # A baseline that was given is not passed over.
+    assert "baseline=mamba2 is not among" in refused(
+        [*asked, "only=loss", "baseline=mamba2"], capsys
+    )
+
+
+def test_tables_that_compare_nothing_need_no_baseline(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "points.csv"
+    laws = {"dense": TRUTH["transformer"], "sparse": TRUTH["gdn"]}
+    grid_points(laws, 1e-3).to_csv(path, index=False)
+    assert main(["tables", str(path), "only=fits", "format=markdown", "resamples=20"]) == 0
+    assert "| dense |" in capsys.readouterr().out
+    assert "is not among" in refused(["report", str(path)], capsys)

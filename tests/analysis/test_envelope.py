@@ -155,3 +155,57 @@ def test_the_command_and_python_say_the_same(
     sizes = [step["N"] for step in steps if step["budgets_used"]]
     assert len(set(sizes)) > 4
     assert len(laws.plot().axes) == 2
+
+
+def test_a_mix_without_an_envelope_is_named_and_the_others_are_fitted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = ladder(EVEN, 10, 6, np.random.default_rng(0), 0.001)
+    ends = good.groupby("run").tail(1).head(8).assign(mix="ends")
+    for law, points in (("envelope", good), ("isoflop", isoflops())):
+        other = ends[[*points.columns]]
+        path = tmp_path / f"{law}.csv"
+        pd.concat([other, points.assign(mix="m")]).to_csv(path, index=False)
+        points.assign(mix="m").to_csv(tmp_path / "alone.csv", index=False)
+        asked = [f"law={law}", "resamples=20", "format=json"]
+        assert main(["fit", str(path), *asked]) == 0
+        both = json.loads(capsys.readouterr().out)
+        assert main(["fit", str(tmp_path / "alone.csv"), *asked]) == 0
+        alone = json.loads(capsys.readouterr().out)
+        assert both["mixes"] == alone["mixes"]
+        (sentence,) = both["unfitted"].values()
+        assert sentence.startswith(f"mix=ends cannot be fitted by law={law}: ")
+        assert sentence in both["notes"]
+        assert "unfitted" not in alone
+        assert main(["fit", str(path), f"law={law}", "resamples=0", "format=csv"]) == 0
+        assert capsys.readouterr().err == f"note: {sentence}\n"
+
+
+def isoflops() -> pd.DataFrame:
+    """Points at three budgets around the law's optimum."""
+    rows = [
+        ("m", f"{C:g}-{k}", N * k, C / (6 * N * k), float(EVEN.loss(N * k, C / (6 * N * k))))
+        for C in (1e19, 1e20, 1e21)
+        for N in [float(EVEN.optimum(C)[0])]
+        for k in (0.25, 0.5, 1, 2, 4)
+    ]
+    return pd.DataFrame(rows, columns=["mix", "run", "N", "D", "loss"])
+
+
+def test_a_mix_of_too_few_sizes_does_not_stop_the_law_of_the_others(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    good = ladder(UNEVEN, 5, 5, np.random.default_rng(0), 0.001)
+    few = good[good["run"] < 1].assign(mix="few")
+    path = tmp_path / "points.csv"
+    pd.concat([few, good]).to_csv(path, index=False)
+    for loss in ("huber", "student"):
+        assert main(["fit", str(path), f"loss={loss}", "format=json"]) == 0
+        both = json.loads(capsys.readouterr().out)
+        good.to_csv(tmp_path / "good.csv", index=False)
+        assert main(["fit", str(tmp_path / "good.csv"), f"loss={loss}", "format=json"]) == 0
+        assert both["mixes"] == json.loads(capsys.readouterr().out)["mixes"]
+        assert "mix=few cannot be fitted: it has 5 points" in both["unfitted"]["few"]
+    # What the mixes share is of all of them.
+    assert main(["fit", str(path), "model=shared_E"]) == 2
+    assert "mix=few cannot be fitted" in capsys.readouterr().err

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
@@ -14,18 +15,19 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.markers import CARETLEFTBASE, CARETRIGHTBASE
 from scipy.optimize import brentq, minimize_scalar
-from synthetic_sweeps import SweepWriter, write_ladder
+from synthetic_sweeps import TRUTH, SweepWriter, grid_points, write_ladder
 
 import analysis
 from ablations.records import project_root
 from analysis.report import figures, results
-from analysis.report.figures.axes import by_size, hollow, power_of_ten
+from analysis.report.figures.axes import by_size, hollow, power_of_ten, size_words
 from analysis.report.figures.drawing import PICTURES, draw
 from analysis.report.figures.rates import best_rate
 from analysis.report.figures.savings import _budgets
 from analysis.report.figures.style import (
     DOUBLE_COLUMN_INCHES,
     LOOKS,
+    RC,
     SINGLE_COLUMN_INCHES,
     SPARE,
     caption,
@@ -33,7 +35,9 @@ from analysis.report.figures.style import (
     looks,
     save,
 )
+from analysis.stats.fit import fit
 from analysis.stats.savings import places, token_range
+from analysis.stats.uncertainty import bootstrap
 from analysis.study import published
 from analysis.study.findings import Findings, find
 from analysis.study.load import load_sweep
@@ -546,3 +550,37 @@ def test_loss_against_the_rate_is_at_the_last_common_budget(
         assert row.loss == pytest.approx(2 + best + 0.5 + 0.005)
     assert by_rows(figure)[-2:] == ["± sd of seeds", "least of a parabola"]
     check_legend(figure)
+
+
+def test_no_two_sizes_are_shown_alike() -> None:
+    assert size_words(["60000000", "1.2e9"]) == {"60000000": "60M", "1.2e9": "1.2B"}
+    assert size_words(["100000", "100100"]) == {"100000": "100k", "100100": "100.1k"}
+    assert size_words(["1e8", "100000000", "tiny"]) == {
+        "1e8": "1e8", "100000000": "100000000", "tiny": "tiny",
+    }  # fmt: skip
+    assert size_words(["nan", "inf", "7"]) == {"nan": "nan", "inf": "inf", "7": "7"}
+
+
+def test_one_column_cuts_no_name_and_covers_no_panel() -> None:
+    base, *others = (f"{mix}@lr_multiplier=0.5,optimizer=muon" for mix in TRUTH)
+    laws = dict(zip((base, *others), TRUTH.values(), strict=True))
+    one = fit(grid_points(laws, 2e-3), "free", "squares")
+    draws = bootstrap(one, "wild", resamples=20)
+    for figure, _ in (
+        figures.iso_loss(one, base, width=SINGLE_COLUMN_INCHES),
+        figures.frontier(one, draws, width=SINGLE_COLUMN_INCHES),
+        figures.coefficients(one, draws, width=SINGLE_COLUMN_INCHES),
+    ):
+        with matplotlib.rc_context(RC):
+            figure.draw_without_rendering()
+        (legend,) = figure.legends
+        whole, box = figure.bbox, legend.get_window_extent()
+        assert whole.x0 <= box.x0 and box.x1 <= whole.x1 and box.y1 <= whole.y1 + 1  # noqa: PT018
+        for axes in figure.axes:
+            assert axes.get_tightbbox().y1 <= box.y0 + 1
+            assert axes.get_window_extent().width > 0.3 * whole.width
+            inside = axes.get_window_extent()
+            for text in axes.texts:
+                own = text.get_window_extent()
+                assert inside.x0 <= own.x0 and own.x1 <= inside.x1 + 1  # noqa: PT018
+                assert inside.y0 - 1 <= own.y0

@@ -86,8 +86,11 @@ def test_a_budget_is_of_the_flops_that_a_mix_s_points_carry() -> None:
         assert one.optimum.flops_per_ND == pytest.approx(factor)
         assert pytest.approx(closed_form(law, 1e13 / factor), rel=1e-4) == one.optimum.N
     notes = list(prediction_doubts(found))
-    assert notes[0] == "transformer: C = 9 N D, the mean of its points' own FLOPs."
+    assert notes[0] == "transformer: C = 9 N D, the mean of the points' own FLOPs."
     assert notes[2].startswith("gdn: C = 6 N D,")
+    alike = predict(points.drop(columns="C"), [Place(C=1e13)], resamples=20)
+    told = [one for one in prediction_doubts(alike) if "N D" in one]
+    assert told == ["transformer, gdn3_attn1, gdn: C = 6 N D, as the points record no FLOPs."]
 
 
 def test_the_interval_of_one_more_run_contains_that_of_the_law() -> None:
@@ -164,9 +167,9 @@ def test_what_lies_outside_is_said_by_its_factors() -> None:
     ]
     assert [one.in_range for one in found.rows if one.mix == "gdn"] == [True, False, False, False]
     far = predict(points, [Place(8e5, 6.4e7), Place(8e6, 6.4e8)], resamples=20)
-    told = [note for note in prediction_doubts(far) if "far outside" in note]
-    assert len(told) == len(TRUTH)
-    assert "(N ×20)" in told[0]
+    (told,) = (note for note in prediction_doubts(far) if "Far outside" in note)
+    assert f": {', '.join(TRUTH)} at N = 8e+06, D = 6.4e+08 (N ×20)." in told
+    assert "8e+05" not in told
 
 
 def test_one_mix_alone_is_predicted() -> None:
@@ -194,7 +197,8 @@ def test_a_budget_whose_optimum_the_points_do_not_know_says_so() -> None:
         for noise, each in found.items()
     }
     assert unknown[1e-5] == []
-    assert unknown[3e-2][0].startswith("transformer at C = 1e+18:")
+    (told,) = unknown[3e-2]
+    assert "transformer at C = 1e+18 (from " in told
 
 
 def test_an_unidentified_E_is_said() -> None:

@@ -150,8 +150,8 @@ def test_what_is_at_a_bound_is_named_as_the_law_names_it() -> None:
 @pytest.mark.parametrize(
     ("axis", "words"),
     [
-        ("N", "law=N needs points of one D, and those of mix=gdn have 1e+09, 1e+10; choose one"),
-        ("D", "law=D needs points of one N, and those of mix=gdn have 1e+08, 1e+09; choose one"),
+        ("N", "law=N needs points of one D, and those of mix=gdn have 1e9, 1e10; choose one"),
+        ("D", "law=D needs points of one N, and those of mix=gdn have 1e8, 1e9; choose one"),
     ],
 )
 def test_one_axis_is_refused_where_the_other_varies(axis: str, words: str) -> None:

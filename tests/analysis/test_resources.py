@@ -1,19 +1,20 @@
 """Savings of parameters, FLOPs and time against brute force, and the published Table 20."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from scipy.optimize import brentq, minimize_scalar
-from synthetic_sweeps import SIZES, TRUTH, SweepWriter, write_ladder
+from synthetic_sweeps import BETA, SIZES, TRUTH, SweepWriter, write_ladder
 
 from ablations.records import SettingError
 from analysis.__main__ import main
 from analysis.stats.fit import Fit, fit
 from analysis.stats.holdout import holdout
-from analysis.stats.laws import Chinchilla
+from analysis.stats.laws import Array, Chinchilla
 from analysis.stats.other_savings import (
     PROJECTED,
     Question,
@@ -22,10 +23,11 @@ from analysis.stats.other_savings import (
     projected,
     savings_of,
 )
-from analysis.stats.savings import savings_factor
+from analysis.stats.savings import savings_factor, timing_draws, timing_scatter
 from analysis.stats.uncertainty import Draws, bootstrap
 from analysis.study.load import load_sweep
 from analysis.study.published import table
+from analysis.study.training import timing_words
 
 BASE, MIX = TRUTH["transformer"], TRUTH["gdn3_attn1"]
 
@@ -230,3 +232,78 @@ def test_bad_input_is_one_sentence(
     assert sentence in told.err
     assert told.err.count("\n") == 1
     assert told.out == ""
+
+
+def timed(
+    exact: pd.DataFrame, rng: np.random.Generator, seeds: int, sd: float, slower: float = 0.8
+) -> pd.DataFrame:
+    """Seeds of equal losses; a token of the mix takes `slower` times the baseline's, each run with
+    its luck."""
+    runs = [exact.assign(seed=seed, run=exact["run"] + f"-{seed}") for seed in range(seeds)]
+    points = pd.concat(runs, ignore_index=True)
+    luck = points["run"].map({run: rng.normal(0, sd) for run in dict.fromkeys(points["run"])})
+    per_token = 1e-12 * points["N"] * np.where(points["mix"] == "transformer", 1, slower)
+    return points.assign(seconds=points["D"] * per_token * np.exp(luck))
+
+
+def test_the_interval_of_a_time_saving_holds_the_truth_and_not_without_the_timing_s_scatter(
+    exact: pd.DataFrame,
+) -> None:
+    # Laws are drawn with an error that is known, so that intervals of tokens hold the truth, and
+    # times with one that the runs must show. 1.3 times fewer tokens, each in 0.8 of the time.
+    rng, truth, sd = np.random.default_rng(0), 1.3 / 0.8, 0.05
+    one, draws = fitted(timed(exact, rng, 2, 0.2))
+
+    def law(error: Array | float) -> Chinchilla:
+        return replace(BASE, B=BASE.B * (1.3 * np.exp(error)) ** -BETA)
+
+    held = bare = 0
+    for seed in range(60):
+        error = rng.normal(0, sd)
+        mixes = {"transformer": BASE, "gdn3_attn1": law(error)}
+        drawn = {"transformer": BASE, "gdn3_attn1": law(error + rng.normal(0, sd, 400))}
+        own = replace(
+            one, points=timed(exact, rng, 2, 0.2),
+            mixes={mix: replace(fit, law=mixes[mix]) for mix, fit in one.mixes.items()},
+        )  # fmt: skip
+        some = replace(draws, laws=drawn, resamples=400, seed=seed)
+        question = Question("time", float(SIZES["200k"]), 1.6e7)
+        (found,) = savings_of(own, some, "transformer", question)
+        held += found.low < truth < found.high
+        reach = np.exp(1.96 * sd)
+        bare += found.value / reach < truth < found.value * reach
+    # Of 60 at 0.95 fewer than 52 hold in one of a hundred tests, and all of them in one of twenty.
+    assert held >= 52
+    assert bare < 40
+
+
+def test_the_timing_s_scatter_is_pooled_over_runs_of_one_mix_and_size(exact: pd.DataFrame) -> None:
+    points = timed(exact, np.random.default_rng(1), 3, 0.3)
+    last = points.sort_values("D").groupby("run").tail(1)
+    logs = np.log(last["seconds"] / last["D"])
+    off = logs - logs.groupby([last["mix"], last["size"]]).transform("mean")
+    cells = last.groupby(["mix", "size"]).ngroups
+    scatter = timing_scatter(points)
+    assert scatter.dof == 3 * cells - cells
+    assert scatter.sd == pytest.approx(np.sqrt((off**2).sum() / scatter.dof))
+    assert "(16 repeated run(s)); the interval of a time saving holds that" in timing_words(points)
+    # The median of three normal values has a standard deviation of 0.670 (Teichroew 1956), and on
+    # 16 degrees of freedom sqrt(16 / chi2) adds a factor sqrt(16 / 14).
+    spread = timing_draws(points, 4000, 0).std() / scatter.sd
+    assert spread == pytest.approx(0.6698 * np.sqrt(16 / 14), rel=0.02)
+
+
+def test_with_one_run_each_the_timing_s_scatter_is_said_to_be_unknown(
+    sweep: SweepWriter, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_ladder(sweep, seeds=(0,))
+    asked = ["savings", str(sweep.path), "resamples=20", "format=json"]
+    found = {}
+    for kind in ("tokens", "time"):
+        assert main([*asked, f"kind={kind}"]) == 0
+        found[kind] = json.loads(capsys.readouterr().out)
+    assert "from run to run is unknown" in found["time"]["notes"][-1]
+    assert not any("run to run is unknown" in note for note in found["tokens"]["notes"])
+    for tokens, time in zip(found["tokens"]["savings"], found["time"]["savings"], strict=True):
+        # Every run of the writer takes the same time per token.
+        assert (time["low"], time["high"]) == pytest.approx((tokens["low"], tokens["high"]))

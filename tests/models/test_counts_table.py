@@ -145,7 +145,9 @@ IMPOSSIBLE = {
     "unknown mixer": (
         {"mix.pattern": ["gdn", "rwkv"]}, "mixer=rwkv is not known; valid: attn, gdn, mamba2"),
     "depth": ({"mix.pattern": ["gdn", "gdn", "attn"], "mix.last": None}, "give 3 or 6, or set"),
-    "heads": ({"size.n_heads": 3}, "size.n_heads=3 must divide size.d_model=32.*valid: 1, 2, 4"),
+    "heads": (
+        {"size.n_heads": 3},
+        "size.n_heads=3 must divide size.d_model=32.*d_model=30, or size.n_heads of 1, 2, 4"),
     "kv heads": ({"size.n_kv_heads": 3}, "size.n_kv_heads=3 is not known; valid: 1, 2"),
     "window": (
         {"protocol.windows": [512, 0]}, "windows=.512, 0. .*context=256 of size=50k.*at most 256"),
@@ -199,3 +201,13 @@ def test_what_is_not_known_is_refused_with_what_is(capsys, arguments, words):
     assert (code, out) == (2, "")
     assert words in err
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["protocol.max_steps=x", "protocol.schedule=wsds", "size.corpus=mine"],
+)
+def test_a_setting_that_no_count_depends_on_is_refused(capsys, word):
+    code, out, err = ask(capsys, "size=50k", "mix=gdn", word)
+    assert (code, out) == (2, "")
+    assert err == f"error: {word} decides nothing of what a model is or costs; leave it out.\n"

@@ -1,6 +1,7 @@
 """Matching in parameters and FLOPs, by the MLP's width and by heads."""
 
 import csv
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -162,3 +163,34 @@ def test_what_cannot_be_is_one_sentence_with_what_can(changes, words):
         match(HYBRID, SMALL, PUBLISHED, 256, **{"context": 8192, **changes})
     assert "\n" not in str(error.value)
     assert str(error.value).endswith(".")
+
+
+@pytest.mark.parametrize("width", [48])
+def test_the_width_that_a_refusal_gives_is_the_nearest_that_matches(width):
+    size, asked = replace(load_size("50k")[0], d_model=width), {"tolerance": 0.002}
+    mix = load_mix("gdn")
+    with pytest.raises(SettingError, match="cannot be matched") as refused:
+        match(mix, size, Geometry(), 256, **asked)
+    told = str(refused.value).partition("; give ")[2]
+    nearest = int(re.match(r"size\.d_model=(\d+), ", told)[1])
+    for other in range(4, 2 * width + 1, 4):
+        if abs(other - width) < abs(nearest - width):
+            with pytest.raises(SettingError):
+                match(mix, replace(size, d_model=other), Geometry(), 256, **asked)
+    match(mix, replace(size, d_model=nearest), Geometry(), 256, **asked)
+    if heads := re.search(r"size\.n_heads=(\d+), ", told):
+        match(mix, replace(size, n_heads=int(heads[1])), Geometry(), 256, **asked)
+    enough = float(re.search(r"protocol\.tolerance=([\d.]+)", told)[1])
+    match(mix, size, Geometry(), 256, tolerance=enough)
+
+
+def test_the_other_knob_is_given_where_it_matches_and_only_there():
+    size = load_size("50k")[0]
+    with pytest.raises(SettingError, match=r"; give protocol\.knob=mlp_hidden, protocol\.tol"):
+        match(load_mix("gdn"), size, Geometry(), 256, knob="heads")
+    match(load_mix("gdn"), size, Geometry(), 256, knob="mlp_hidden")
+    wide = replace(size, d_model=48)
+    for tolerance in (0.002, 0.0):
+        with pytest.raises(SettingError) as refused:
+            match(load_mix("gdn"), wide, Geometry(), 256, tolerance=tolerance)
+        assert "protocol.knob=heads" not in str(refused.value)

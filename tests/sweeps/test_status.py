@@ -255,3 +255,25 @@ def test_names_and_errors_move_no_cursor(sweep, capsys):
         view.summary(state.look([run]), terminal)
     assert "\x1b[2J" not in captured.get()
     assert "\x1b]0" not in captured.get()
+
+
+def test_a_path_is_answered_with_the_setting_that_names_its_folder(sweep, tmp_path, capsys):
+    """As printed, the setting shows the sweep."""
+    elsewhere = tmp_path / "empty"
+    elsewhere.mkdir()
+    for path, hint in (
+        (sweep / "ladder", f"ladder runs={sweep}"),
+        (sweep, f"runs={sweep}"),
+    ):
+        for words in ([str(path)], ["logs", str(path)], ["cancel", str(path)]):
+            code, _, err = command(elsewhere, capsys, *words)
+            if path == sweep / "ladder" and words == [str(path)]:
+                assert code == 0  # a sweep is read wherever it lies
+                continue
+            assert code == 2
+            assert f"give {hint}" in err
+        assert status.main(hint.split()) == 0
+        assert "ladder" in capsys.readouterr().out or path != sweep
+    code, _, err = command(elsewhere, capsys, "nothing")
+    assert code == 2
+    assert "for those of another folder give runs=DIR" in err

@@ -30,6 +30,7 @@ from analysis.report.figures.style import (
     SPACING_EMS,
     Look,
 )
+from analysis.study.rows import NUMBER
 from models.format import count, scientific
 
 Drawn = tuple[Figure, pd.DataFrame]
@@ -133,9 +134,9 @@ def cross_out(axes: Axes, own: pd.DataFrame, x: str, y: str) -> None:
 
 
 def mix_handles(style: dict[str, Look], fitted: bool = False) -> list[Line2D]:
-    """A legend entry a mix, with its line where one is drawn."""
+    """A legend entry a mix, with its line where one is drawn: thin, so that its dashes fit."""
     return [
-        Line2D([], [], color=look.colour, marker=look.marker, ms=4, mew=0.7, mfc="none",
+        Line2D([], [], color=look.colour, marker=look.marker, ms=4, mew=0.7, mfc="none", lw=1.1,
                ls=look.line if fitted else "", label=mix)
         for mix, look in style.items()
     ]  # fmt: skip
@@ -173,7 +174,8 @@ def legend(
 ) -> None:
     """A legend outside the axes, read by rows: above them in as many columns as fit.
 
-    Each group begins a row where not all fit into one. `beside` puts it at the right on a page's
+    Each group begins a row where not all fit into one. Words that are wider than the figure are
+    wrapped, and a name that is wider is set smaller. `beside` puts it at the right on a page's
     width, unless its words would take too much of that.
     """
     shown = [group for group in groups if group]
@@ -182,6 +184,11 @@ def legend(
     inches = figure.get_size_inches()[0]
     points = LEGEND_POINTS if inches > SINGLE_COLUMN_INCHES else SMALL_LEGEND_POINTS
     every = [handle for group in shown for handle in group]
+    most = inches - EDGE_INCHES
+    for one in every:
+        one.set_label(_wrapped(str(one.get_label()), points, most))
+    longest = max(_entry_inches(str(one.get_label()), points) for one in every)
+    points *= min(1.0, most / longest)
     widths = {id(one): _entry_inches(str(one.get_label()), points) for one in every}
     look: dict[str, Any] = {
         "title": title, "alignment": "left", "fontsize": points, "title_fontsize": points,
@@ -193,7 +200,7 @@ def legend(
     def fits(rows: Sequence[Sequence[Artist]]) -> bool:
         columns = zip_longest(*rows)
         used = sum(max(widths[id(one)] for one in column if one) for column in columns)
-        return used <= inches - EDGE_INCHES
+        return used <= most
 
     def rows_of(group: Sequence[Artist], columns: int) -> list[Sequence[Artist]]:
         return [group[at : at + columns] for at in range(0, len(group), columns)]
@@ -206,11 +213,24 @@ def legend(
     columns = max(map(len, rows))
     # Panels keep their height however many rows stand above them.
     line = points * LINE_EMS / 72
-    figure.set_size_inches(inches, figure.get_size_inches()[1] + line * max(len(rows) - 2, 0))
+    lines = sum(1 + max(str(one.get_label()).count("\n") for one in row) for row in rows)
+    figure.set_size_inches(inches, figure.get_size_inches()[1] + line * max(lines - 2, 0))
     # A legend is filled by columns, and a short row with entries that show nothing.
     full = [[*row, *[Line2D([], [], ls="", label="")] * (columns - len(row))] for row in rows]
     by_column = [one for column in zip(*full, strict=True) for one in column]
     figure.legend(handles=by_column, loc="outside upper left", ncols=columns, **look)
+
+
+def _wrapped(words: str, points: float, most: float) -> str:
+    """Words of a legend's entry in lines of at most `most` inches, where they can be."""
+    lines: list[str] = []
+    for word in words.split(" "):
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and _entry_inches(longer, points) > most:
+            lines.append(word)
+        else:
+            lines[-1:] = [longer]
+    return "\n".join(lines)
 
 
 def _entry_inches(words: str, points: float) -> float:
@@ -265,8 +285,9 @@ def by_size(
             sizes, ramp(len(sizes)) if one else shades(look.colour, len(sizes)), strict=True
         )
     }
+    words = size_words(sizes)
     named = [
-        Line2D([], [], color=colour, lw=2, label=f"size {_size_words(size)}")
+        Line2D([], [], color=colour, lw=2, label=f"size {words[size]}")
         for size, colour in zip(
             sizes, ramp(len(sizes)) if one else shades("#000000", len(sizes)), strict=True
         )
@@ -274,12 +295,19 @@ def by_size(
     return colours, [[] if one else mix_handles(style, fitted=True), thinned(named, MOST_SIZES)]
 
 
-def _size_words(size: str) -> str:
-    """A size's name; of points that carry none it is N."""
-    try:
-        return count(float(size), 3)
-    except ValueError:
-        return size
+def size_words(sizes: Iterable[str]) -> dict[str, str]:
+    """How sizes are shown: by their names, and where a name is a number, with its unit.
+
+    No two are shown alike.
+    """
+    names = list(dict.fromkeys(sizes))
+    for digits in (3, 4, 6, 9):
+        shown = {
+            name: count(float(name), digits) if NUMBER.fullmatch(name) else name for name in names
+        }
+        if len(set(shown.values())) == len(names):
+            return shown
+    return {name: name for name in names}
 
 
 def in_order(mixes: Iterable[object]) -> list[str]:

@@ -8,10 +8,11 @@ from pathlib import Path
 
 from ablations.records import SettingError, one_of
 from analysis.report import figures
-from analysis.report.figures.axes import Drawn
+from analysis.report.figures.axes import Drawn, size_words
 from analysis.report.figures.losses import domains
 from analysis.report.figures.rates import loss_by_rate
 from analysis.report.figures.style import DOUBLE_COLUMN_INCHES, save
+from analysis.stats.fit import each_mix
 from analysis.stats.isoflop_draws import draw_isoflop
 from analysis.stats.rays import IsoFlop, fit_isoflop
 from analysis.stats.uncertainty import METHOD_WORDS
@@ -111,6 +112,12 @@ def _no_comparison(found: Findings) -> str:
     result = found.study
     if found.points["mix"].nunique() < 2:
         return "one mix only; add a second one to the sweep"
+    if not result.has_baseline:
+        mixes = result.arms.mixes(result.mixes)
+        return (
+            f"baseline={result.baseline} is not among the mixes ({', '.join(mixes)}); give one of "
+            f"them, baseline={mixes[0]}"
+        )
     if clause := _no_fit(found):
         return clause
     assert result.fit is not None
@@ -150,7 +157,7 @@ def _savings(found: Findings, told: str, width: float) -> Drawn:
     assert result.fit is not None
     assert result.draws is not None
     return figures.savings_against_size(
-        result.fit, result.draws, result.free, _compared(found), told, result.law_fails, width,
+        result.fit, result.draws, result.free, result.compared, told, result.law_fails, width,
         published.savings(found.sweep),
     )  # fmt: skip
 
@@ -159,16 +166,10 @@ def _savings_loss(found: Findings, told: str, width: float) -> Drawn:
     result = found.study
     assert result.fit is not None
     assert result.draws is not None
-    versus = _compared(found)
-    N = min(result.fit.mixes[baseline].N_range[1] for baseline in versus.values())
+    N = min(result.fit.mixes[baseline].N_range[1] for baseline in result.compared.values())
     return figures.savings_against_loss(
-        result.fit, result.draws, versus, N, told, result.law_fails, width
+        result.fit, result.draws, result.compared, N, told, result.law_fails, width
     )
-
-
-def _compared(found: Findings) -> dict[str, str]:
-    """The baseline of each mix that has a law, as its baseline has."""
-    return {mix: own for own, mixes in found.study.compared.items() for mix in mixes}
 
 
 def _interaction(found: Findings, told: str, width: float) -> Drawn:
@@ -180,6 +181,8 @@ def _interaction(found: Findings, told: str, width: float) -> Drawn:
 
 
 def _no_interaction(found: Findings) -> str:
+    if found.sweep.arms.treatments and not found.study.has_baseline:
+        return _no_comparison(found)
     if not found.study.contrasts:
         return (
             "runs vary the mix alone, or every arm is compared with one; two levels of another "
@@ -209,23 +212,22 @@ def _fits(found: Findings, told: str, width: float) -> Drawn:
 
 
 def _parabolas(found: Findings) -> tuple[dict[str, IsoFlop], dict[str, str]]:
-    """Fits of law=isoflop by mix, and why the others have none."""
-    fits: dict[str, IsoFlop] = {}
-    refused: dict[str, str] = {}
-    for mix, own in found.points.groupby("mix", sort=False):
-        try:
-            fits |= fit_isoflop(own, "huber")
-        except SettingError as error:
-            refused[str(mix)] = str(error).partition(": ")[2].rstrip(".")
-    return fits, refused
+    """Fits of law=isoflop by mix, and why the others have none. Raises SettingError without any."""
+    fits, refused = each_mix(found.points, lambda own: fit_isoflop(own, "huber"))
+    return fits, {mix: _clause(told) for mix, told in refused.items()}
+
+
+def _clause(refusal: str) -> str:
+    return refusal.partition(": ")[2].rstrip(".")
 
 
 def _no_parabolas(found: Findings) -> str:
-    fits, refused = _parabolas(found)
-    if fits:
-        return ""
-    mix, clause = next(iter(refused.items()))
-    return f"no sizes at equal C to find the best of: {mix}: {clause}"
+    try:
+        _parabolas(found)
+    except SettingError as error:
+        mix = next(iter(found.points["mix"]))
+        return f"no sizes at equal C to find the best of: {mix}: {_clause(str(error))}"
+    return ""
 
 
 def _isoflop(found: Findings, told: str, width: float) -> Drawn:
@@ -252,7 +254,7 @@ def _no_holdout(found: Findings) -> str:
 
 def _iso_loss(found: Findings, told: str, width: float) -> Drawn:
     assert found.study.fit is not None
-    return figures.iso_loss(found.study.fit, _compared(found), told, width)
+    return figures.iso_loss(found.study.fit, found.study.compared, told, width)
 
 
 def _no_flops(found: Findings) -> str:
@@ -274,7 +276,8 @@ def _no_rates(found: Findings) -> str:
 def _rates_words(found: Findings) -> str:
     table, _ = loss_by_rate(found.points, found.sweep.arms)
     places = table.groupby("size", sort=False)["D"].mean()
-    told = ", ".join(f"{size}: {count(D, 3)}" for size, D in places.items())
+    words = size_words(map(str, places.index))
+    told = ", ".join(f"{words[str(size)]}: {count(D, 3)}" for size, D in places.items())
     return (
         f"At the largest budget that all arms of a size reached, tokens {told}. Bars: one standard "
         "deviation of seeds either way. Diamond: least of the parabola in log rate through the "

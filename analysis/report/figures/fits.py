@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.lines import Line2D
 from matplotlib.markers import CARETLEFTBASE, CARETRIGHTBASE, MarkerStyle
+from matplotlib.ticker import MaxNLocator
 
 from ablations.records import visible
 from analysis.report.figures.axes import (
@@ -34,6 +35,9 @@ from models.format import count, percent
 
 # Their bases stand on the end, their tips beyond it.
 ARROWS = (CARETLEFTBASE, CARETRIGHTBASE)
+# Ticks of a coefficient's axis; a letter of a name beside it, and the share of the figure's width
+# that names may take there.
+MOST_TICKS, NAME_INCHES, MOST_BESIDE = 3, 0.06, 0.3
 NAMES = {"E": "E", "A": "A", "alpha": "α", "B": "B", "beta": "β"}
 
 
@@ -185,12 +189,15 @@ def coefficients(
                     mfc=look.colour if ours else "white",
                 )  # fmt: skip
             axes.set_title(NAMES[name])
+            axes.xaxis.set_major_locator(MaxNLocator(MOST_TICKS))
             finite = own[["low", "high"]].to_numpy()
             if name in "AB" and (finite > 0).all() and finite.max() > 20 * finite.min():
                 log_axis(axes, "", flops=True)
         for axes in grid[len(PARAMETERS) :]:
             axes.remove()
-        grid[0].set_yticks(range(len(style)), [visible(mix) for mix in style])
+        # Long names would leave the panels no room.
+        beside = max(map(len, style)) * NAME_INCHES < MOST_BESIDE * width
+        grid[0].set_yticks(range(len(style)), [visible(mix) if beside else "" for mix in style])
         grid[0].set_ylim(len(style) - 0.5, -0.5)
         handles = [Line2D([], [], color=GREY, marker="o", ms=4.5, lw=1.4,
                           label=f"fitted, {percent(draws.level, 'g')} interval")]  # fmt: skip
@@ -201,6 +208,6 @@ def coefficients(
                                   label=words))  # fmt: skip
         if published is not None:
             handles.append(published_handle("published"))
-        legend(figure, handles)
+        legend(figure, [] if beside else mix_handles(style), handles)
         caption(figure, note)
     return figure, table

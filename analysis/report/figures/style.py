@@ -34,7 +34,7 @@ WIDTHS = {"double": DOUBLE_COLUMN_INCHES, "single": SINGLE_COLUMN_INCHES}
 NOTE_POINTS = 6.5
 LEGEND_POINTS, SMALL_LEGEND_POINTS = 8.0, 7.0
 # Of a legend, in its type size: a handle, between handle and words, and between columns.
-HANDLE_EMS, PAD_EMS, SPACING_EMS = 2.0, 0.6, 1.4
+HANDLE_EMS, PAD_EMS, SPACING_EMS = 2.4, 0.6, 1.2
 NOTE_SPACING = 1.35
 RC: Any = {
     # Times, as most venues set their text, and narrow enough for a column; then what it lacks.

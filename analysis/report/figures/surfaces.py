@@ -33,6 +33,8 @@ from analysis.stats.uncertainty import Draws
 
 # Contours and frontiers are drawn this far beyond the measured range, in N and D or in C.
 BEYOND = 2.0
+# Room for the loss at the end of a contour, and what stands beside the axes.
+LABEL_INCHES, AXIS_INCHES = 0.36, 0.75
 BEYOND_C = 10.0
 
 
@@ -55,8 +57,9 @@ def iso_loss(
     shown = []
     with drawing(width, 0.5 + 3.0 * rows) as figure:
         grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
+        label = LABEL_INCHES / (width / columns - AXIS_INCHES)
         for axes, mix in zip(grid, others, strict=False):
-            shown.append(_contours(axes, fit, versus[mix], mix))
+            shown.append(_contours(axes, fit, versus[mix], mix, label))
         for axes in grid[len(others) :]:
             axes.remove()
         legend(figure, [
@@ -68,7 +71,8 @@ def iso_loss(
     return figure, pd.concat(shown, ignore_index=True).replace(np.inf, np.nan)
 
 
-def _contours(axes: Axes, fit: Fit, baseline: str, mix: str) -> pd.DataFrame:
+def _contours(axes: Axes, fit: Fit, baseline: str, mix: str, label: float) -> pd.DataFrame:
+    """Contours of one panel; `label` is the share of its width that a contour's loss takes."""
     both = {name: look for name, look in looks(fit.mixes).items() if name in (baseline, mix)}
     points = fit.points[fit.points["mix"].isin(list(both))]
     (low_n, high_n), (low_d, high_d) = (
@@ -90,14 +94,17 @@ def _contours(axes: Axes, fit: Fit, baseline: str, mix: str) -> pd.DataFrame:
             rows.append(pd.DataFrame(columns | {"in_range": inside}))
             if name == baseline and seen.any():
                 at = np.flatnonzero(seen)[-1]
+                # Above the axis where the contour ends there.
+                low = at < len(N) - 1
                 axes.annotate(
-                    f"{target:.3f}", (N[at], tokens[at]), xytext=(3, 0), va="center",
-                    textcoords="offset points", fontsize=6.5, color="#444444",
+                    f"{target:.3f}", (N[at], max(tokens[at], low_d / BEYOND)), xytext=(3, 2 * low),
+                    va="bottom" if low else "center", textcoords="offset points", fontsize=6.5,
+                    color="#444444",
                 )  # fmt: skip
     for name, look in both.items():
         own = points[points["mix"] == name]
         axes.plot(own["N"], own["D"], **hollow(look, 3, len(points)))
-    axes.set_xlim(N[0], N[-1] * 1.35)
+    axes.set_xlim(N[0], N[-1] * (N[-1] / N[0]) ** (label / (1 - label)))
     axes.set_ylim(low_d / BEYOND, high_d * BEYOND)
     log_axis(axes, "N, parameters")
     log_axis(axes, "D, training tokens", vertical=True)
