@@ -31,8 +31,10 @@ from analysis.stats.rays import (
     fit_isoflop,
     fit_rays,
 )
+from analysis.stats.seeds import size_places
 from analysis.stats.uncertainty import METHOD_WORDS
-from analysis.study.checks import doubts
+from analysis.study.caveats import ranked
+from analysis.study.checks import doubts, merged
 from models.format import percent
 
 Form = Literal["chinchilla", "gamma", "ray", "N", "D", "isoflop", "envelope"]
@@ -118,7 +120,7 @@ def law_answer(
         "parameters": fitted.n_parameters,
     }
     caveats = [f"{mix}: {one}." for mix, fit in fitted.mixes.items() for one in fit.caveats]
-    notes = [f"{fitted.words}.", *caveats, *doubts(points)]
+    notes = [f"{fitted.words}.", *caveats, *map(str, doubts(points))]
     return LawAnswer(head | {"mixes": mixes, "notes": notes}, _rows(mixes), notes, fitted)
 
 
@@ -164,7 +166,7 @@ def _rays(
         for mix, one in fits.items()
     }
     notes = [f"{mix}: {caveat}." for mix, one in fits.items() for caveat in one.terms.caveats]
-    notes += doubts(points)
+    notes += map(str, doubts(points))
     laws = {mix: one.law for mix, one in fits.items()}
     document = head | {"mixes": mixes, "notes": notes}
     return LawAnswer(document, _rows(mixes), notes, rays=laws, axis=axis, points=points)
@@ -193,7 +195,7 @@ def _isoflop(
         *_exponent_notes(fits, errors, mixes, draws, resamples, lacking),
         *_outside_notes(rows),
         *_interval_notes(points, made),
-        *doubts(points),
+        *map(str, doubts(points)),
     ]
     if minimum == "akima":
         head = head | {"loss": None, "delta": None}
@@ -214,6 +216,8 @@ def _envelope(
     rows = [{"mix": mix} | step for mix, one in mixes.items() for step in one["steps"]]
     lacking = "two best sizes that lie between others"
     made = _made(resamples, seed, level)
+    # Whatever its sizes are called, the envelope tells them apart by N.
+    by_N = points.groupby("mix")["N"].transform(lambda N: size_places(N.to_numpy(float)))
     notes = [
         *_exponent_notes(fits, {}, mixes, draws, resamples, lacking),
         *_interval_notes(points, made),
@@ -222,7 +226,7 @@ def _envelope(
         "a cosine schedule lie above what a schedule of their own would reach.",
         "Where runs scatter by more than 0.1 % of the loss the envelope keeps the lucky ones, and "
         "its exponents are biased by more than the interval says (docs/statistics.md).",
-        *doubts(points),
+        *map(str, ranked([*doubts(points), *merged(points, by_N)])),
     ]
     head = head | {"loss": None, "delta": None} | made
     document = head | {"mixes": mixes, "notes": notes}
@@ -340,7 +344,7 @@ def _all_models(points: pd.DataFrame, law: str, resamples: int, seed: int) -> La
     notes = [
         f"Lowest AICc: {best.model}. Least squares on log residuals; likelihood ratios against "
         f"free, p by parametric bootstrap, {resamples} resamples, seed {seed}.",
-        *doubts(points),
+        *map(str, doubts(points)),
     ]
     mixes = {mix: one.law.as_dict() | one.certificate for mix, one in best.fit.mixes.items()}
     document = {"law": law, "loss": "squares", "best": best.model, "models": rows, "mixes": mixes}
