@@ -41,7 +41,9 @@ def literal(value: Any) -> Any:
         marked = _MARKUP.sub(lambda found: _mark(found[0]), value)
         return _NUMBERED.sub(lambda found: found[1] + _mark(found[2]), marked)
     if isinstance(value, pd.DataFrame):
-        return _words_mapped(value, literal)
+        made = _words_mapped(value, literal)
+        made.attrs = literal(value.attrs)
+        return made
     if isinstance(value, dict):
         return {literal(key): literal(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple | set):
