@@ -37,7 +37,7 @@ from ablations import formats
 from ablations.formats import STATES, DamagedRecord
 from ablations.spec import RunSpec, completed, current_name
 from ablations.versions import check_defaults
-from models.errors import SettingError, one_of
+from models.errors import SettingError, nearest, one_of
 from models.safe_yaml import parse_yaml
 from models.terminal import readable
 from models.text import HIDDEN, visible
@@ -50,6 +50,7 @@ __all__ = [
     "SettingError",
     "directory_of",
     "move_aside",
+    "nearest",
     "one_of",
     "project_root",
     "read_sweep",

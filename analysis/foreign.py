@@ -41,16 +41,18 @@ def literal(value: Any) -> Any:
         marked = _MARKUP.sub(lambda found: _mark(found[0]), value)
         return _NUMBERED.sub(lambda found: found[1] + _mark(found[2]), marked)
     if isinstance(value, pd.DataFrame):
-        return _words_mapped(value, literal)
+        made = _words_mapped(value, literal)
+        made.attrs = literal(value.attrs)
+        return made
     if isinstance(value, dict):
         return {literal(key): literal(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple | set):
         return type(value)(literal(inner) for inner in value)
     if is_dataclass(value) and not isinstance(value, type):
-        made = copy.copy(value)
+        copied = copy.copy(value)
         for name, inner in vars(value).items():  # what it has computed and kept as well
-            object.__setattr__(made, name, literal(inner))
-        return made
+            object.__setattr__(copied, name, literal(inner))
+        return copied
     return value
 
 

@@ -198,7 +198,7 @@ class Savings(Result):
         self.title = f"Savings of {kind} over {baseline} in {sweep.name}"
         # Points alone say nothing of what else differed.
         comparisons = [compare(sweep, own, mix) for mix, own in answer.versus.items() if sweep.runs]
-        self.caveats = [*control_caveats(comparisons), *notes_of(sweep), *answer.notes]
+        self.caveats = [*map(str, control_caveats(comparisons)), *notes_of(sweep), *answer.notes]
         self.how = {
             "law": FORMS["chinchilla"],
             "model": model,

@@ -9,7 +9,6 @@ same checks (`check`). Plain Python, as help and mistakes should answer at once.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import inspect
 import math
 import numbers
@@ -24,7 +23,7 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from models.errors import SettingError, one_of
+from models.errors import SettingError, nearest, one_of
 from models.terminal import readable
 from models.text import visible
 
@@ -284,10 +283,9 @@ def _unknown(key: str, cls: type) -> SettingError:
     valid = [one for name, fact in _facts(cls).items()
              for one in ([f"{prefix}NAME" for prefix in fact.prefixes] or [name])]  # fmt: skip
     plain = key.lstrip("-").replace("-", "_")
-    near = difflib.get_close_matches(plain, valid, n=2)
-    near = near or [one for one in valid if len(plain) > 2 and plain in one]
-    nearest = f"nearest: {', '.join(near)}; " if near else ""
-    return SettingError(f"{key} is not a setting; {nearest}valid: {', '.join(sorted(valid))}.")
+    return SettingError(
+        f"{key} is not a setting; {nearest(plain, valid)}valid: {', '.join(sorted(valid))}."
+    )
 
 
 def _place(facts: Mapping[str, Facts], words: list[str], given: dict[str, Any]) -> None:

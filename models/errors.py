@@ -1,6 +1,12 @@
 """The one exception that means "the user can mend this": every command makes it exit code 2."""
 
+import difflib
+from collections.abc import Iterable
+
 from models.text import visible
+
+FEW = 4
+"""So many choices are read at once, with no word of which is nearest."""
 
 
 class SettingError(ValueError):
@@ -17,8 +23,17 @@ class SettingError(ValueError):
 
 def one_of(setting: str, value: object, valid: object) -> SettingError:
     """The sentence for a value outside a closed list."""
-    choices = ", ".join(sorted(map(str, valid)))  # type: ignore[call-overload]
-    return SettingError(f"{setting}={value!s} is not known; valid: {choices}.")
+    choices = sorted(map(str, valid))  # type: ignore[call-overload]
+    near = nearest(str(value), choices) if len(choices) > FEW else ""
+    return SettingError(f"{setting}={value!s} is not known; {near}valid: {', '.join(choices)}.")
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """`nearest: a, b; ` of the valid names that `name` may be a slip of; nothing where none is."""
+    valid = list(dict.fromkeys(valid))
+    near = difflib.get_close_matches(name, valid, n=2)
+    near = near or [one for one in valid if len(name) > 2 and name in one][:2]
+    return f"nearest: {', '.join(near)}; " if near else ""
 
 
 def not_ascii(sweep: str, odd: str) -> SettingError:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import islice
+from typing import Any
 
 from models.config import Blueprint, ModelConfig
 from models.cost import flops_per_token, parameters
@@ -131,7 +132,7 @@ def _helps(
     """Settings that would match within the tolerance: the nearest width, the nearest number of
     heads, the other knob."""
 
-    def matches(by: str, **changes: int) -> bool:
+    def matches(by: str, **changes: Any) -> bool:
         try:
             match(
                 mix, replace(size, **changes), geometry, vocab_size, how=how, knob=by,

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-from ablations.records import one_of
 from analysis.commands.common import Studied, find, folder, shown
 from models.command import setting
 
@@ -25,9 +24,7 @@ def run(asked: Settings) -> str:
 
     found = find("tables", asked, compares=False)
     cells, exact = report.cells(found), report.numbers(found)
-    for name in asked.only:
-        if name not in cells | exact:
-            raise one_of("only", name, tuple(cells | exact))
+    report.check_names(asked.only, cells | exact)
     if asked.format == "files":
         out = folder(asked) / "tables"
         report.make_writable(out)

@@ -71,11 +71,13 @@ def _control(found: Findings) -> Iterator[tuple[str, str, str]]:
 
 def _statistics(found: Findings) -> Iterator[tuple[str, str, str]]:
     result, points = found.study, found.points
-    seeds = points.groupby(["mix", "size"])["seed"].nunique()
+    # Runs at one budget, as a CSV may name runs and no seeds.
+    at_budget = points.groupby(["mix", "size", "D"])["run"].nunique()
+    seeds = at_budget.groupby(["mix", "size"]).max()
     told = "–".join(map(str, sorted({int(seeds.min()), int(seeds.max())}))) + " a mix and size"
     yield "Several seeds everywhere?", _verdict(bool(seeds.min() > 1)), told
     sizes = points["size"].nunique()
-    yield "Four sizes or more?", _verdict(sizes > 3), f"{sizes} sizes; three cannot test the law"
+    yield "Four sizes or more?", _verdict(sizes > 3), f"{sizes} size(s); three cannot test the law"
     if result.lack is None:
         why = "no law is fitted" if result.fit is None else "no repeated seeds"
         yield "Does the law describe the points?", UNKNOWN, why

@@ -1,14 +1,14 @@
 """A report as blocks, written as Markdown here and as a page in `analysis.report.page`.
 
 Text in blocks is Markdown of one line, **bold** and `code`; what comes from elsewhere is marked as
-text in it (`analysis.foreign`). Only files of the report are links. How each block is written in
-either format stands in templates/.
+text in it (`analysis.foreign`). Links lead to files of the report and to its sections alone. How
+each block is written in either format stands in templates/.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ class Heading:
 
     @property
     def anchor(self) -> str:
-        """What a link within the page leads to."""
+        """What a link within the report leads to, as GitHub makes it of a heading."""
         return re.sub(r"[^a-z0-9]+", "-", self.text.lower()).strip("-")
 
 
@@ -45,6 +45,20 @@ class Text:
 class Bullets:
     items: tuple[str, ...]
     lead: bool = False
+
+
+@dataclass(frozen=True)
+class Linked:
+    """Sentences, each with the section that shows what it says."""
+
+    items: tuple[tuple[str, Heading], ...]
+
+
+@dataclass(frozen=True)
+class Words:
+    """What words of the report mean, by the word."""
+
+    meanings: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -74,7 +88,30 @@ class Code:
     lines: tuple[str, ...] = ()
 
 
-Block = Heading | Text | Bullets | Table | Figure | Code
+Block = Heading | Text | Bullets | Linked | Words | Table | Figure | Code
+
+
+def prose(blocks: Iterable[Block]) -> Iterator[str]:
+    """Sentences and names of columns: what may hold a word that a reader does not know."""
+    for block in blocks:
+        if isinstance(block, Text):
+            yield block.text
+        elif isinstance(block, Bullets):
+            yield from block.items
+        elif isinstance(block, Linked):
+            yield from (text for text, _ in block.items)
+        elif isinstance(block, Table):
+            yield from map(str, block.cells.columns)
+
+
+def spans(text: str) -> Iterator[tuple[str, str]]:
+    """(element, text) for each part of one line of Markdown, bold and code; no element: neither."""
+    for i, part in enumerate(re.split(r"`([^`]+)`", text)):
+        if i % 2:
+            yield "code", part
+        else:
+            for j, inner in enumerate(re.split(r"\*\*(.+?)\*\*", part)):
+                yield "strong" if j % 2 else "", inner
 
 
 def markdown(blocks: Iterable[Block]) -> str:

@@ -11,8 +11,9 @@ from markupsafe import Markup
 from ablations.records import visible
 from analysis.foreign import unmarked
 from analysis.report import tables
-from analysis.report.document import Block, written
+from analysis.report.document import Block, Figure, spans, written
 from analysis.report.figures.drawing import Shown
+from analysis.report.words import WORDS, Marker, anchor
 
 SVG = "http://www.w3.org/2000/svg"
 XLINK = "http://www.w3.org/1999/xlink"
@@ -20,8 +21,23 @@ XLINK = "http://www.w3.org/1999/xlink"
 
 def page(blocks: Iterable[Block]) -> str:
     """The report as HTML; figures are read from where they were saved."""
+    marker = Marker()
+
+    def begins(_: Block) -> str:
+        marker.begin()
+        return ""
+
     return written(
-        "report.html.jinja", blocks, plain=_plain, spans=_spans, svg=_svg, wraps=tables.wraps
+        "report.html.jinja",
+        blocks,
+        begins=begins,
+        explained=lambda text: list(_explained(text, marker)),
+        grouped=_grouped,
+        plain=_plain,
+        spans=lambda text: [(tag, _plain(part)) for tag, part in spans(text)],
+        svg=_svg,
+        word=anchor,
+        wraps=tables.wraps,
     )
 
 
@@ -30,14 +46,22 @@ def _plain(text: str) -> str:
     return visible(unmarked(text))
 
 
-def _spans(text: str) -> Iterator[tuple[str, str]]:
-    """(element, text) for each part of one line of Markdown, bold and code; no element: neither."""
-    for i, part in enumerate(re.split(r"`([^`]+)`", text)):
-        if i % 2:
-            yield "code", _plain(part)
+def _explained(text: str, marker: Marker) -> Iterator[tuple[str, list[tuple[str, str, str]]]]:
+    """(element, parts) of each span of a line; parts are (word, its meaning, text)."""
+    for tag, part in spans(text):
+        inner = [("", part)] if tag == "code" else marker.parts(part)
+        yield tag, [(word, WORDS.get(word, ""), _plain(told)) for word, told in inner]
+
+
+def _grouped(blocks: Iterable[Block]) -> list[list[Block]]:
+    """Figures that follow one another as one group, every other block alone."""
+    groups: list[list[Block]] = []
+    for block in blocks:
+        if isinstance(block, Figure) and groups and isinstance(groups[-1][-1], Figure):
+            groups[-1].append(block)
         else:
-            for j, inner in enumerate(re.split(r"\*\*(.+?)\*\*", part)):
-                yield "strong" if j % 2 else "", _plain(inner)
+            groups.append([block])
+    return groups
 
 
 def _svg(shown: Shown) -> Markup:

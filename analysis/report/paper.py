@@ -176,7 +176,7 @@ def _law_notes(found: Findings) -> list[str]:
     notes = []
     if result.fit is not None:
         notes.append(f"Fit: {tex(result.fit.words, greek=True)}.")
-        notes += [tex(told) for told in noise_doubts(result.fit, result.lack)]
+        notes += [tex(told.text) for told in noise_doubts(result.fit, result.lack)]
         if result.fit.points["size"].nunique() == 3:
             notes.append(
                 "Three sizes cannot show whether the law holds in $N$; beyond them it is an "
@@ -205,18 +205,8 @@ def _control_notes(found: Findings) -> list[str]:
     """What differed beside the mix: a saving is not shown without it."""
     if not found.comparisons:
         return ["What else differed between mixes is not recorded."] if found.study.versus else []
-    grouped: dict[str, list[str]] = {}
-    others = []
-    for one in found.comparisons:
-        for told in control_caveats([one]):
-            head, _, clause = told.partition(": ")
-            if head == f"Confounds of {one.mix} against {one.baseline}":
-                grouped.setdefault(clause, []).append(
-                    f"{name(one.mix, True)} against {name(one.baseline)}"
-                )
-            else:
-                others.append(tex(told))
-    return [f"Confounds of {', '.join(who)}: {tex(what)}" for what, who in grouped.items()] + others
+    caveats = control_caveats(found.comparisons)
+    return [tex(told) for one in caveats for told in one.more or (one.text,)]
 
 
 def _seed_note(found: Findings, means: str = "Means of seeds") -> str:

@@ -85,11 +85,12 @@ def ladder_table(found: Findings) -> pd.DataFrame:
             values = {_shape(run.spec, field) for run in runs if run.size == size} - {""}
             row[size] = "/".join(sorted(values)) or "–"
         rows.append(row)
-    N = found.points.groupby(["mix", "size"])["N"].first()
+    counts = found.points.groupby(["mix", "size"])["N"].unique().to_dict()
     for mix in dict.fromkeys(found.points["mix"]):
         row = {"mix": f"N of {mix}"}
         for size in found.sizes:
-            row[size] = count(float(N.get((mix, size), np.nan)))
+            different = sorted(counts.get((mix, size), [np.nan]))
+            row[size] = "/".join(dict.fromkeys(count(one) for one in different))
         rows.append(row)
     shown = [row for row in rows if any(cell != "–" for key, cell in row.items() if key != "mix")]
     return pd.DataFrame(shown).rename(columns={"mix": ""})

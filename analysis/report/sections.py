@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pandas as pd
 
+from analysis.foreign import unmarked
 from analysis.report import results, tables
 from analysis.report.checklist import checklist
-from analysis.report.document import Block, Bullets, Code, Figure, Heading, Table, Text
+from analysis.report.document import (
+    Block,
+    Bullets,
+    Code,
+    Figure,
+    Heading,
+    Linked,
+    Table,
+    Text,
+    Words,
+    prose,
+    spans,
+)
 from analysis.report.figures.drawing import Gallery
 from analysis.report.figures.losses import domains
+from analysis.report.words import words_of
 from analysis.stats.fit import MODEL_WORDS
 from analysis.stats.mixed import MixedModel
 from analysis.stats.savings import matched_factor, seconds_per_token
@@ -23,17 +37,78 @@ from analysis.study.findings import Findings
 from analysis.study.training import timing_words
 from models.format import percent
 
+SHOWN_IN = {
+    "counts": ("Points",),
+    "columns": ("Points",),
+    "loss unit": ("Results",),
+    "rising": ("Results",),
+    "lack of fit": ("Diagnostics",),
+    "includes 1": ("Token savings",),
+    "copies": ("Points",),
+    "one seed": ("Diagnostics", "Points"),
+    "extrapolated": ("Token savings",),
+    "off its points": ("Fits",),
+    "three sizes": ("Fits",),
+    "one size": ("Ladder",),
+    "as seeds": ("Points",),
+    "repeated D": ("Points",),
+    "one run": ("Points",),
+    "unnamed": ("Points",),
+    "confounds": ("What differed",),
+    "not recorded": ("What differed",),
+    "unequal N": ("Ladder",),
+    "FLOPs": ("What differed",),
+    "no twin": ("What differed", "Results"),
+    "epochs": ("Points",),
+    "unfinished": ("Runs",),
+    "left out": ("Runs", "Points"),
+    "incomplete": ("Runs",),
+    "coefficients": ("Fits",),
+}
+"""The section that shows what a caveat of each kind says: the first of these that is there."""
+IN_TABLES = ("confounds", "not recorded")
+"""Kinds whose section says all of it anyway."""
+
 
 def report(found: Findings, gallery: Gallery) -> Iterator[Block]:
-    """The whole report: the answer first, then what it rests on."""
+    """The whole report: the answer first, what limits it, then what both rest on."""
     kind = "Sweep" if found.sweep.runs else "Points"
-    yield Heading(f"{kind} {found.sweep.name}", 1)
-    for told in answers(found.study):
-        yield Text(told, lead=True)
-    yield from _figures(gallery, "savings")
-    if keep := list(caveats(found.study, found.sweep, list(found.comparisons))):
-        yield Text("What to keep in mind:")
-        yield Bullets(tuple(keep), lead=True)
+    opening: list[Block] = [Heading(f"{kind} {found.sweep.name}", 1)]
+    opening += [Text(told, lead=True) for told in answers(found.study)]
+    opening += _figures(gallery, "savings")
+    sections = list(_sections(found, gallery))
+    heads = {one.text: one for one in sections if isinstance(one, Heading) and one.level == 2}
+    details: dict[str, list[str]] = {}
+    linked = []
+    for caveat in caveats(found.study, found.sweep, found.comparisons):
+        head = next(heads[name] for name in SHOWN_IN[caveat.kind] if name in heads)
+        linked.append((caveat.text, head))
+        if caveat.kind not in IN_TABLES:
+            details.setdefault(head.text, []).extend(caveat.more)
+    if linked:
+        opening += [Text("What to keep in mind, the worst first:"), Linked(tuple(linked))]
+    body: list[Block] = []
+    for block in sections:
+        body.append(block)
+        if isinstance(block, Heading) and block.text in details:
+            body.append(Bullets(tuple(details[block.text])))
+    body += [Heading("Commands"), Code((*found.facts["sweep_command"], found.facts["command"]))]
+    revision = found.facts["revision"]
+    told = f"Points sha256 `{found.facts['points_sha256']}`"
+    body.append(Text(told + (f", revision {', '.join(revision)}." if revision else ".")))
+    yield from opening
+    yield from body
+    yield Heading("Words of this page")
+    yield Words(words_of(_without_markup(prose([*opening, *body]))))
+
+
+def _without_markup(texts: Iterable[str]) -> Iterator[str]:
+    for text in texts:
+        yield from (unmarked(part) for tag, part in spans(text) if tag != "code")
+
+
+def _sections(found: Findings, gallery: Gallery) -> Iterator[Block]:
+    """What the answer and its caveats rest on."""
     yield from _savings(found, gallery)
     yield from _control(found)
     yield from _fits(found, gallery)
@@ -45,13 +120,8 @@ def report(found: Findings, gallery: Gallery) -> Iterator[Block]:
     yield from _runs(found)
     yield from _speed(found, gallery)
     yield Heading("Reviewers' checklist")
-    yield Table(checklist(found), ("tables/checklist.tex", "tables/checklist.csv"))
+    yield Table(checklist(found), _files("checklist"))
     yield from _not_drawn(gallery)
-    yield Heading("Commands")
-    yield Code((*found.facts["sweep_command"], found.facts["command"]))
-    revision = found.facts["revision"]
-    told = f"Points sha256 `{found.facts['points_sha256']}`"
-    yield Text(told + (f", revision {', '.join(revision)}." if revision else "."))
 
 
 def _figures(gallery: Gallery, *names: str) -> Iterator[Block]:
@@ -69,17 +139,15 @@ def _savings(found: Findings, gallery: Gallery) -> Iterator[Block]:
     if not result.savings and result.free.empty:
         return
     yield Heading("Token savings")
-    told = "D of the baseline over D of the mix at equal N and equal loss."
-    if result.savings:
-        told += (
-            " The target at each size is the baseline's fitted loss at the largest budget it was "
-            "trained on."
-        )
-    yield Text(told)
+    yield Text("D of the baseline over D of the mix at equal N and equal loss.")
     if result.law_fails:
         yield from _fit_free(found)
-        yield Text("By the fitted laws, which do not describe these points:")
     if (table := savings_table(found)) is not None and result.fit and result.draws:
+        fails = ", which do not describe these points" if result.law_fails else ""
+        yield Text(
+            f"By the fitted laws{fails}. The target at each size is the baseline's fitted loss at "
+            "the largest budget it was trained on:"
+        )
         yield Table(table, _files("savings"))
         words = f"{percent(result.level, 'g')}, {result.draws.words}"
         yield Text(f"Model: {result.fit.words}. Interval: {words}.")
@@ -108,6 +176,8 @@ def _interactions(found: Findings, gallery: Gallery) -> Iterator[Block]:
     )
     yield from _figures(gallery, "interaction")
     if result.interactions:
+        if result.law_fails:
+            yield Text("By the fitted laws, which do not describe these points:")
         table = tables.interactions_table(result.interactions, result.level)
         yield Table(table, _files("interactions"))
     table = tables.free_interactions_table(result.interactions_free, result.level)
@@ -130,10 +200,16 @@ def savings_table(found: Findings) -> pd.DataFrame | None:
 
 
 def _fit_free(found: Findings) -> Iterator[Block]:
-    if len(found.study.free):
+    free = found.study.free
+    if len(free):
+        intervals = (
+            "intervals by Student's t from seeds, their scatter pooled over sizes"
+            if free["low"].notna().any()
+            else "an interval would need two seeds of both mixes at a size"
+        )
         yield Text(
             "Free of any fit, interpolating between measured budgets, at the lowest loss that both "
-            "mixes reached; intervals by Student's t from seeds, their scatter pooled over sizes:"
+            f"mixes reached; {intervals}:"
         )
         yield Table(tables.fit_free_table(found.study.free, found.study.level), _files("fit_free"))
 

@@ -262,7 +262,7 @@ def points_table(points: pd.DataFrame) -> pd.DataFrame:
     cells = points.groupby(keys, sort=False)
     table = cells.agg(
         N=("N", "mean"), chinchilla=("chinchilla", "mean"), C=("C", "mean"),
-        seeds=("seed", "nunique"), open=("state", lambda states: int((states != "done").sum())),
+        seeds=("run", "nunique"), open=("state", lambda states: int((states != "done").sum())),
         loss=("loss", "mean"), sd=("loss", "std"),
         bpb=("bpb", "mean"), epochs=("epochs", "mean"),
     ).reset_index()  # fmt: skip

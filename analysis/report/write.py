@@ -6,11 +6,12 @@ is missing and shows what there is.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import pandas as pd
 
-from ablations.records import SettingError, write_atomic
+from ablations.records import SettingError, one_of, write_atomic
 from analysis.foreign import literal
 from analysis.report import paper, results, sections, tables
 from analysis.report.checklist import checklist
@@ -87,6 +88,18 @@ def cells(found: Findings) -> dict[str, pd.DataFrame]:
     if len(found.holdout):
         made["holdout"] = tables.holdout_table(found.holdout)
     return {name: made[name] for name in paper.TABLES if made.get(name) is not None}  # type: ignore[misc]
+
+
+def check_names(names: Iterable[str], made: Collection[str]) -> None:
+    """Raise SettingError for a name that no table has, or none of those that were made."""
+    for name in names:
+        if name in made:
+            continue
+        if name in paper.TABLES:
+            raise SettingError(
+                f"only={name} cannot be made of these points; they allow {', '.join(sorted(made))}."
+            )
+        raise one_of("only", name, made)
 
 
 def numbers(found: Findings) -> dict[str, pd.DataFrame]:

@@ -15,12 +15,11 @@ from analysis.stats.isoflop_draws import IsoFlopDraws, lines
 from analysis.stats.laws import Array, Indices
 from analysis.stats.noise import cluster_ids
 from analysis.stats.rays import flops
+from analysis.stats.seeds import size_places
 from analysis.stats.solver import Mask
 
 # Logarithmically spaced budgets (Hoffmann et al. 2022, 3.1).
 BUDGETS = 1500
-# Sizes within this factor of one another in N are one size.
-ONE_SIZE = 1.02
 
 
 @dataclass(frozen=True)
@@ -142,7 +141,7 @@ def _curves(own: pd.DataFrame, mix: str) -> Curves:
     N = np.array([run["N"].mean() for run in runs])
     order = np.argsort(N, kind="stable")
     runs, N = [runs[i] for i in order], N[order]
-    size = np.cumsum(np.diff(np.log(N), prepend=np.log(N[0])) > np.log(ONE_SIZE))
+    size = size_places(N)
     if size[-1] < 1:
         raise SettingError(
             f"{refused}its curves are of one size, N = {N[0]:.4g}, and N* needs several; "

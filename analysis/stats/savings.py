@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ablations.records import SettingError
+from ablations.records import SettingError, nearest
 from analysis.stats.fit import Fit
 from analysis.stats.interval import LEVEL, Interval, share_unreachable
 from analysis.stats.laws import Array, Chinchilla
 from analysis.stats.uncertainty import Draws
+from models.format import count
 
 # Rounding of budgets to whole batches and of N to whole MLP units is no extrapolation.
 ROUNDING = 1.01
@@ -109,7 +110,7 @@ def flat(one: Any) -> dict[str, Any]:
 def range_words(factors: Mapping[str, float], below: Collection[str]) -> str:
     """`in range`, or which quantities are extrapolated, by what factors, those `below` with ÷."""
     parts = [
-        f"{name} {'÷' if name in below else '×'}{factor:.3g}"
+        f"{name} {'÷' if name in below else '×'}{count(factor, 3)}"
         for name, factor in factors.items()
         if factor > ROUNDING
     ]
@@ -242,7 +243,8 @@ def check_baseline(mixes: list[str], baseline: str) -> None:
     """Raise SettingError where there is nothing to compare, or the baseline is not there."""
     if baseline not in mixes:
         raise SettingError(
-            f"baseline={baseline} is not among the mixes with points: {', '.join(mixes)}."
+            f"baseline={baseline} is not among the mixes with points; {nearest(baseline, mixes)}"
+            f"give one of {', '.join(mixes)}."
         )
     if len(mixes) < 2:
         raise SettingError(f"mix={mixes[0]} is the only one; savings compare two mixes or more.")

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import numpy as np
+import pandas as pd
 
 from analysis.stats.fit import Fit
 from analysis.stats.noise import LackOfFit
 from analysis.stats.predict import Predictions
 from analysis.stats.savings import Saving
+from analysis.stats.seeds import repeated
 from analysis.stats.uncertainty import Draws
+from analysis.study.arms import Arms
+from analysis.study.caveats import Caveat, left_out, listed, ranked
 from analysis.study.checks import doubts
 from analysis.study.compare import Comparison
 from analysis.study.load import Sweep
@@ -148,12 +152,17 @@ def _verdict(low: float, high: float) -> str:
     return "the whole interval is below 1: this mix costs tokens at this size"
 
 
+def _by_seeds(result: Study, mix: str) -> pd.Series | None:
+    """The row of `free` at the largest size that has an interval from seeds."""
+    own = result.free[(result.free["mix"] == mix) & result.free["low"].notna()]
+    return None if own.empty else own.iloc[-1]
+
+
 def _answer_by_seeds(result: Study, mix: str) -> str:
     """The answer without a law: read off the losses, with the scatter of seeds."""
-    own = result.free[(result.free["mix"] == mix) & result.free["low"].notna()]
-    if own.empty:
+    last = _by_seeds(result, mix)
+    if last is None:
         return ""
-    last = own.iloc[-1]
     told = with_interval(last["value"], last["low"], last["high"])
     chance = probability(last["p_above_1"], 1000)
     return (
@@ -186,7 +195,9 @@ def _answer_without_fit(result: Study, mix: str) -> str:
 def _answer(one: Saving, draws: Draws, law_fails: bool) -> str:
     told = with_interval(one.value, one.low, one.high)
     place = f"At N = {count(one.N)} parameters and D = {count(one.D)} tokens"
-    if one.value > 1:
+    if one.low <= 1 <= one.high:
+        body = f"token savings of {one.mix} over {one.baseline} are {told}"
+    elif one.value > 1:
         body = f"{one.mix} needs {told} times fewer tokens than {one.baseline} for the same loss"
     elif one.value > 0:
         body = f"{one.mix} needs more tokens than {one.baseline} for the same loss: savings {told}"
@@ -199,84 +210,229 @@ def _answer(one: Saving, draws: Draws, law_fails: bool) -> str:
     return f"**{place}, {body}.** P(savings > 1) {chance}; {one.range_words}."
 
 
-def control_caveats(comparisons: list[Comparison]) -> Iterable[str]:
-    """What differed between mixes beside the mix, a sentence each."""
-    for told in comparisons:
-        if told.confounds or told.unknown:
-            yield f"Confounds of {told.mix} against {told.baseline}: {told.words}."
-        flops = told.pairs["flops_percent"].mean() if len(told.pairs) else 0.0
-        if abs(flops) > NOTABLE_FLOPS_PERCENT:
-            yield (
-                f"{told.mix} spends {flops:+.0f} % training FLOPs per token: its token savings are "
-                "not savings of compute."
+def control_caveats(comparisons: Iterable[Comparison]) -> list[Caveat]:
+    """What differed between mixes beside the mix, the worst first."""
+    comparisons = list(comparisons)
+    found = []
+    for kind, told in (
+        ("confounds", [one for one in comparisons if one.confounds]),
+        ("not recorded", [one for one in comparisons if one.unknown and not one.confounds]),
+    ):
+        if told:
+            words = [clause.partition(":")[0] for one in told for clause in one.confounds]
+            words = words or [clause for one in told for clause in one.unknown]
+            found.append(
+                Caveat(
+                    kind,
+                    f"{kind.capitalize()} of {listed(one.mix for one in told)}: {listed(words)}.",
+                    tuple(
+                        f"Confounds of {one.mix} against {one.baseline}: {one.words}."
+                        for one in told
+                    ),
+                )
             )
-
-
-def caveats(result: Study, sweep: Sweep, comparisons: list[Comparison]) -> Iterable[str]:
-    yield from control_caveats(comparisons)
-    yield from result.arms.without_twin(result.mixes, result.baseline) if result.versus else ()
-    open_runs = [run for run in sweep.runs if run.state != "done"]
-    if open_runs:
-        yield f"{len(open_runs)} of {len(sweep.runs)} runs have not finished (see Runs)."
-    for point in sweep.dropped:
-        yield f"Left out: {point}."
-    for what in sweep.incomplete:
-        yield f"Incomplete: {what}."
-    if result.fit is None:
-        yield from doubts(result.points)
-        return
-    yield from noise_doubts(result.fit, result.lack)
-    for mix, one in result.fit.mixes.items():
-        if one.caveats:
-            yield (
-                f"{mix}: {'; '.join(one.caveats)}. Its coefficients are not to be read one by one; "
-                "savings inside the measured range rest on fitted losses."
+    means = {
+        one.mix: float(one.pairs["flops_percent"].mean()) for one in comparisons if len(one.pairs)
+    }
+    notable = {mix: flops for mix, flops in means.items() if abs(flops) > NOTABLE_FLOPS_PERCENT}
+    if notable:
+        ends = dict.fromkeys(f"{end:+.0f}" for end in sorted(notable.values()))
+        worth = " to ".join(list(ends)[:: max(len(ends) - 1, 1)])
+        found.append(
+            Caveat(
+                "FLOPs",
+                f"{listed(notable)}: {worth} % training FLOPs per token, so that token savings are "
+                "not savings of compute.",
             )
-    sizes = result.fit.points["size"].nunique()
-    if sizes == 3:
-        yield (
-            "Three sizes: a curve in N goes through three values exactly, so the points cannot "
-            "show whether the law holds in N; beyond them it is an assumption."
         )
-    if all(one.seed_dof == 0 for one in result.noise):
-        yield "One seed a size: run-to-run noise is told from lack of fit by the law alone."
+    return ranked(found)
+
+
+def caveats(result: Study, sweep: Sweep, comparisons: Iterable[Comparison]) -> list[Caveat]:
+    """What speaks against the answers, or limits them, the worst first."""
+    found = [*control_caveats(comparisons), *_reach(result), *_missing(sweep)]
+    if not sweep.runs and len(result.mixes) > 1:
+        found.append(Caveat("not recorded", "What else differed between mixes is not recorded."))
+    if result.versus:
+        found += twinless(result.arms, result.mixes, result.baseline)
     epochs = sweep.points["epochs"].max()
     if epochs > 1:
-        yield f"The corpus was repeated, up to {epochs:.1f} epochs: the law has no term for that."
+        found.append(
+            Caveat(
+                "epochs",
+                f"The corpus was repeated, up to {epochs:.1f} epochs: the law has no term for "
+                "that.",
+            )
+        )
+    found += _few_seeds(result)
+    if result.fit is None:
+        return ranked([*found, *doubts(result.points)])
+    found += [*noise_doubts(result.fit, result.lack), *_of_coefficients(result.fit)]
+    sizes = result.fit.points.groupby("mix", sort=False)["size"].nunique()
+    three = [str(mix) for mix in sizes.index if sizes[mix] == 3]
+    if three:
+        of = "" if len(three) == len(sizes) else f" of {listed(three)}"
+        found.append(
+            Caveat(
+                "three sizes",
+                f"Three sizes{of} cannot show whether the law holds in N: a curve goes through "
+                "three values exactly.",
+                ("Beyond three sizes the law in N is an assumption.",),
+            )
+        )
+    return ranked(found)
 
 
-def noise_doubts(fit: Fit, lack: LackOfFit | None) -> Iterable[str]:
-    """What speaks against the points, the fit and its intervals, as far as the points show it."""
-    yield from doubts(fit.points)
+def _few_seeds(result: Study) -> Iterable[Caveat]:
+    """That no mix and size has two runs at one budget."""
+    if len(repeated(result.points)):
+        return
+    runs = result.points.groupby(["mix", "size"])["run"].nunique()
+    seeds = "One seed a size" if runs.max() == 1 else "No budget has two seeds"
+    noise = (
+        "nothing shows how much runs scatter"
+        if result.fit is None
+        else "run-to-run noise is told from lack of fit by the law alone"
+    )
+    yield Caveat("one seed", f"{seeds}: {noise}.")
+
+
+def _reach(result: Study) -> Iterable[Caveat]:
+    """Quoted savings that include 1, and those beyond what was measured."""
+    includes, beyond = [], {}
+    for mix in result.versus:
+        quoted = _quoted(result, mix)
+        if quoted is None:
+            continue
+        low, high, saving = quoted
+        if low <= 1 <= high:
+            includes.append(mix)
+        if saving is not None and not saving.in_range:
+            beyond[mix] = max(saving.N_beyond, saving.D_beyond, saving.D_mix_beyond)
+    if includes:
+        yield Caveat(
+            "includes 1",
+            f"The interval of {listed(includes)} includes 1: no saving has been shown.",
+        )
+    if beyond:
+        yield Caveat(
+            "extrapolated",
+            f"The saving quoted for {listed(beyond)} lies outside what was measured, by ×"
+            f"{count(max(beyond.values()), 3)} at most.",
+        )
+
+
+def _quoted(result: Study, mix: str) -> tuple[float, float, Saving | None] | None:
+    """The interval that the answer for a mix judges, and its saving where a law gave it."""
+    own = [one for one in result.savings if one.mix == mix]
+    measured = _by_seeds(result, mix)
+    if measured is not None and (result.law_fails or not own):
+        return float(measured["low"]), float(measured["high"]), None
+    if own and not result.law_fails:
+        saving = headline(own)[0]
+        return saving.low, saving.high, saving
+    return None
+
+
+def _missing(sweep: Sweep) -> Iterable[Caveat]:
+    """Runs that have not finished, what was left out, records that are not whole."""
+    open_runs = [run for run in sweep.runs if run.state != "done"]
+    if open_runs:
+        told = f"{len(open_runs)} of {len(sweep.runs)} runs have not finished."
+        yield Caveat("unfinished", told)
+    yield from left_out(sweep.dropped)
+    if sweep.incomplete:
+        runs = {what.partition(":")[0] for what in sweep.incomplete}
+        yield Caveat(
+            "incomplete",
+            f"Records of {len(runs)} run(s) are incomplete.",
+            tuple(f"Incomplete: {what}." for what in sweep.incomplete),
+        )
+
+
+def twinless(arms: Arms, mixes: list[str], baseline: str) -> Iterable[Caveat]:
+    """Arms that nothing can be compared with, in one caveat."""
+    if told := arms.without_twin(mixes, baseline):
+        names = [sentence.partition(" has no ")[0] for sentence in told]
+        yield Caveat("no twin", f"{listed(names)}: not compared, without a twin.", tuple(told))
+
+
+def _of_coefficients(fit: Fit) -> Iterable[Caveat]:
+    told = {mix: one.caveats for mix, one in fit.mixes.items() if one.caveats}
+    if told:
+        yield Caveat(
+            "coefficients",
+            f"Coefficients of {listed(told)} are not to be read one by one.",
+            (
+                *(f"{mix}: {'; '.join(clauses)}." for mix, clauses in told.items()),
+                "Savings inside the measured range rest on fitted losses.",
+            ),
+        )
+
+
+def noise_doubts(fit: Fit, lack: LackOfFit | None) -> list[Caveat]:
+    """What speaks against the points, the fit and its intervals, as far as the points show it, the
+    worst first."""
+    found = list(doubts(fit.points))
     off = np.abs(np.expm1(fit.residual))
+    told = {}
     for mix, one in fit.mixes.items():
         if one.largest_error > NOTABLE_ERROR:
             own = (fit.points["mix"] == mix).to_numpy()
             N, D, loss = fit.points[["N", "D", "loss"]].iloc[int(np.argmax(own * off))]
-            yield (
-                f"The law of {mix} lies off its own points by {percent(one.rms)} (rms), noise "
-                f"included, and most, by {percent(one.largest_error)}, off that at N = "
-                f"{N:.4g}, D = {D:.4g} with loss {loss:.4g}."
+            told[mix] = (
+                f"{mix}: {percent(one.rms)} (rms), noise included, and most, by "
+                f"{percent(one.largest_error)}, off the point at N = {N:.4g}, D = {D:.4g} with "
+                f"loss {loss:.4g}."
             )
+    if told:
+        worst = max(fit.mixes[mix].largest_error for mix in told)
+        words = "law of {} lies off its" if len(told) == 1 else "laws of {} lie off their"
+        found.append(
+            Caveat(
+                "off its points",
+                f"The {words.format(listed(told))} own points by up to {percent(worst)}.",
+                tuple(told.values()),
+            )
+        )
     if lack is not None and lack.found:
-        yield (
-            f"{_lack_words(lack)} Intervals of the fit hold the misfit along D and not that along "
-            "N: extrapolations are not to be read, and the savings without a fit are the "
-            "measurement."
+        found.append(
+            Caveat(
+                "lack of fit",
+                _lack_words(lack),
+                (
+                    _scatter_words(lack),
+                    "Intervals of the fit hold the misfit along D and not that along N: "
+                    "extrapolations are not to be read, and the savings without a fit are the "
+                    "measurement.",
+                ),
+            )
         )
     if again := int(fit.points.duplicated(["run", "D"]).sum()):
-        yield (
-            f"{again} point(s) repeat the D of another point of their run: repeated trainings need "
-            "a column seed or run, or their scatter counts as noise of points, and intervals are "
-            "too narrow."
+        found.append(
+            Caveat(
+                "repeated D",
+                f"{again} point(s) repeat the D of another point of their run: intervals are too "
+                "narrow.",
+                (
+                    "Repeated trainings need a column seed or run, or their scatter counts as "
+                    "noise of points.",
+                ),
+            )
         )
+    return ranked(found)
 
 
 def _lack_words(lack: LackOfFit) -> str:
     return (
-        f"The law does not describe these points (lack of fit, F = {lack.F:.3g}, "
-        f"p = {lack.p:.2g}): residuals of seed means would need a seed-to-seed scatter "
-        f"of {percent(lack.leftover, '.2f')}, and it is {percent(lack.scatter, '.2f')}."
+        f"The law does not describe these points (lack of fit, F = {lack.F:.3g}, p = {lack.p:.2g})."
+    )
+
+
+def _scatter_words(lack: LackOfFit) -> str:
+    return (
+        "Residuals of seed means would need a seed-to-seed scatter of "
+        f"{percent(lack.leftover, '.2f')}, and it is {percent(lack.scatter, '.2f')}."
     )
 
 
@@ -289,12 +445,12 @@ def prediction_doubts(found: Predictions) -> Iterable[str]:
         for one in found.rows
         if (best := one.optimum)
     )
-    yield from noise_doubts(found.fit, None)
+    yield from map(str, noise_doubts(found.fit, None))
     if found.lack is not None and found.lack.found:
         yield (
-            f"{_lack_words(found.lack)} Intervals hold the misfit along D and not that along N: "
-            "predictions beyond the range are not to be read, and in range the law may be off by "
-            "more than its interval says."
+            f"{_lack_words(found.lack)} {_scatter_words(found.lack)} Intervals hold the misfit "
+            "along D and not that along N: predictions beyond the range are not to be read, and in "
+            "range the law may be off by more than its interval says."
         )
     trading = [(mix, "; ".join(one.caveats)) for mix, one in found.fit.mixes.items() if one.caveats]
     if trading:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from ablations.records import SettingError
+from ablations.records import SettingError, nearest
 from analysis.study.recorded import flattened, shortened
 from analysis.study.rows import NONE, is_empty, word
 
@@ -159,16 +159,21 @@ class Arms:
         if baseline in names and baseline not in mixes:
             return {name: baseline for name in names if name != baseline}
         if baseline not in mixes:
-            arms = f", nor its arms: {', '.join(names)}" if mixes != names else ""
-            raise SettingError(
-                f"baseline={baseline} is not among the mixes with points: {', '.join(mixes)}"
-                f"{arms}; give one of them, baseline={mixes[0]}."
-            )
+            raise self.no_baseline(baseline, names, "with points")
         others = [name for name in names if self.arm(name).mix != baseline]
         found = {name: twin for name in others if (twin := self._twin(name, names, baseline))}
         if others and not found:
             raise SettingError(self.without_twin(names, baseline)[0])
         return found
+
+    def no_baseline(self, baseline: str, names: list[str], which: str) -> SettingError:
+        """The sentence for a baseline that is none of `names`, mixes or arms; `which` they are."""
+        mixes = self.mixes(names)
+        arms = f", nor its arms: {', '.join(names)}" if mixes != names else ""
+        return SettingError(
+            f"baseline={baseline} is not among the mixes {which}: {', '.join(mixes)}{arms}; "
+            f"{nearest(baseline, [*mixes, *names])}give one of them, baseline={mixes[0]}."
+        )
 
     def without_twin(self, names: Iterable[str], baseline: str) -> list[str]:
         """Arms that no arm of the baseline can be compared with, a sentence each."""
@@ -425,12 +430,13 @@ def at_levels(sweep: Sweep, where: Mapping[str, Sequence[str]]) -> Sweep:
         lost = [value for value in wanted if not any(_is_at(run, key, value) for run in runs)]
         runs = tuple(run for run in runs if any(_is_at(run, key, value) for value in wanted))
         if not runs or lost:
+            near = nearest(lost[0], values) if lost else ""
             raise SettingError(
-                f"where={told} leaves no run of sweep={sweep.name}; it has "
+                f"where={told} leaves no run of sweep={sweep.name}; {near}it has "
                 f"{key}={', '.join(sorted(values))}."
                 if not runs
-                else f"where={key}={', '.join(lost)} matches no run of sweep={sweep.name}; it has "
-                f"{key}={', '.join(sorted(values))}."
+                else f"where={key}={', '.join(lost)} matches no run of sweep={sweep.name}; "
+                f"{near}it has {key}={', '.join(sorted(values))}."
             )
     if len(runs) == len(sweep.runs):
         return sweep

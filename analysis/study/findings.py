@@ -9,7 +9,6 @@ from typing import Any
 
 import pandas as pd
 
-from ablations.records import SettingError
 from analysis.foreign import literal
 from analysis.stats.holdout import holdout
 from analysis.stats.interval import LEVEL
@@ -119,11 +118,7 @@ def find(
         if len(mixes) == 1:
             baseline = mixes[0]
         elif compares:
-            arms = f", nor its arms: {', '.join(names)}" if mixes != names else ""
-            raise SettingError(
-                f"baseline={baseline} is not among the mixes of {sweep.name}: "
-                f"{', '.join(mixes)}{arms}; give one of them, baseline={mixes[0]}."
-            )
+            raise sweep.arms.no_baseline(baseline, names, f"of {sweep.name}")
     result = study(sweep.points, baseline, resamples, seed, sweep.arms, level)
     # Points alone say nothing of what else differed.
     comparisons = tuple(

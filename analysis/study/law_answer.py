@@ -43,8 +43,10 @@ from analysis.stats.rays import (
     fit_isoflop,
     fit_rays,
 )
+from analysis.stats.seeds import size_places
 from analysis.stats.uncertainty import METHOD_WORDS
-from analysis.study.checks import doubts
+from analysis.study.caveats import ranked
+from analysis.study.checks import doubts, merged
 from analysis.study.said import said_once
 from models.format import percent
 
@@ -140,7 +142,7 @@ def law_answer(
         "parameters": fitted.n_parameters,
     }
     caveats = _caveats(fitted.mixes)
-    notes = [f"{fitted.words}.", *refused.values(), *caveats, *doubts(points)]
+    notes = [f"{fitted.words}.", *refused.values(), *caveats, *map(str, doubts(points))]
     document = head | _mixes(mixes, refused) | {"notes": notes}
     return LawAnswer(document, _rows(mixes), notes, fitted, unfitted=refused)
 
@@ -215,7 +217,7 @@ def _rays(
         for mix, one in fits.items()
     }
     caveats = _caveats({mix: one.terms for mix, one in fits.items()})
-    notes = [*refused.values(), *caveats, *doubts(points)]
+    notes = [*refused.values(), *caveats, *map(str, doubts(points))]
     laws = {mix: one.law for mix, one in fits.items()}
     document = head | _mixes(mixes, refused) | {"notes": notes}
     return LawAnswer(
@@ -248,7 +250,7 @@ def _isoflop(
         *_exponent_notes(fits, errors, mixes, draws, resamples, lacks),
         *_outside_notes(rows),
         *_interval_notes(points, made),
-        *doubts(points),
+        *map(str, doubts(points)),
     ]
     if minimum == "akima":
         head = head | {"loss": None, "delta": None}
@@ -269,6 +271,8 @@ def _envelope(
     rows = [{"mix": mix} | step for mix, one in mixes.items() for step in one["steps"]]
     lacks = "two best sizes that lie between others"
     made = _made(resamples, seed, level)
+    # Whatever its sizes are called, the envelope tells them apart by N.
+    by_N = points.groupby("mix")["N"].transform(lambda N: size_places(N.to_numpy(float)))
     notes = [
         *refused.values(),
         *_exponent_notes(fits, {}, mixes, draws, resamples, lacks),
@@ -278,7 +282,7 @@ def _envelope(
         "a cosine schedule lie above what a schedule of their own would reach.",
         "Where runs scatter by more than 0.1 % of the loss the envelope keeps the lucky ones, and "
         "its exponents are biased by more than the interval says (docs/statistics.md).",
-        *doubts(points),
+        *map(str, ranked([*doubts(points), *merged(points, by_N)])),
     ]
     document = head | {"loss": None, "delta": None} | made | _mixes(mixes, refused)
     document |= {"notes": notes}
@@ -397,7 +401,7 @@ def _all_models(points: pd.DataFrame, law: str, resamples: int, seed: int) -> La
     notes = [
         f"Lowest AICc: {best.model}. Least squares on log residuals; likelihood ratios against "
         f"free, p by parametric bootstrap, {resamples} resamples, seed {seed}.",
-        *doubts(points),
+        *map(str, doubts(points)),
     ]
     mixes = {mix: one.law.as_dict() | one.certificate for mix, one in best.fit.mixes.items()}
     document = {"law": law, "loss": "squares", "best": best.model, "models": rows, "mixes": mixes}

@@ -16,6 +16,7 @@ import pandas as pd
 
 from ablations.records import DamagedRecord, RunDirectory, SettingError, read_sweep
 from analysis.stats.laws import FLOPS
+from analysis.stats.seeds import SAME_SIZE, size_places
 from analysis.study import arms, rows
 from analysis.study.csv_file import read_rows
 from models.format import count
@@ -28,8 +29,6 @@ FRAME = "the DataFrame"
 """What a table from Python is called in a sentence."""
 MOST_LEVELS = 12
 """A column of more values than this is a measurement, and no treatment."""
-# Two N closer than this are one size: the controlled protocol matches N within 0.5 %.
-SAME_SIZE = 1.02
 
 
 @dataclass(frozen=True)
@@ -485,14 +484,9 @@ def _tidy(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _size_names(N: pd.Series) -> pd.Series:
-    """Name sizes by N, 60M, giving one name to values within 2 % of a size's smallest."""
-    names: dict[float, str] = {}
-    start = 0.0
-    for value in sorted(N.dropna().unique()):
-        if value > start * SAME_SIZE:
-            start = value
-        names[value] = count(start)
-    return N.map(names)
+    """Name sizes by the smallest N of each, 60M."""
+    smallest = N.groupby(size_places(N.to_numpy(float))).transform("min")
+    return smallest.map(count)
 
 
 def _ordered(table: pd.DataFrame) -> pd.DataFrame:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ablations.records import SettingError
+from ablations.records import SettingError, nearest
 from analysis.stats.design import LARGEST_SAVING, LARGEST_SD, LEAST_SAVING, Assumed, Size
 from analysis.stats.fit import fit
 from analysis.stats.laws import FLOPS, PARAMETERS, Array, Chinchilla
@@ -90,11 +90,12 @@ def learn(
     there = list(dict.fromkeys(points["mix"]))
     if baseline not in there and mix not in there:
         raise SettingError(
-            f"{name} has neither baseline={baseline} nor mix={mix}; it has {', '.join(there)}."
+            f"{name} has neither baseline={baseline} nor mix={mix}; {nearest(baseline, there)}"
+            f"it has {', '.join(there)}."
         )
     learned: dict[str, Assumption] = {}
     draws: dict[str, Array] = {}
-    notes: list[str] = list(doubts(points))
+    notes: list[str] = [str(one) for one in doubts(points)]
     wanted = [quantity for quantity in QUANTITIES[1:] if quantity not in given]
     if wanted:
         _learn_noise(points, wanted, learned, draws, notes)

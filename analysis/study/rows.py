@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from ablations.records import SettingError
+from ablations.records import SettingError, nearest
 
 # What `float` takes besides (1_0, nan, inf) are words.
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
@@ -64,7 +64,7 @@ def chosen(
         if lost := sorted(values - set(words)):
             raise SettingError(
                 f"where: {key}={', '.join(lost)} matches no row of {source}; "
-                f"{key} has {some(dict.fromkeys(words))}."
+                f"{nearest(lost[0], words)}{key} has {some(dict.fromkeys(words))}."
             )
         kept &= words.isin(list(values))
     if not kept.any():

@@ -19,8 +19,9 @@ from analysis.stats.noise import lack_of_fit
 from analysis.stats.other_savings import Kind, Question, isoflop, projected
 from analysis.stats.savings import Saving, places
 from analysis.stats.uncertainty import Draws, Method
-from analysis.study.answer import noise_doubts
+from analysis.study.answer import noise_doubts, twinless
 from analysis.study.arms import Arms, Contrast
+from analysis.study.caveats import ranked
 from analysis.study.study import Joint, fitted, interactions_at, savings_at
 
 Place = tuple[float | None, float | None]
@@ -181,5 +182,6 @@ def savings_answer(
     interactions = interactions_at(fit, draws, versus, arms.contrasts(versus), where)
     lack = lack_of_fit(fit.least or fit)
     law_fails = lack is not None and lack.found
-    notes = [*noise_doubts(fit, lack), *arms.without_twin(mixes, baseline)]
+    against = ranked([*noise_doubts(fit, lack), *twinless(arms, mixes, baseline)])
+    notes = [str(one) for one in against]
     return SavingsAnswer(savings, fit, draws, notes, versus, law_fails, arms, interactions)

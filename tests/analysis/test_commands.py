@@ -75,7 +75,7 @@ def test_savings_tell_below_from_above_and_what_speaks_against_them(
     ranges = {(one["mix"], one["N"]): one["range"] for one in told["savings"]}
     assert "the mix's D ÷1." in ranges["gdn3_attn1", 4e5]
     assert "N ×2" in ranges["gdn3_attn1", 8e5]
-    assumed, repeated = told["notes"]
+    repeated, assumed = told["notes"]
     assert "give a column run" in assumed
     assert repeated.startswith("2 point(s) repeat the D")
 
@@ -103,6 +103,9 @@ def test_infinite_values_are_words_in_json(
     ("arguments", "sentence"),
     [
         (["savings", "CSV", "--baseline", "none"], "baseline=none is not among the mixes"),
+        (["savings", "CSV", "baseline=transfomer"], "; nearest: transformer; give one of them"),
+        (["fit", "CSV", "where=mix=xlsmt"], "; nearest: xlstm; mix has transformer, xlstm"),
+        (["design", "CSV", "baseline=transfomer"], "; nearest: transformer; it has transformer"),
         (["savings", "CSV", "--at", "N=1e9"], "at=N=1e9 is not a place"),
         (["savings", "CSV", "--at", "N=x,D=1"], "at N=x must be a positive finite number"),
         (["savings", "CSV", "--at", "N=-1,D=1"], "must be a positive finite number"),
@@ -188,7 +191,12 @@ def test_tables_are_printed_or_written_in_each_form(
         ("figures sweep=trial only=pie", "only=pie is not known; valid: bpb, coefficients"),
         ("figures sweep=trial only=fits", "only=fits cannot be drawn (fits: no law can be fitted"),
         ("figures sweep=trial width=wide", "width=wide is not known; valid: double, single"),
-        ("tables sweep=trial only=fits", "only=fits is not known; valid: checklist"),
+        (
+            "tables sweep=trial only=fits",
+            "only=fits cannot be made of these points; they allow",
+        ),
+        ("tables sweep=trial only=chekclist", "only=chekclist is not known; nearest: checklist; "),
+        ("figures sweep=trial only=savngs", "only=savngs is not known; nearest: savings, savings_"),
         ("tables sweep=trial format=docx", "format=docx is not known; valid: csv, files"),
     ],
 )

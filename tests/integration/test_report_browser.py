@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,10 +24,13 @@ FLAGS = [
     # Nothing may be fetched: every name resolves to nowhere.
     "--host-resolver-rules=MAP * ~NOTFOUND", "--virtual-time-budget=4000",
 ]  # fmt: skip
-# In a frame of a phone's width: what overflows, which figures have a size, what a click sorts.
+WIDTHS = {"phone": 360, "desk": 1280, "wide": 1920}
+# The longest lines of a text that one reads at ease (WCAG 2.2, 1.4.8).
+MOST_LETTERS = 80
+# In frames of a phone's width and of two screens': what overflows, which figures have a size and
+# stand side by side, how long lines are, what a click sorts.
 PROBE = """
-<iframe id="phone" style="width:390px;height:900px;border:0"></iframe>
-<iframe id="desk" style="width:1200px;height:900px;border:0"></iframe>
+FRAMES
 <pre id="seen"></pre>
 <script>
 const text = TEXT;
@@ -52,11 +56,23 @@ function look(frame) {
     smallest: Math.min(...boxes.map((one) => Math.min(one.width, one.height))),
     before, up, state, down: column(),
     answer: page.querySelector(".lead").getBoundingClientRect().top,
+    letters: Math.max(...[...page.querySelectorAll("p, li, dd")].map((one) => {
+      const high = parseFloat(getComputedStyle(one).lineHeight);
+      const lines = Math.round(one.clientHeight / high);
+      return lines > 2 ? one.textContent.length / lines : 0;
+    })),
+    lefts: [...page.querySelectorAll("figure")].map((one) => one.getBoundingClientRect().left),
+    tops: [...page.querySelectorAll("figure")].map((one) => one.getBoundingClientRect().top),
+    right: Math.max(...boxes.map((one) => one.right)),
+    answered: page.querySelector(".lead").getBoundingClientRect().right,
+    contents: page.querySelector("nav").getBoundingClientRect().right,
+    begins: page.querySelector("main").getBoundingClientRect().left,
+    cells: Math.min(...[...page.querySelectorAll("td:first-child")].map((one) => one.clientWidth)),
     scripts: page.scripts.length, ground: getComputedStyle(page.body).backgroundColor,
   };
 }
 const seen = {};
-for (const name of ["phone", "desk"]) {
+for (const name of NAMES) {
   const frame = document.getElementById(name);
   frame.onload = () => {
     seen[name] = look(frame);
@@ -75,7 +91,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("browser")
     write_ladder(SweepWriter(folder / "runs" / "trial"))
     with pytest.MonkeyPatch.context() as patch:
-        kept = tuple(p for p in drawing.PICTURES if p.name in ("savings", "loss"))
+        kept = tuple(p for p in drawing.PICTURES if p.name in ("savings", "loss", "bpb"))
         patch.setattr(drawing, "PICTURES", kept)
         out = folder / "out"
         assert (
@@ -85,11 +101,16 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> str:
     return (out / "report.html").read_text()
 
 
-def seen(page: str, folder: Path, *flags: str) -> dict[str, dict[str, object]]:
-    """What the probe saw in both frames."""
+def seen(page: str, folder: Path, *flags: str) -> dict[str, dict[str, Any]]:
+    """What the probe saw in each frame."""
     probe = folder / "probe.html"
     quoted = json.dumps(page).replace("</", "<\\/")
-    probe.write_text("<!doctype html>" + PROBE.replace("TEXT", quoted))
+    frames = "".join(
+        f'<iframe id="{name}" style="width:{width}px;height:900px;border:0"></iframe>'
+        for name, width in WIDTHS.items()
+    )
+    text = PROBE.replace("FRAMES", frames).replace("NAMES", json.dumps([*WIDTHS]))
+    probe.write_text("<!doctype html>" + text.replace("TEXT", quoted))
     command = [str(BROWSER), *FLAGS, *flags, f"--user-data-dir={folder}/profile", "--dump-dom"]
     done = subprocess.run(
         [*command, probe.as_uri()], capture_output=True, text=True, timeout=120, check=True
@@ -103,14 +124,14 @@ def seen(page: str, folder: Path, *flags: str) -> dict[str, dict[str, object]]:
 @pytest.mark.parametrize(
     ("scheme", "ground"), [("1", "rgb(255, 255, 255)"), ("0", "rgb(22, 24, 28)")]
 )
-def test_the_report_draws_sorts_and_fits_a_phone(
+def test_the_report_draws_sorts_and_fits_every_screen(
     page: str, tmp_path: Path, scheme: str, ground: str
 ) -> None:
     found = seen(page, tmp_path, f"--blink-settings=preferredColorScheme={scheme}")
-    assert found.keys() == {"phone", "desk"}
+    assert found.keys() == WIDTHS.keys()
     for view in found.values():
         assert view["overflow"] == 0
-        assert view["figures"] == 2
+        assert view["figures"] == 3
         assert view["smallest"] > 150
         assert view["state"] == "ascending"
         numbers = [float(told) for told in view["before"]]
@@ -118,7 +139,22 @@ def test_the_report_draws_sorts_and_fits_a_phone(
         assert [float(told) for told in view["down"]] == sorted(numbers, reverse=True)
         assert numbers != sorted(numbers)
         assert view["answer"] < 200
+        assert view["letters"] <= MOST_LETTERS
         assert view["ground"] == ground
         # What a figure rests on stands on paper, where nothing can be opened.
-        assert view["printed"] == [True, True]
-        assert view["after"] == [False, False]
+        assert view["printed"] == [True, True, True]
+        assert view["after"] == [False, False, False]
+    # The figures of the results are one under the other, and side by side where there is room.
+    for name, beside in (("phone", False), ("desk", False), ("wide", True)):
+        _, one, other = zip(found[name]["lefts"], found[name]["tops"], strict=True)
+        assert (one[1] == other[1] and one[0] < other[0]) == beside
+        assert (one[0] == other[0]) != beside
+    for name in ("desk", "wide"):
+        view = found[name]
+        # Contents at the side, the figure beside the answer, and the screen's width used.
+        assert view["contents"] <= view["begins"]
+        assert view["lefts"][0] >= view["answered"]
+        assert view["right"] > 0.9 * WIDTHS[name]
+    assert found["phone"]["lefts"][0] < found["phone"]["answered"]
+    # Names in the first column wrap, and not after each letter.
+    assert found["phone"]["cells"] > 75

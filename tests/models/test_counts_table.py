@@ -182,6 +182,7 @@ def test_the_impossible_is_refused_in_a_sentence_by_the_table_and_by_a_sweep(cap
     ("arguments", "words"),
     [
         (["mix=rwkv"], "mix=rwkv is not known; valid: gdn, "),
+        (["mix=gdn3attn1"], "mix=gdn3attn1 is not known; nearest: gdn3_attn1, "),
         (["size=60m,2b"], "size=2b is not known; valid: 100k, "),
         (["protocol=free"], "protocol=free is not known; valid: controlled, olmo_hybrid"),
         (
