@@ -160,6 +160,7 @@ class Trainer:
         if hardware.compiled:
             for block in self.model.blocks:
                 block.compile(dynamic=False)
+            self.model.head_compiled = self.device.type == "cuda"
         how = choose_parallel(
             spec.resources.parallel, spec.counts.N_total, world, hardware.memory_bytes
         )
@@ -346,21 +347,23 @@ class Trainer:
             documents = None
             if self.separator is not None:
                 documents = Documents.after(self.separator, inputs)
-            with self.hardware.autocast():
-                nll, z2 = self.parallel.losses(inputs, targets, documents, last=i == self.parts)
+            counts = i <= len(parts)
             # Ranks average their gradients, so each weighs its own by how many there are.
-            part_loss = (nll.sum() + recipe.z_loss * z2.sum()) / (n / self.world.size)
-            if i > len(parts):
-                (part_loss * 0.0).backward()
-                continue
-            part_loss.backward()
-            total += nll.detach().double().sum()
-        loss = self.world.sum(total).item() / n
+            weight = self.world.size / n if counts else 0.0
+            with self.hardware.autocast():
+                loss, nll = self.parallel.loss(
+                    inputs, targets, documents,
+                    weight=weight, z_loss=recipe.z_loss, last=i == self.parts,
+                )  # fmt: skip
+            loss.backward()
+            if counts:
+                total += nll.double().sum()
+        mean = self.world.sum(total).item() / n
         limit = recipe.grad_clip or float("inf")
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
         if isinstance(norm, DTensor):
             norm = norm.full_tensor()
-        return loss, norm.item()
+        return mean, norm.item()
 
     def _skip(self, step: int, loss: float, grad_norm: float) -> None:
         """Count a step that is not taken; too many in a row end the run."""

@@ -23,11 +23,11 @@ from torch.utils.checkpoint import checkpoint
 from models.config import OUTPUTS, ModelConfig
 from models.decoding import Cache, NewTokens
 from models.documents import Documents, causal_mask
+from models.head import chunk_rows, token_losses, training_loss
 from models.mixers import lookup
-from models.pointwise import RMSNorm, token_losses
+from models.pointwise import RMSNorm
 
 INIT_STD = 0.02  # Olmo 3: one normal for every matrix and the embedding
-LOGITS_AT_ONCE = 2**26  # float32 logits held at a time: 256 MB
 
 
 class SwiGLU(nn.Module):
@@ -102,6 +102,8 @@ class LanguageModel(nn.Module):
         self.config = config
         self.recompute = False
         """Compute blocks again in the backward pass: less memory, a third more time."""
+        self.head_compiled = False
+        """Compile the head's losses, a chunk of rows at a time."""
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
         blocks = [Block(config, i) for i in range(config.n_layers)]
         self.blocks: Any = nn.ModuleList(blocks)
@@ -167,25 +169,35 @@ class LanguageModel(nn.Module):
         cache.took(new, T)
         return x, new
 
+    def loss(
+        self,
+        tokens: Tensor,
+        targets: Tensor,
+        documents: Documents | None = None,
+        *,
+        weight: float,
+        z_loss: float,
+    ) -> tuple[Tensor, Tensor]:
+        """What training descends: weight · Σ (cross-entropy + z_loss · squared log-partition).
+
+        The z-loss is Chowdhery et al.'s (2022, section 5). Returns it, a scalar, and every
+        prediction's cross-entropy, float32 [B, T], which has no gradient.
+        """
+        x = self.features(tokens, documents).flatten(0, 1)
+        loss, nll = training_loss(
+            x, self.head.weight, targets.flatten(), weight, z_loss, self.head_compiled
+        )
+        return loss, nll.view(targets.shape)
+
     def losses(
         self, tokens: Tensor, targets: Tensor, documents: Documents | None = None
     ) -> tuple[Tensor, Tensor]:
         """Cross-entropy and squared log-partition of each prediction, float32, [B, T].
 
-        The second is z-loss's (Chowdhery et al. 2022, section 5). Logits are made, and made
-        again for the backward pass, so many at a time that they fit in LOGITS_AT_ONCE.
+        For evaluation: with a gradient, all logits would be kept for it.
         """
         x = self.features(tokens, documents).flatten(0, 1)
-        y = targets.flatten()
-        step = max(1, LOGITS_AT_ONCE // self.config.vocab_size)
-        if len(x) <= step:
-            nll, z2 = token_losses(x, self.head.weight, y)
-        else:
-            parts = [
-                checkpoint(token_losses, xs, self.head.weight, ys, use_reentrant=False)
-                for xs, ys in zip(x.split(step), y.split(step), strict=True)
-            ]
-            nll, z2 = (torch.cat(part) for part in zip(*parts, strict=True))
+        nll, z2 = token_losses(x, self.head.weight, targets.flatten(), self.head_compiled)
         return nll.view(targets.shape), z2.view(targets.shape)
 
     def choices(
@@ -199,7 +211,7 @@ class LanguageModel(nn.Module):
         x = self.features(tokens)
         x = x.gather(1, (at - 1).unsqueeze(-1).expand(-1, -1, x.shape[-1])).flatten(0, 1)
         y = tokens.gather(1, at).flatten()
-        step = max(1, LOGITS_AT_ONCE // self.config.vocab_size)
+        step = chunk_rows(x, self.config.vocab_size)
         nats, best = [], []
         for xs, ys in zip(x.split(step), y.split(step), strict=True):
             logits = self.head(xs).float()
