@@ -89,11 +89,11 @@ class World:
         dist.all_gather_object(values, value)
         return values
 
-    def any(self, flag: bool, device: torch.device) -> bool:
-        """Whether it is true on any rank."""
+    def any(self, flag: bool) -> bool:
+        """Whether it is true on any rank; they wait for one another, and for no device."""
         if self.size == 1:
             return flag
-        value = torch.tensor(float(flag), device=device)
+        value = torch.tensor(float(flag))
         dist.all_reduce(value, op=dist.ReduceOp.MAX)
         return bool(value.item())
 
@@ -145,7 +145,7 @@ def joined(world: World, device_kind: str, stop: Callable[[], bool]) -> Iterator
         return
     if device_kind == "cuda":
         torch.cuda.set_device(world.local_rank)
-    # gloo beside nccl: checkpoints agree over the CPU while the devices compute.
+    # gloo beside nccl: stops and checkpoints are agreed over the CPU while the devices compute.
     backend = "cpu:gloo,cuda:nccl" if device_kind == "cuda" else "gloo"
     dist.init_process_group(
         backend, store=store, rank=world.rank, world_size=world.size, timeout=PATIENCE
