@@ -25,7 +25,7 @@ from torch.distributed.tensor import DTensor
 
 from ablations import formats, provenance, tracking
 from ablations.checkpoint import Checkpoints
-from ablations.data.order import Batches, rolling_hash
+from ablations.data.order import Batches
 from ablations.data.prepared import Corpus
 from ablations.data.source import decoder, open_corpus, read_parts
 from ablations.data.verify import Part, Verification, verify
@@ -35,6 +35,7 @@ from ablations.evaluate import budget
 from ablations.evaluate.loss import evaluate, held_out
 from ablations.evaluate.probes import Probes
 from ablations.evaluate.samples import Samples
+from ablations.feed import Feed, StepBatch
 from ablations.hardware import (
     Hardware,
     arithmetic,
@@ -46,7 +47,6 @@ from ablations.records import DamagedRecord, RunDirectory, project_root
 from ablations.resources import cost_of_operators, micro_batch_rows
 from ablations.spec import RunSpec
 from models.checkpoint_files import read_index, step_folder
-from models.documents import Documents
 from models.errors import SettingError
 from models.format import percent
 from models.language_model import LanguageModel
@@ -209,7 +209,8 @@ class Trainer:
             }
             self.tracker = tracking.start(spec.logging.wandb, self.run.path, spec.sweep, config)
         try:
-            state = self._loop(stop)
+            with self._feed() as feed:
+                state = self._loop(feed, stop)
         except Exception:
             # A damaged file may hold ids beyond the vocabulary, or make a run diverge: say so then.
             self.verification.wait(STOP_SECONDS)
@@ -231,7 +232,7 @@ class Trainer:
         self._status(state)
         return state
 
-    def _loop(self, stop: Callable[[], bool]) -> str:
+    def _loop(self, feed: Feed, stop: Callable[[], bool]) -> str:
         recipe, progress, spec = self.recipe, self.progress, self.spec
         heartbeat = 0.0
         self.rule = OutlierRule(recipe.skip_sigma, spec.train.max_skipped, self.device)
@@ -242,8 +243,8 @@ class Trainer:
         while progress.step < recipe.steps:
             begun = time.perf_counter()
             step = progress.step + 1
-            batch = self.batches.batch(step - 1)
-            progress.data_hash = rolling_hash(progress.data_hash, batch)
+            batch = feed.take()
+            progress.data_hash = batch.data_hash
             skip = self.rule.skips(step, *self._gradient(batch))
             lr = recipe.lr(step)
             for optimizer in self.optimizers:
@@ -298,6 +299,15 @@ class Trainer:
                 self._status("running", **known)
         return "done"
 
+    def _feed(self) -> Feed:
+        """The batches that are left, read ahead; hashed by the rank that writes the records."""
+        progress = self.progress
+        return Feed(
+            self.batches, progress.step, self.recipe.steps,
+            share=self.share, rows=self.rows, passes=self.parts, separator=self.separator,
+            data_hash=progress.data_hash if self.world.first else None, device=self.device,
+        )  # fmt: skip
+
     def _files_to_verify(self) -> list[Part]:
         """What this run reads of its corpus: the work of one rank a node."""
         if self.world.local_rank:
@@ -334,34 +344,24 @@ class Trainer:
             self._status("running")
         return True
 
-    def _gradient(self, batch: Any) -> tuple[Tensor, Tensor]:
-        """Gradients of the mean loss over a global batch, `rows` sequences at a time.
+    def _gradient(self, batch: StepBatch) -> tuple[Tensor, Tensor]:
+        """Gradients of the mean loss over a global batch, a micro-batch at a time.
 
         Returns (training loss without z-loss, gradient norm before clipping), over all ranks, on
         the device.
         """
-        recipe = self.recipe
-        tokens = torch.from_numpy(batch[self.share]).to(self.device)
-        n = batch[:, 1:].size
+        recipe, n = self.recipe, batch.predictions
         total = torch.zeros((), dtype=torch.float64, device=self.device)
-        parts = tokens.split(self.rows)
-        # Ranks meet in every pass of a sharded model: one with fewer rows repeats one for nothing.
-        idle = self.parts - len(parts)
-        for i, part in enumerate((*parts, *[tokens[:1]] * idle), 1):
-            inputs, targets = part[:, :-1], part[:, 1:]
-            documents = None
-            if self.separator is not None:
-                documents = Documents.after(self.separator, inputs)
-            counts = i <= len(parts)
+        for i, part in enumerate(batch.parts, 1):
             # Ranks average their gradients, so each weighs its own by how many there are.
-            weight = self.world.size / n if counts else 0.0
+            weight = self.world.size / n if part.counts else 0.0
             with self.hardware.autocast():
                 loss, nll = self.parallel.loss(
-                    inputs, targets, documents,
-                    weight=weight, z_loss=recipe.z_loss, last=i == self.parts,
+                    part.inputs, part.targets, part.documents,
+                    weight=weight, z_loss=recipe.z_loss, last=i == len(batch.parts),
                 )  # fmt: skip
             loss.backward()
-            if counts:
+            if part.counts:
                 total += nll.double().sum()
         # A GPU divides by a plain number by multiplying with its inverse.
         mean = self.world.sum(total) / torch.full_like(total, n)

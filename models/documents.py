@@ -46,6 +46,13 @@ class Documents:
             torch.cat([first, first.new_tensor([B * T])]),
         )
 
+    def moved(self, move: Callable[[Tensor], Tensor]) -> Documents:
+        """The same where `move` puts its tensors, without masks."""
+        index, offset, borders = (
+            None if x is None else move(x) for x in (self.index, self.offset, self.cu_seqlens)
+        )
+        return Documents(index, offset, borders)
+
     @classmethod
     def after(cls, separator: int, tokens: Tensor) -> Documents:
         """Documents that each end with `separator`. tokens: [B, T]."""
