@@ -161,8 +161,7 @@ class Trainer:
         self.model.to(self.device)
         self.model.recompute = spec.resources.activation_checkpointing
         if hardware.compiled:
-            for block in self.model.blocks:
-                block.compile(dynamic=False)
+            self.model.compile_blocks()
             self.model.head_compiled = self.device.type == "cuda"
         how = choose_parallel(
             spec.resources.parallel, spec.counts.N_total, world, hardware.memory_bytes

@@ -64,8 +64,7 @@ def our_step(spec: RunSpec, batch: torch.Tensor) -> Callable[[], None]:
     model.initialize(0)
     model.to(batch.device)
     if hardware.compiled:
-        for block in model.blocks:
-            block.compile(dynamic=False)
+        model.compile_blocks()
         model.head_compiled = batch.device.type == "cuda"
     optimizer = torch.optim.AdamW(model.parameters(), 1e-4, fused=True)
     inputs, targets = batch[:, :-1], batch[:, 1:]
