@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch._dynamo
 
+import models.documents
 from ablations.distributed import World
 from ablations.evaluate.loss import window_nats
 from models.config import Blueprint
@@ -75,3 +76,17 @@ def test_rows_that_fill_a_pass_change_no_nats(counted):
         log_p = model(tokens[:, :-1]).log_softmax(-1)
     expected = -log_p.gather(-1, tokens[:, 1:, None]).squeeze(-1)
     np.testing.assert_allclose(nats, expected, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_the_masks_of_other_documents_are_no_other_graph(counted, monkeypatch):
+    """With flex_attention's block masks, which a GPU is given."""
+    monkeypatch.setattr(models.documents, "_mask", models.documents.block_mask)
+    model, graphs = counted
+    generator = torch.Generator().manual_seed(0)
+    for step in range(8):
+        tokens = torch.randint(0, 64, (3, 32), generator=generator)
+        tokens[tokens < 5 * step] = 5
+        with torch.no_grad():
+            model(tokens, Documents.after(5, tokens))
+    assert len(graphs) == 2
