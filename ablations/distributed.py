@@ -89,11 +89,11 @@ class World:
         dist.all_gather_object(values, value)
         return values
 
-    def any(self, flag: bool, device: torch.device) -> bool:
-        """Whether it is true on any rank."""
+    def any(self, flag: bool) -> bool:
+        """Whether it is true on any rank; they wait for one another, and for no device."""
         if self.size == 1:
             return flag
-        value = torch.tensor(float(flag), device=device)
+        value = torch.tensor(float(flag))
         dist.all_reduce(value, op=dist.ReduceOp.MAX)
         return bool(value.item())
 
@@ -145,7 +145,7 @@ def joined(world: World, device_kind: str, stop: Callable[[], bool]) -> Iterator
         return
     if device_kind == "cuda":
         torch.cuda.set_device(world.local_rank)
-    # gloo beside nccl: checkpoints agree over the CPU while the devices compute.
+    # gloo beside nccl: stops and checkpoints are agreed over the CPU while the devices compute.
     backend = "cpu:gloo,cuda:nccl" if device_kind == "cuda" else "gloo"
     dist.init_process_group(
         backend, store=store, rank=world.rank, world_size=world.size, timeout=PATIENCE
@@ -267,10 +267,10 @@ class Parallel:
         self, model: LanguageModel, how: str | None, world: World, device: torch.device
     ) -> None:
         self.model, self.how = model, how
-        self._forward: Any = model.losses
+        self._forward: Any = model.loss
         if how == "ddp":
             ids = [device.index or 0] if device.type == "cuda" else None
-            self._forward = DistributedDataParallel(_Losses(model), device_ids=ids)
+            self._forward = DistributedDataParallel(_Loss(model), device_ids=ids)
         elif how in ("fsdp", "hsdp"):
             nodes = world.size // world.local_size
             shape = (nodes, world.local_size) if how == "hsdp" else (world.size,)
@@ -280,26 +280,26 @@ class Parallel:
                 for method in ("new_state", "extend"):
                     register_fsdp_forward_method(block, method)
             fully_shard(model, mesh=mesh)
-            for method in ("losses", "choices", "new_cache", "extend"):
+            for method in ("loss", "losses", "choices", "new_cache", "extend"):
                 register_fsdp_forward_method(model, method)
-            self._forward = model.losses
+            self._forward = model.loss
 
-    def losses(self, *arguments: Any, last: bool = True) -> tuple[Tensor, Tensor]:
-        """LanguageModel.losses; gradients are summed over ranks only in the backward pass of the
+    def loss(self, *arguments: Any, last: bool = True, **options: Any) -> tuple[Tensor, Tensor]:
+        """LanguageModel.loss; gradients are summed over ranks only in the backward pass of the
         `last` micro-batch of a step."""
         if self.how in ("fsdp", "hsdp"):
             self.model.set_requires_gradient_sync(last)  # type: ignore[operator]
         elif self.how == "ddp":
             self._forward.require_backward_grad_sync = last
-        return self._forward(*arguments)
+        return self._forward(*arguments, **options)
 
 
-class _Losses(nn.Module):
+class _Loss(nn.Module):
     """DistributedDataParallel sums the gradients of what its `forward` reads."""
 
     def __init__(self, model: LanguageModel) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, *arguments: Any) -> tuple[Tensor, Tensor]:
-        return self.model.losses(*arguments)
+    def forward(self, *arguments: Any, **options: Any) -> tuple[Tensor, Tensor]:
+        return self.model.loss(*arguments, **options)

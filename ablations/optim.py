@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
-from collections import deque
+from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ablations.ladder import Recipe
 from models.language_model import LanguageModel
@@ -73,39 +72,111 @@ def undecayed_names(model: LanguageModel) -> set[str]:
     }
 
 
+def step_unless(optimizer: torch.optim.Optimizer, skip: Tensor) -> None:
+    """`optimizer.step()`, and nothing where `skip` (0-d bool) is true.
+
+    On a GPU the host does not learn which: it goes on while the decision is being made.
+    """
+    if decided_here(skip.device):
+        if not skip:
+            optimizer.step()
+    else:
+        _step_unless_on_device(optimizer, skip)
+
+
+def decided_here(device: torch.device) -> bool:
+    """Whether to read a tensor of this device takes no waiting."""
+    return device.type == "cpu"
+
+
+@torch.no_grad()
+def _step_unless_on_device(optimizer: torch.optim.Optimizer, skip: Tensor) -> None:
+    if isinstance(optimizer, torch.optim.AdamW):
+        # The fused kernel's own way, meant for loss scaling: it leaves everything as it was.
+        optimizer.found_inf = skip.float()  # type: ignore[attr-defined]
+        optimizer.step()
+        return
+    kept = []
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                state = optimizer.state[parameter]
+                momentum = state.setdefault("momentum_buffer", torch.zeros_like(parameter.grad))
+                kept += [(x, x.clone()) for x in (parameter, momentum)]
+    optimizer.step()
+    for now, before in kept:
+        now.copy_(torch.where(skip, before, now))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the rule made of the steps up to one."""
+
+    loss: float
+    grad_norm: float
+    skipped: int
+    """Of the run."""
+    skipped_in_a_row: int
+    diverged: tuple[int, float, float] | None
+    """Step, loss and gradient norm where the run had diverged, None where it has not."""
+
+
 class OutlierRule:
     """Says which steps to skip: loss or gradient norm over `sigma` standard deviations above the
     mean of the last 128 steps, or not finite (Olmo Hybrid's SkipStepAdamW, the same in every mix).
+
+    All of it is decided and counted where the loss lies, so that the host need not wait for it. A
+    run has diverged once `max_skipped` steps in a row were skipped.
     """
 
-    def __init__(self, sigma: float) -> None:
-        self.sigma = sigma
-        self.losses: deque[float] = deque(maxlen=WINDOW)
-        self.norms: deque[float] = deque(maxlen=WINDOW)
+    def __init__(self, sigma: float, max_skipped: int, device: torch.device) -> None:
+        self.sigma, self.max_skipped = sigma, max_skipped
+        nan = float("nan")
+        self._past = torch.full((2, WINDOW), nan, dtype=torch.float64, device=device)
+        """Losses and norms, the newest last; NaN where there were fewer."""
+        self._counts = torch.zeros(2, dtype=torch.float64, device=device)
+        """Steps skipped, in all and in a row."""
+        self._diverged = torch.zeros(3, dtype=torch.float64, device=device)
+        """Step, loss and norm; 0 before."""
+        self._last = torch.full((2,), nan, dtype=torch.float64, device=device)
 
-    def skips(self, loss: float, grad_norm: float) -> bool:
-        """Whether to skip this step; remembers it either way, unless it is not finite."""
-        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-            return True
-        outlier = self.sigma > 0 and (
-            _is_outlier(loss, self.losses, self.sigma)
-            or _is_outlier(grad_norm, self.norms, self.sigma)
-        )
-        self.losses.append(loss)
-        self.norms.append(grad_norm)
-        return outlier
+    def skips(self, step: int, loss: Tensor, grad_norm: Tensor) -> Tensor:
+        """Whether to skip this step, 0-d bool; remembers it either way, unless it is not finite."""
+        now = torch.stack([loss.double(), grad_norm.double()])
+        finite = now.isfinite().all()
+        skip = ~finite
+        if self.sigma > 0:
+            past = self._past
+            n = (~past[:1].isnan()).sum()
+            mean = past.nansum(1, keepdim=True) / n
+            deviation = ((past - mean).square().nansum(1, keepdim=True) / (n - 1)).sqrt()
+            above = now > (mean + self.sigma * deviation).squeeze(1)
+            skip = skip | ((n >= ENOUGH) & above.any())
+        moved = torch.cat([self._past[:, 1:], now.unsqueeze(1)], dim=1)
+        self._past = torch.where(finite, moved, self._past)
+        total, in_a_row = self._counts
+        in_a_row = torch.where(skip, in_a_row + 1, 0.0)
+        self._counts = torch.stack([total + skip, in_a_row])
+        first = (in_a_row >= self.max_skipped) & (self._diverged[0] == 0)
+        here = torch.cat([now.new_full((1,), step), now])
+        self._diverged = torch.where(first, here, self._diverged)
+        self._last = now
+        return skip
+
+    def read(self) -> Outcome:
+        """Waits for the steps up to here."""
+        values = torch.cat([self._last, self._counts, self._diverged]).tolist()
+        loss, norm, skipped, in_a_row, at, *there = values
+        diverged = (int(at), there[0], there[1]) if at else None
+        return Outcome(loss, norm, int(skipped), int(in_a_row), diverged)
 
     def state(self) -> dict[str, list[float]]:
-        return {"losses": list(self.losses), "norms": list(self.norms)}
+        losses, norms = ([x for x in row if x == x] for row in self._past.tolist())
+        return {"losses": losses, "norms": norms}
 
-    def restore(self, state: dict[str, list[float]]) -> None:
-        self.losses.extend(state["losses"])
-        self.norms.extend(state["norms"])
-
-
-def _is_outlier(value: float, past: deque[float], sigma: float) -> bool:
-    if len(past) < ENOUGH:
-        return False
-    mean = sum(past) / len(past)
-    deviation = math.sqrt(sum((x - mean) ** 2 for x in past) / (len(past) - 1))
-    return value > mean + sigma * deviation
+    def restore(self, state: dict[str, list[float]], skipped: int, skipped_in_a_row: int) -> None:
+        """Go on from a `state` and the counts of then."""
+        for row, values in zip(self._past, (state["losses"], state["norms"]), strict=True):
+            if values:
+                row[-len(values) :] = row.new_tensor(values)
+        self._counts.copy_(self._counts.new_tensor([skipped, skipped_in_a_row]))

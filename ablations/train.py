@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.distributed.checkpoint.state_dict import (
     get_optimizer_state_dict,
     set_optimizer_state_dict,
@@ -24,7 +25,7 @@ from torch.distributed.tensor import DTensor
 
 from ablations import formats, provenance, tracking
 from ablations.checkpoint import Checkpoints
-from ablations.data.order import Batches, rolling_hash
+from ablations.data.order import Batches
 from ablations.data.prepared import Corpus
 from ablations.data.source import decoder, open_corpus, read_parts
 from ablations.data.verify import Part, Verification, verify
@@ -34,18 +35,18 @@ from ablations.evaluate import budget
 from ablations.evaluate.loss import evaluate, held_out
 from ablations.evaluate.probes import Probes
 from ablations.evaluate.samples import Samples
+from ablations.feed import Feed, StepBatch
 from ablations.hardware import (
     Hardware,
     arithmetic,
     choose_hardware,
     choose_operators,
 )
-from ablations.optim import OutlierRule, build_optimizers
+from ablations.optim import Outcome, OutlierRule, build_optimizers, decided_here, step_unless
 from ablations.records import DamagedRecord, RunDirectory, project_root
 from ablations.resources import cost_of_operators, micro_batch_rows
 from ablations.spec import RunSpec
 from models.checkpoint_files import read_index, step_folder
-from models.documents import Documents
 from models.errors import SettingError
 from models.format import percent
 from models.language_model import LanguageModel
@@ -55,6 +56,8 @@ from models.settings import to_dict
 HEARTBEAT_SECONDS = 1.0
 WAIT_SECONDS = 1.0
 STOP_SECONDS = 20.0  # a stopped run's wait for its data to be verified; Slurm kills after 30
+READ_EVERY = 50
+"""Steps after which the host waits for a device's decisions, if nothing was logged before."""
 FILES = ("metrics.jsonl", "points.jsonl", "probes.jsonl", "samples.jsonl")
 PLACEMENT = ("device", "precision", "parallel", "backends", "compiled", "micro_batch_rows")
 """Of the manifest: what a run computed on and how, which decides how its sums round."""
@@ -158,8 +161,8 @@ class Trainer:
         self.model.to(self.device)
         self.model.recompute = spec.resources.activation_checkpointing
         if hardware.compiled:
-            for block in self.model.blocks:
-                block.compile(dynamic=False)
+            self.model.compile_blocks()
+            self.model.head_compiled = self.device.type == "cuda"
         how = choose_parallel(
             spec.resources.parallel, spec.counts.N_total, world, hardware.memory_bytes
         )
@@ -175,8 +178,6 @@ class Trainer:
         self.verified = False
         """Whether what this run reads is known to be whole."""
         self._resume()
-        self.rule = OutlierRule(recipe.skip_sigma)
-        self.rule.restore(self.progress.rule)
         self.recent: list[float] = []
         """Seconds of the last steps, for the rate that is shown."""
         self.last_bpb: float | None = None
@@ -207,7 +208,8 @@ class Trainer:
             }
             self.tracker = tracking.start(spec.logging.wandb, self.run.path, spec.sweep, config)
         try:
-            state = self._loop(stop)
+            with self._feed() as feed:
+                state = self._loop(feed, stop)
         except Exception:
             # A damaged file may hold ids beyond the vocabulary, or make a run diverge: say so then.
             self.verification.wait(STOP_SECONDS)
@@ -229,34 +231,37 @@ class Trainer:
         self._status(state)
         return state
 
-    def _loop(self, stop: Callable[[], bool]) -> str:
+    def _loop(self, feed: Feed, stop: Callable[[], bool]) -> str:
         recipe, progress, spec = self.recipe, self.progress, self.spec
         heartbeat = 0.0
+        self.rule = OutlierRule(recipe.skip_sigma, spec.train.max_skipped, self.device)
+        self.rule.restore(progress.rule, progress.skipped_steps, progress.skipped_in_a_row)
+        at_once, known = decided_here(self.device), {}
         logged = progress.step, progress.seconds
         self.verification = Verification(self._files_to_verify)
         while progress.step < recipe.steps:
             begun = time.perf_counter()
             step = progress.step + 1
-            batch = self.batches.batch(step - 1)
-            progress.data_hash = rolling_hash(progress.data_hash, batch)
-            loss, grad_norm = self._gradient(batch)
+            batch = feed.take()
+            progress.data_hash = batch.data_hash
+            skip = self.rule.skips(step, *self._gradient(batch))
             lr = recipe.lr(step)
-            if self.rule.skips(loss, grad_norm):
-                self._skip(step, loss, grad_norm)
-            else:
-                progress.skipped_in_a_row = 0
-                for optimizer in self.optimizers:
-                    for group in optimizer.param_groups:
-                        group["lr"] = lr
-                    optimizer.step()
             for optimizer in self.optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = lr
+                step_unless(optimizer, skip)
                 optimizer.zero_grad(set_to_none=True)
+            milestone = self.milestones.get(step)
+            logs = milestone or step % spec.logging.log_every == 0 or step == recipe.steps
+            due = step % spec.logging.checkpoint_every == 0
+            if at_once or logs or due or step % READ_EVERY == 0:
+                outcome = self._read_outcome()
+                known = {"loss": outcome.loss, "lr": lr}
             elapsed = time.perf_counter() - begun
             progress.step, progress.seconds = step, progress.seconds + elapsed
             self.recent = [*self.recent[-19:], elapsed]
 
-            milestone = self.milestones.get(step)
-            if milestone or step % spec.logging.log_every == 0 or step == recipe.steps:
+            if logs:
                 tokens = (step - logged[0]) * recipe.batch_tokens
                 seconds = progress.seconds - logged[1]
                 logged = step, progress.seconds
@@ -265,12 +270,12 @@ class Trainer:
                     {
                         "step": step,
                         "tokens": step * recipe.batch_tokens,
-                        "loss": loss,
-                        "grad_norm": grad_norm,
+                        "loss": outcome.loss,
+                        "grad_norm": outcome.grad_norm,
                         "lr": lr,
                         "skipped_steps": progress.skipped_steps,
                         "seconds": round(progress.seconds, 4),
-                        "tokens_per_second": round(recipe.batch_tokens / elapsed, 1),
+                        "tokens_per_second": round(tokens / seconds, 1),
                         **self._mfu(tokens, seconds),
                     },
                 )
@@ -279,19 +284,28 @@ class Trainer:
                     return "preempted"
                 self._take_point(milestone.chinchilla)
             ending = stop() or self.verification.error is not None
-            stopping = self.world.any(ending, self.device) and step < recipe.steps
+            stopping = self.world.any(ending) and step < recipe.steps
             # While steps are being skipped the checkpoint before is the last good one.
-            due = step % spec.logging.checkpoint_every == 0 and not progress.skipped_in_a_row
-            if milestone or due or stopping:
+            if milestone or (due and not progress.skipped_in_a_row) or stopping:
                 if not self._verified(stop):
                     return "preempted"
+                self._read_outcome()
                 self._save()
             if stopping:
                 return "preempted"
             if time.monotonic() - heartbeat > HEARTBEAT_SECONDS:
                 heartbeat = time.monotonic()
-                self._status("running", loss=loss, lr=lr)
+                self._status("running", **known)
         return "done"
+
+    def _feed(self) -> Feed:
+        """The batches that are left, read ahead; hashed by the rank that writes the records."""
+        progress = self.progress
+        return Feed(
+            self.batches, progress.step, self.recipe.steps,
+            share=self.share, rows=self.rows, passes=self.parts, separator=self.separator,
+            data_hash=progress.data_hash if self.world.first else None, device=self.device,
+        )  # fmt: skip
 
     def _files_to_verify(self) -> list[Part]:
         """What this run reads of its corpus: the work of one rank a node."""
@@ -329,50 +343,49 @@ class Trainer:
             self._status("running")
         return True
 
-    def _gradient(self, batch: Any) -> tuple[float, float]:
-        """Gradients of the mean loss over a global batch, `rows` sequences at a time.
+    def _gradient(self, batch: StepBatch) -> tuple[Tensor, Tensor]:
+        """Gradients of the mean loss over a global batch, a micro-batch at a time.
 
-        Returns (training loss without z-loss, gradient norm before clipping), over all ranks.
+        Returns (training loss without z-loss, gradient norm before clipping), over all ranks, on
+        the device.
         """
-        recipe = self.recipe
-        tokens = torch.from_numpy(batch[self.share]).to(self.device)
-        n = batch[:, 1:].size
+        recipe, n = self.recipe, batch.predictions
         total = torch.zeros((), dtype=torch.float64, device=self.device)
-        parts = tokens.split(self.rows)
-        # Ranks meet in every pass of a sharded model: one with fewer rows repeats one for nothing.
-        idle = self.parts - len(parts)
-        for i, part in enumerate((*parts, *[tokens[:1]] * idle), 1):
-            inputs, targets = part[:, :-1], part[:, 1:]
-            documents = None
-            if self.separator is not None:
-                documents = Documents.after(self.separator, inputs)
-            with self.hardware.autocast():
-                nll, z2 = self.parallel.losses(inputs, targets, documents, last=i == self.parts)
+        for i, part in enumerate(batch.parts, 1):
             # Ranks average their gradients, so each weighs its own by how many there are.
-            part_loss = (nll.sum() + recipe.z_loss * z2.sum()) / (n / self.world.size)
-            if i > len(parts):
-                (part_loss * 0.0).backward()
-                continue
-            part_loss.backward()
-            total += nll.detach().double().sum()
-        loss = self.world.sum(total).item() / n
+            weight = self.world.size / n if part.counts else 0.0
+            with self.hardware.autocast():
+                loss, nll = self.parallel.loss(
+                    part.inputs, part.targets, part.documents,
+                    weight=weight, z_loss=recipe.z_loss, last=i == len(batch.parts),
+                )  # fmt: skip
+            loss.backward()
+            if part.counts:
+                total += nll.double().sum()
+        # A GPU divides by a plain number by multiplying with its inverse.
+        mean = self.world.sum(total) / torch.full_like(total, n)
         limit = recipe.grad_clip or float("inf")
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
         if isinstance(norm, DTensor):
             norm = norm.full_tensor()
-        return loss, norm.item()
+        return mean, norm
 
-    def _skip(self, step: int, loss: float, grad_norm: float) -> None:
-        """Count a step that is not taken; too many in a row end the run."""
-        progress, limit = self.progress, self.spec.train.max_skipped
-        progress.skipped_steps += 1
-        progress.skipped_in_a_row += 1
-        if progress.skipped_in_a_row >= limit:
+    def _read_outcome(self) -> Outcome:
+        """What became of the steps up to here; waits for them.
+
+        Raises TrainingFailed where too many in a row were skipped.
+        """
+        outcome = self.rule.read()
+        self.progress.skipped_steps = outcome.skipped
+        self.progress.skipped_in_a_row = outcome.skipped_in_a_row
+        if outcome.diverged:
+            step, loss, grad_norm = outcome.diverged
             raise TrainingFailed(
-                f"diverged: {limit} steps in a row up to {step} were skipped (train.max_skipped), "
-                f"the last with loss {loss:.4g} and gradient norm {grad_norm:.4g}; the checkpoints "
-                "before are kept"
+                f"diverged: {self.spec.train.max_skipped} steps in a row up to {step} were skipped "
+                f"(train.max_skipped), the last with loss {loss:.4g} and gradient norm "
+                f"{grad_norm:.4g}; the checkpoints before are kept"
             )
+        return outcome
 
     def _take_point(self, chinchilla: float) -> None:
         spec, progress, counts = self.spec, self.progress, self.spec.counts

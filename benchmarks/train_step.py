@@ -64,14 +64,15 @@ def our_step(spec: RunSpec, batch: torch.Tensor) -> Callable[[], None]:
     model.initialize(0)
     model.to(batch.device)
     if hardware.compiled:
-        for block in model.blocks:
-            block.compile(dynamic=False)
+        model.compile_blocks()
+        model.head_compiled = batch.device.type == "cuda"
     optimizer = torch.optim.AdamW(model.parameters(), 1e-4, fused=True)
+    inputs, targets = batch[:, :-1], batch[:, 1:]
 
     def step() -> None:
         with hardware.autocast():
-            nll, squared = model.losses(batch[:, :-1], batch[:, 1:])
-        (nll.mean() + 1e-5 * squared.mean()).backward()
+            loss, _ = model.loss(inputs, targets, weight=1 / targets.numel(), z_loss=1e-5)
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

@@ -15,7 +15,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import create_block_mask
+from torch.nn.attention.flex_attention import BlockMask
+
+BLOCK = 128  # queries, and keys, of a block of flex_attention's masks
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,13 @@ class Documents:
             torch.cat([first, first.new_tensor([B * T])]),
         )
 
+    def moved(self, move: Callable[[Tensor], Tensor]) -> Documents:
+        """The same where `move` puts its tensors, without masks."""
+        index, offset, borders = (
+            None if x is None else move(x) for x in (self.index, self.offset, self.cu_seqlens)
+        )
+        return Documents(index, offset, borders)
+
     @classmethod
     def after(cls, separator: int, tokens: Tensor) -> Documents:
         """Documents that each end with `separator`. tokens: [B, T]."""
@@ -64,7 +73,7 @@ def causal_mask(T: int, window: int, device: torch.device, documents: Documents 
     if documents.index is None and not 0 < window < T:
         return None
     if window not in documents.masks:
-        documents.masks[window] = _mask(T, window, device, documents.index)
+        documents.masks[window] = _mask(T, window, device, documents)
     return documents.masks[window]
 
 
@@ -78,13 +87,45 @@ def mask_mod(T: int, window: int, index: Tensor | None) -> Callable[..., Tensor]
     return visible
 
 
-def _mask(T: int, window: int, device: torch.device, index: Tensor | None) -> Any:
-    visible = mask_mod(T, window, index)
+def _mask(T: int, window: int, device: torch.device, documents: Documents) -> Any:
     if device.type != "cpu":
-        B = None if index is None else index.shape[0]
-        return create_block_mask(visible, B, None, T, T, device=str(device))
+        return block_mask(T, window, device, documents)
+    index = documents.index
+    visible = mask_mod(T, window, index)
     time = torch.arange(T)
     if index is None:
         return visible(None, None, time[:, None], time)
     rows = torch.arange(index.shape[0])[:, None, None, None]
     return visible(rows, None, time[:, None], time)
+
+
+def block_mask(T: int, window: int, device: torch.device, documents: Documents) -> BlockMask:
+    """What flex_attention's create_block_mask makes of `mask_mod`, without looking at every pair.
+
+    Documents follow one another and windows move on, so a query sees all keys from its first to
+    itself, and a later query's first is no earlier.
+    """
+    time = torch.arange(T, device=device)
+    start = torch.zeros_like(time[None]) if documents.offset is None else time - documents.offset
+    first = start.maximum(time - (window or T) + 1)
+    n = -(-T // BLOCK)
+    block = torch.arange(n, device=device)
+    # First keys of each block's first and last query; the last block may be cut short.
+    begin = first[:, ::BLOCK, None]
+    end = first[:, (BLOCK * (block + 1) - 1).clamp(max=T - 1), None]
+    seen = (block <= block[:, None]) & (block >= begin // BLOCK)
+    full = (block < block[:, None]) & (BLOCK * block >= end) & (BLOCK * (block[:, None] + 1) <= T)
+    return BlockMask.from_kv_blocks(
+        *_ordered(seen & ~full),
+        *_ordered(seen & full),
+        BLOCK,
+        mask_mod(T, window, documents.index),
+        (T, T),
+    )
+
+
+def _ordered(blocks: Tensor) -> tuple[Tensor, Tensor]:
+    """How many blocks of keys each block of queries has, and which, those first. [B, n, n] bool."""
+    blocks = blocks.int().unsqueeze(1)
+    order = blocks.argsort(dim=-1, descending=True, stable=True)
+    return blocks.sum(-1, dtype=torch.int32), order.int()

@@ -23,11 +23,13 @@ from torch.utils.checkpoint import checkpoint
 from models.config import OUTPUTS, ModelConfig
 from models.decoding import Cache, NewTokens
 from models.documents import Documents, causal_mask
+from models.head import chunk_rows, token_losses, training_loss
 from models.mixers import lookup
-from models.pointwise import RMSNorm, token_losses
+from models.pointwise import RMSNorm
 
+FORMS_OF_A_KIND = 16  # compiled: with and without gradients, and lengths of held-out documents
+ROWS_KEPT = 4  # lengths of rows whose masks are kept
 INIT_STD = 0.02  # Olmo 3: one normal for every matrix and the embedding
-LOGITS_AT_ONCE = 2**26  # float32 logits held at a time: 256 MB
 
 
 class SwiGLU(nn.Module):
@@ -102,6 +104,10 @@ class LanguageModel(nn.Module):
         self.config = config
         self.recompute = False
         """Compute blocks again in the backward pass: less memory, a third more time."""
+        self.compiled = False
+        """By `compile_blocks`."""
+        self.head_compiled = False
+        """Compile the head's losses, a chunk of rows at a time."""
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
         blocks = [Block(config, i) for i in range(config.n_layers)]
         self.blocks: Any = nn.ModuleList(blocks)
@@ -110,22 +116,51 @@ class LanguageModel(nn.Module):
             for block, kind in zip(blocks, config.layers, strict=True)
             if block.mixer is not None and lookup(config.kinds[kind].mixer).attends
         }
+        self._rows: dict[tuple[int, torch.device], Documents] = {}
         self.norm = RMSNorm(config.d_model, config.norm_eps)
         self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+
+    def compile_blocks(self, backend: Any = "inductor") -> None:
+        """Compile each block at its first call; blocks of one kind share what is compiled."""
+        import torch._dynamo
+
+        # torch counts the forms of all blocks together, and beyond its limit compiles no more.
+        kinds = len(set(self.config.layers)) + len(self.windows)
+        limit = max(torch._dynamo.config.recompile_limit, FORMS_OF_A_KIND * kinds)
+        torch._dynamo.config.recompile_limit = limit
+        for block in self.blocks:
+            block.compile(dynamic=False, backend=backend)
+        self.compiled = True
 
     def features(self, tokens: Tensor, documents: Documents | None = None) -> Tensor:
         """tokens: [B, T] -> what the head reads, [B, T, d]; `documents` are kept apart."""
         x = self.embedding(tokens)
-        documents = documents or Documents()
+        T = tokens.shape[1]
+        documents = documents or self._whole_rows(T, x.device)
         for window in self.windows:
             # Made here, once, and outside of what is compiled.
-            causal_mask(tokens.shape[1], window, x.device, documents)
+            causal_mask(T, window, x.device, documents)
+        if self.compiled and documents.cu_seqlens is not None:
+            # Its length is the number of documents: one compiled block serves any.
+            torch._dynamo.maybe_mark_dynamic(documents.cu_seqlens, 0)
         for block in self.blocks:
             if self.recompute and torch.is_grad_enabled():
                 x = checkpoint(block, x, documents, use_reentrant=False)
             else:
                 x = block(x, documents)
         return self.norm(x)
+
+    def _whole_rows(self, T: int, device: torch.device) -> Documents:
+        """Rows of one document each: their windows' masks are the same for every batch."""
+        key = T, device
+        if key not in self._rows:
+            if len(self._rows) == ROWS_KEPT:
+                self._rows.clear()
+            self._rows[key] = Documents()
+            with torch.inference_mode(False):
+                for window in self.windows:
+                    causal_mask(T, window, device, self._rows[key])
+        return self._rows[key]
 
     def forward(self, tokens: Tensor, documents: Documents | None = None) -> Tensor:
         """tokens: [B, T] -> logits [B, T, V]."""
@@ -167,25 +202,35 @@ class LanguageModel(nn.Module):
         cache.took(new, T)
         return x, new
 
+    def loss(
+        self,
+        tokens: Tensor,
+        targets: Tensor,
+        documents: Documents | None = None,
+        *,
+        weight: float,
+        z_loss: float,
+    ) -> tuple[Tensor, Tensor]:
+        """What training descends: weight · Σ (cross-entropy + z_loss · squared log-partition).
+
+        The z-loss is Chowdhery et al.'s (2022, section 5). Returns it, a scalar, and every
+        prediction's cross-entropy, float32 [B, T], which has no gradient.
+        """
+        x = self.features(tokens, documents).flatten(0, 1)
+        loss, nll = training_loss(
+            x, self.head.weight, targets.flatten(), weight, z_loss, self.head_compiled
+        )
+        return loss, nll.view(targets.shape)
+
     def losses(
         self, tokens: Tensor, targets: Tensor, documents: Documents | None = None
     ) -> tuple[Tensor, Tensor]:
         """Cross-entropy and squared log-partition of each prediction, float32, [B, T].
 
-        The second is z-loss's (Chowdhery et al. 2022, section 5). Logits are made, and made
-        again for the backward pass, so many at a time that they fit in LOGITS_AT_ONCE.
+        For evaluation: with a gradient, all logits would be kept for it.
         """
         x = self.features(tokens, documents).flatten(0, 1)
-        y = targets.flatten()
-        step = max(1, LOGITS_AT_ONCE // self.config.vocab_size)
-        if len(x) <= step:
-            nll, z2 = token_losses(x, self.head.weight, y)
-        else:
-            parts = [
-                checkpoint(token_losses, xs, self.head.weight, ys, use_reentrant=False)
-                for xs, ys in zip(x.split(step), y.split(step), strict=True)
-            ]
-            nll, z2 = (torch.cat(part) for part in zip(*parts, strict=True))
+        nll, z2 = token_losses(x, self.head.weight, targets.flatten(), self.head_compiled)
         return nll.view(targets.shape), z2.view(targets.shape)
 
     def choices(
@@ -199,7 +244,7 @@ class LanguageModel(nn.Module):
         x = self.features(tokens)
         x = x.gather(1, (at - 1).unsqueeze(-1).expand(-1, -1, x.shape[-1])).flatten(0, 1)
         y = tokens.gather(1, at).flatten()
-        step = max(1, LOGITS_AT_ONCE // self.config.vocab_size)
+        step = chunk_rows(x, self.config.vocab_size)
         nats, best = [], []
         for xs, ys in zip(x.split(step), y.split(step), strict=True):
             logits = self.head(xs).float()

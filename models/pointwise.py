@@ -1,8 +1,7 @@
-"""Two functions whose backward passes autograd spells out at length, written out here.
+"""The root-mean-square norm (Zhang and Sennrich 2019), its backward pass written out.
 
-On a CPU at tiny widths a training step is bound by passes over memory, and these two are most of
-them: the root-mean-square norm (Zhang and Sennrich 2019), and cross-entropy with z-loss, whose
-logits are the largest tensor of a small model.
+On a CPU at tiny widths a training step is bound by passes over memory, of which autograd's form of
+the norm makes about twice as many.
 """
 
 from __future__ import annotations
@@ -57,38 +56,3 @@ class _RMSNorm(torch.autograd.Function):
         along = (product @ weight.to(normed.dtype)).unsqueeze(-1) / normed.shape[-1]
         dx = (dy * weight).addcmul_(normed, along, value=-1).mul_(scale)
         return dx.to(ctx.dtype), dweight.to(weight.dtype), None
-
-
-def token_losses(x: Tensor, head: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Cross-entropy and squared log-partition of each prediction, float32, [n].
-
-    x: [n, d] features; head: [V, d]; targets: [n]. Under autocast the product is in its dtype;
-    the head's gradient is accumulated in float32.
-    """
-    kind = x.device.type
-    if torch.is_autocast_enabled(kind):
-        x = x.to(torch.get_autocast_dtype(kind))
-    return _TokenLosses.apply(x, head, targets)
-
-
-class _TokenLosses(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, head: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        logits = x @ head.to(x.dtype).mT
-        logits = logits if logits.dtype == torch.float64 else logits.float()
-        log_partition = logits.logsumexp(-1, keepdim=True)
-        chosen = logits.gather(-1, targets.unsqueeze(-1))
-        # From here on the logits are only needed as probabilities.
-        probabilities = logits.sub_(log_partition).exp_()
-        ctx.save_for_backward(x, head, targets, probabilities, log_partition)
-        return (log_partition - chosen).squeeze(-1), log_partition.square().squeeze(-1)
-
-    @staticmethod
-    @in_own_precision
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
-        x, head, targets, probabilities, log_partition = ctx.saved_tensors
-        dnll, dz2 = (g.unsqueeze(-1) for g in grads)
-        dlogits = probabilities * (dnll + 2 * log_partition * dz2)
-        dlogits.scatter_add_(-1, targets.unsqueeze(-1), -dnll)
-        dlogits = dlogits.to(x.dtype)
-        return dlogits @ head.to(x.dtype), (dlogits.mT @ x).to(head.dtype), None

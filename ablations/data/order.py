@@ -92,12 +92,19 @@ class Batches:
         # The stretch of each source's order that was computed last: its first position, and ids.
         self._kept = [(0, np.empty(0, dtype=np.int64)) for _ in sources]
 
-    def batch(self, step: int) -> np.ndarray:
-        """The token ids of one global batch, int64 [batch_instances, context + 1]."""
+    @property
+    def predictions(self) -> int:
+        """Of a global batch."""
+        return self._batch_instances * self._context
+
+    def batch(self, step: int, share: slice = slice(None)) -> np.ndarray:
+        """The token ids of one global batch, int64 [batch_instances, context + 1], or a share of
+        its rows in a row."""
         size, length = self._batch_instances, self._context + 1
-        period, turn = np.divmod(step * size + np.arange(size), len(self._turns))
+        wanted = range(size)[share]
+        period, turn = np.divmod(step * size + np.asarray(wanted), len(self._turns))
         owner = self._turns[turn]
-        out = np.empty((size, length), dtype=np.int64)
+        out = np.empty((len(wanted), length), dtype=np.int64)
         for index, source in enumerate(self._sources):
             (rows,) = np.nonzero(owner == index)
             if not len(rows):
@@ -106,7 +113,7 @@ class Batches:
             first = period[rows[0]] * source.parts + self._before[turn[rows[0]]]
             ids = self._ids(index, int(first), len(rows))
             cut = windows(source.tokens, ids * self._context, length)
-            if len(rows) == size:
+            if len(rows) == len(wanted):
                 return cut
             out[rows] = cut
         return out

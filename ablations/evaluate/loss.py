@@ -141,13 +141,16 @@ def window_nats(
         if lengths is not None:
             longest = int(lengths[number * together : (number + 1) * together].max())
             length = min(T, max(SHORTEST_ROW, 1 << (longest - 1).bit_length()))
-        tokens = torch.from_numpy(windows[mine, : length + 1]).to(device)
+        # Compiled blocks are compiled for each number of rows: a pass with fewer repeats some.
+        taken = np.arange(n)[mine]
+        asked = np.resize(taken, rows) if model.compiled else taken
+        tokens = torch.from_numpy(windows[asked, : length + 1]).to(device)
         inputs, targets = tokens[:, :-1], tokens[:, 1:]
         documents = None if separator is None else Documents.after(separator, inputs)
         with autocast():
             nll, _ = model.losses(inputs, targets, documents)
         if counts:
-            yield mine, nll.double()
+            yield mine, nll[: len(taken)].double()
 
 
 def document_bootstrap(numerators: np.ndarray, denominators: np.ndarray) -> float | None:

@@ -7,13 +7,15 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
+import models.documents
 from models.config import Blueprint
-from models.documents import Documents, causal_mask, mask_mod
+from models.documents import Documents, block_mask, causal_mask, mask_mod
 from models.language_model import LanguageModel
 from models.mix import Geometry, Mix
 
 from .test_language_model import ALL, TRANSFORMER, VARIED, build, spread
 
+BLOCKS = ("kv_num_blocks", "kv_indices", "q_num_blocks", "q_indices")
 ROWS = [[5, 1, 30, 2, 26], [64], [40, 24]]
 """Lengths of the documents of each row; 64 tokens a row."""
 
@@ -74,6 +76,51 @@ def test_the_mask_for_flex_attention_is_the_dense_mask():
                 q, k, v, attn_mask=dense, is_causal=dense is None
             )
             torch.testing.assert_close(flex_attention(q, k, v, block_mask=block), expected)
+
+
+@pytest.mark.parametrize("T", [64, 128, 300, 512, 1000])
+@pytest.mark.parametrize("window", [0, 1, 100, 128, 129, 400])
+def test_the_block_mask_is_what_flex_attention_makes_of_every_pair(T, window):
+    generator = torch.Generator().manual_seed(T)
+    starts = torch.rand(3, T, generator=generator) < torch.tensor([[0.3], [0.01], [0.0]])
+    for documents, batch in ((Documents.from_starts(starts), 3), (Documents(), None)):
+        visible = mask_mod(T, window, documents.index)
+        expected = create_block_mask(visible, batch, None, T, T, device="cpu")
+        actual = block_mask(T, window, torch.device("cpu"), documents)
+        assert actual.shape == expected.shape
+        for name in BLOCKS:
+            for form in (name, f"full_{name}"):
+                assert torch.equal(getattr(actual, form), getattr(expected, form)), form
+
+
+def test_masks_are_made_once_for_rows_and_once_for_each_batch_of_documents(monkeypatch):
+    made = []
+
+    def counted(T, window, *rest):
+        made.append((T, window))
+        return mask(T, window, *rest)
+
+    mask = models.documents._mask
+    monkeypatch.setattr(models.documents, "_mask", counted)
+    model = build(TRANSFORMER, geometry=Geometry(windows=(9, 20, 9)))
+    model.recompute = True
+    tokens, documents = packed()
+    weigh = {"weight": 1.0, "z_loss": 0.0}
+    for _ in range(3):
+        model.loss(tokens, tokens, **weigh)[0].backward()
+    assert sorted(made) == [(64, 9), (64, 20)]
+    made.clear()
+    for known in (documents, packed(seed=1)[1]):
+        model.loss(tokens, tokens, known, **weigh)[0].backward()
+    assert sorted(made) == 2 * [(64, 0)] + 2 * [(64, 9)] + 2 * [(64, 20)]
+
+
+def test_masks_of_inference_serve_training():
+    model = build(TRANSFORMER, geometry=Geometry(windows=(9,)))
+    tokens, _ = packed()
+    with torch.inference_mode():
+        model(tokens)
+    model(tokens).sum().backward()
 
 
 @pytest.mark.slow
