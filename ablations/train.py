@@ -28,7 +28,6 @@ from ablations.data.order import Batches, rolling_hash
 from ablations.data.prepared import Corpus
 from ablations.data.source import decoder, open_corpus, read_parts
 from ablations.data.verify import Part, Verification, verify
-from ablations.devices import mfu
 from ablations.distributed import Parallel, World, choose_parallel, environment, joined
 from ablations.evaluate import budget
 from ablations.evaluate.loss import evaluate, held_out
@@ -45,6 +44,7 @@ from ablations.records import DamagedRecord, RunDirectory, project_root
 from ablations.resources import cost_of_operators, micro_batch_rows
 from ablations.spec import RunSpec
 from models.checkpoint_files import read_index, step_folder
+from models.devices import mfu
 from models.documents import Documents
 from models.errors import SettingError
 from models.format import percent

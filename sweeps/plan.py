@@ -22,11 +22,11 @@ from rich.table import Table
 
 from ablations.confounds import Confound, Facts, baseline_among, conditions, confounds
 from ablations.data.source import held_out_tokens
-from ablations.devices import GPUS, gpu_kind
 from ablations.evaluate import budget
 from ablations.records import RunDirectory, directory_of
 from ablations.resources import check_ranks, cost_of_operators, kept_bytes
 from ablations.spec import RunSpec, too_many_epochs
+from models.devices import GPUS, gpu_kind
 from models.format import byte_count, count, duration, flop_count, percent
 from models.mixers import lookup
 from sweeps.arrays import Array, arrays, makespan, time_of
@@ -79,7 +79,7 @@ class Plan:
     devices: int = 1
     """Devices, and so processes, that train one run together."""
     gpu: str = QUOTED
-    """The kind of GPU, of ablations.devices.GPUS, that gpu_hours are of."""
+    """The kind of GPU, of models.devices.GPUS, that gpu_hours are of."""
     cluster: Slurm | None = None
     """Where the runs go; None for this machine."""
 

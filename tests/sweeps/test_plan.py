@@ -11,7 +11,6 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from rich.console import Console
 
 from ablations.data.embedded import embedded_manifest
-from ablations.devices import GPUS, gpu_kind, peak_flops
 from ablations.records import RunDirectory
 from ablations.resolve import resolve
 from models.cost import count
@@ -277,17 +276,6 @@ def test_a_sweep_takes_no_less_than_its_longest_run():
     estimates = tuple(dataclasses.replace(one, seconds=s) for s in (3600.0, 60.0, 60.0))
     assert planning.Plan(estimates, 3, 1).hours == 1.0
     assert planning.Plan(estimates, 1, 1).hours == pytest.approx(3720 / 3600)
-
-
-@pytest.mark.parametrize(
-    ("name", "kind"),
-    [("NVIDIA H200", "H200"), ("NVIDIA H100 80GB HBM3", "H100"), ("NVIDIA H100 PCIe", "H100 PCIe"),
-     ("NVIDIA A100-SXM4-80GB", "A100"), ("NVIDIA GeForce RTX 4090", "RTX 4090"),
-     ("Tesla T4", None)],
-)  # fmt: skip
-def test_a_gpu_is_known_by_its_drivers_name(name, kind):
-    assert gpu_kind(name) == kind
-    assert peak_flops(name) == (GPUS[kind].peak_flops if kind else None)
 
 
 def test_a_plan_says_which_runs_would_be_refused_for_their_epochs():
