@@ -22,7 +22,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.tensor import DTensor
 
-from ablations import formats, provenance, tracking
+from ablations import formats, micro_batch, provenance, tracking
 from ablations.checkpoint import Checkpoints
 from ablations.data.order import Batches, rolling_hash
 from ablations.data.prepared import Corpus
@@ -41,7 +41,7 @@ from ablations.hardware import (
 )
 from ablations.optim import OutlierRule, build_optimizers
 from ablations.records import DamagedRecord, RunDirectory, project_root
-from ablations.resources import cost_of_operators, micro_batch_rows
+from ablations.resources import cost_of_operators, no_room
 from ablations.spec import RunSpec
 from models.checkpoint_files import read_index, step_folder
 from models.devices import mfu
@@ -130,11 +130,18 @@ class Trainer:
         verify(read_parts(spec.data.name, spec.data.path, self.cache_dir))
         recipe = self.recipe
         self.share = world.share(recipe.batch_instances)
-        largest = world.largest_share(recipe.batch_instances)
-        self.rows = micro_batch_rows(
-            spec.resources.micro_batch_tokens, recipe.context, largest, self.device.type
+        how = choose_parallel(
+            spec.resources.parallel, spec.counts.N_total, world, hardware.memory_bytes
         )
-        self.parts = -(-largest // self.rows)
+        self.memory = micro_batch.counted(spec, hardware, how, world)
+        self.rows = micro_batch.choose_rows(
+            spec,
+            world.largest_share(recipe.batch_instances),
+            hardware,
+            self.memory,
+            world,
+            self._manifest_before(),
+        )
         self.batches = Batches(
             self.corpus.train,
             self.corpus.fingerprint,
@@ -160,9 +167,6 @@ class Trainer:
         if hardware.compiled:
             for block in self.model.blocks:
                 block.compile(dynamic=False)
-        how = choose_parallel(
-            spec.resources.parallel, spec.counts.N_total, world, hardware.memory_bytes
-        )
         if how in ("fsdp", "hsdp") and spec.train.optim == "muon":
             raise SettingError(
                 f"train=muon needs whole matrices, which resources.parallel={how} cuts; "
@@ -175,6 +179,7 @@ class Trainer:
         self.verified = False
         """Whether what this run reads is known to be whole."""
         self._resume()
+        self._try_micro_batch()
         self.rule = OutlierRule(recipe.skip_sigma)
         self.rule.restore(self.progress.rule)
         self.recent: list[float] = []
@@ -192,6 +197,50 @@ class Trainer:
             autocast=self.hardware.autocast, separator=self.separator, world=self.world,
         )  # fmt: skip
 
+    @property
+    def parts(self) -> int:
+        """Passes of a step: those of the rank that has most sequences."""
+        return -(-self.world.largest_share(self.recipe.batch_instances) // self.rows)
+
+    def _try_micro_batch(self) -> None:
+        """On a GPU whose memory chose the micro-batch: one pass as a step has it, and half as many
+        sequences where they do not fit."""
+        memory, recipe = self.hardware.memory_bytes, self.recipe
+        chosen = memory is not None and self.spec.resources.micro_batch_tokens is None
+        # Ranks meet inside the passes of a sharded model: one that fails there would not return.
+        if (
+            not chosen
+            or self.parallel.how in ("fsdp", "hsdp")
+            or self.progress.step == recipe.steps
+        ):
+            return
+        batch = torch.from_numpy(self.batches.batch(self.progress.step)[self.share])
+
+        def attempt(rows: int) -> None:
+            tokens = batch[:rows].to(self.device)
+            inputs, targets = tokens[:, :-1], tokens[:, 1:]
+            documents = None
+            if self.separator is not None:
+                documents = Documents.after(self.separator, inputs)
+            with micro_batch.as_in_training(self.model, self.optimizers):
+                with self.hardware.autocast():
+                    nll, z2 = self.parallel.losses(inputs, targets, documents, last=False)
+                (nll.sum() + z2.sum()).backward()
+
+        share = self.world.largest_share(recipe.batch_instances)
+        rows = micro_batch.rows_that_run(
+            self.rows, share, attempt, lambda failed: self.world.any(failed, self.device)
+        )
+        if not rows:
+            self.rows = 1
+            raise self._no_room()
+        halved = f", as {self.rows} did not fit" if rows < self.rows else ""
+        self.rows = rows
+        self.say(f"micro-batch: {rows} of {share} sequences, by the GPU's memory{halved}")
+
+    def _no_room(self) -> SettingError:
+        return no_room(self.spec, self.rows, self.memory, self.hardware.memory_bytes or 0)
+
     def run_to_end(self, stop: Callable[[], bool]) -> str:
         """Train until the last step, or until `stop` says so on any rank."""
         self.tracker: tracking.Tracker = tracking.Silent()
@@ -208,6 +257,8 @@ class Trainer:
             self.tracker = tracking.start(spec.logging.wandb, self.run.path, spec.sweep, config)
         try:
             state = self._loop(stop)
+        except torch.OutOfMemoryError:
+            raise self._no_room() from None
         except Exception:
             # A damaged file may hold ids beyond the vocabulary, or make a run diverge: say so then.
             self.verification.wait(STOP_SECONDS)
