@@ -15,7 +15,7 @@ import torch
 
 from ablations.distributed import World
 from ablations.hardware import Hardware
-from ablations.resources import even_rows, memory_of, micro_batch_rows, rows_that_fit
+from ablations.resources import even_rows, memory_of, micro_batch_rows
 from ablations.spec import RunSpec
 from models.cost import TrainingMemory
 from models.ops import backend
@@ -54,7 +54,7 @@ def choose_rows(
     there = hardware.memory_bytes
     if wanted is not None or there is None:
         return micro_batch_rows(wanted, context, share)
-    rows = micro_batch_rows(None, context, share, rows_that_fit(memory, there))
+    rows = micro_batch_rows(None, context, share, memory.rows_in(there))
     # Sums in the same order, and so the same bits, for a run that goes on as it was begun.
     device = before.get("device", {})
     if (device.get("name"), device.get("count")) == (hardware.name, world.size):

@@ -17,9 +17,6 @@ from models.format import byte_count
 
 CPU_TOKENS = 8192
 """Tokens of a micro-batch on a CPU: more of them leave the caches and gain nothing."""
-MEMORY_SHARE = 0.9
-"""Of a GPU's memory that a run counts on. The rest is for what is not counted: the driver's
-context, the workspaces of libraries, what is sent to other GPUs, and gaps between tensors."""
 KEPT = {
     ("compiled", False): 1.1,
     ("compiled", True): 1.9,
@@ -82,11 +79,6 @@ def memory_of(
         parallel=parallel,
         shards=devices,
     )
-
-
-def rows_that_fit(memory: TrainingMemory, device_bytes: float) -> int:
-    """Sequences that MEMORY_SHARE of a device's bytes holds by the count; 0 where not one."""
-    return max(0, int((MEMORY_SHARE * device_bytes - memory.of(0)) // memory.sequence))
 
 
 def no_room(spec: RunSpec, rows: int, memory: TrainingMemory, device_bytes: float) -> SettingError:

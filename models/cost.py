@@ -18,8 +18,11 @@ from models.config import MLPS, ModelConfig
 from models.mixer import FP32_BYTES, Mixer
 from models.mixers import lookup
 
-LOGITS_AT_ONCE = 2**26
-"""Logits that the loss makes at a time (models/language_model.py)."""
+LOGITS_AT_ONCE = 2**28
+"""Logits that the loss makes at a time on a GPU, at most."""
+MEMORY_SHARE = 0.9
+"""Of a GPU's memory that training counts on. The rest is for what is not counted: the driver's
+context, the workspaces of libraries, what is sent to other GPUs, and gaps between tensors."""
 
 
 @dataclass(frozen=True)
@@ -71,10 +74,11 @@ def decode_bytes(config: ModelConfig, context: int, element_bytes: int = 2) -> t
 def activation_bytes(config: ModelConfig, context: int, element_bytes: int = 2) -> float:
     """Bytes per token that training keeps between forward and backward, without checkpointing.
 
-    A convention; docs/counts.md sets it beside what autograd saves. Each tensor that a backward pass reads is kept once in the
-    compute dtype; pointwise functions are made again from their inputs (as a compiler fuses
-    them), attention is fused (no scores), the recurrent operators keep their chunks' first states
-    in float32. The logits, which a loss makes a piece at a time, are out.
+    A convention; docs/counts.md sets it beside what autograd saves. Each tensor that a backward
+    pass reads is kept once in the compute dtype; pointwise functions are made again from their
+    inputs (as a compiler fuses them), attention is fused (no scores), the recurrent operators keep
+    their chunks' first states in float32. The logits, which a loss makes a piece at a time, are
+    out.
     """
     ends = 2 * config.d_model * element_bytes  # the last norm's input, and the head's
     return ends + sum(map(sum, _kept_by_layer(config, context, element_bytes)))
@@ -92,12 +96,17 @@ class TrainingMemory:
     copies: float
     """Weights in the compute dtype, and what a sharded model gathers of its weights."""
     head: float
-    """The logits that the loss makes at a time, and the head's gradient beside its sum."""
+    """The logits that the loss makes at a time, at most, and gradients of the head on their way."""
     sequence: float
     """Of one sequence: what is kept for the backward pass, and what a block's backward adds."""
 
     def of(self, rows: int) -> float:
+        """Bytes with micro-batches of so many sequences."""
         return self.state + self.copies + self.head + rows * self.sequence
+
+    def rows_in(self, device_bytes: float) -> int:
+        """Sequences that MEMORY_SHARE of a device's bytes holds by the count; 0 where not one."""
+        return max(0, int((MEMORY_SHARE * device_bytes - self.of(0)) // self.sequence))
 
 
 def training_memory(
@@ -128,9 +137,10 @@ def training_memory(
         state /= shards
         # Embedding and head stay gathered, blocks two at a time, each with a whole gradient.
         copies += 2 * FP32_BYTES * (N_total - N_body + 2 * N_body / layers)
-    logits = min(LOGITS_AT_ONCE, context * V)
-    # Logits and their gradient, in float32 and in the compute dtype.
-    head = 2 * (FP32_BYTES + element_bytes) * logits + FP32_BYTES * V * d
+    # Logits as their product makes them, in float32, and their gradient; the head's gradient of a
+    # chunk, its sum over chunks, and that scaled.
+    head = (FP32_BYTES + 2 * element_bytes) * LOGITS_AT_ONCE
+    head += (2 * FP32_BYTES + element_bytes) * V * d
     block = kept * max(map(sum, _kept_by_layer(config, context, element_bytes)))
     blocks = kept * activation_bytes(config, context, element_bytes)
     if recompute:

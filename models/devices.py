@@ -20,10 +20,15 @@ class Gpu:
     """Of the model that has most. A run asks the device itself."""
     link: float | None = None
     """Bytes a second that it sends to other GPUs of its node while it receives as many."""
-    mfu: float = 0.40
-    """Share of the peak that a plan assumes. Published for dense models of 0.5B to 8B in bf16: 33 %
-    to 48 % on H100 (torchtitan, nanochat, PrimeIntellect). Not yet measured with this project."""
+    efficiency: float = 0.6
+    """Share of the MFU possible by models/roofline.py that a plan assumes. nanochat's published MFU
+    at 135M to 1.7B on H100 is 0.62 to 0.65 of it (tests/models/test_roofline.py). Not yet measured
+    with this project."""
 
+
+BLACKWELL = 0.3
+"""Efficiency of Olmo Hybrid 7B on 512 B200: 10.96k tokens a second each, 21 % of the peak, where a
+hybrid of that size could have about 80 %."""
 
 # Sources: NVIDIA's data sheets (Grace Blackwell GB300 and GB200 NVL72, HGX B300 and B200, H200,
 # H100, GH200, A100, L40S, RTX PRO 6000 Blackwell editions), its white papers of Ada and of RTX
@@ -31,11 +36,10 @@ class Gpu:
 # and AMD's data sheet of MI300X. H20 is sold in China alone; its figures are those of resellers.
 # Peaks with sparsity are halved. PCIe 4.0 moves 32 GB/s each way, 5.0 64 GB/s.
 GPUS = {
-    "GB300": Gpu(2500e12, 8000 * GB, 279 * GB, 900 * GB),
-    "B300": Gpu(2250e12, 7700 * GB, 270 * GB, 900 * GB),
-    "GB200": Gpu(2500e12, 8000 * GB, 186 * GB, 900 * GB),
-    # Olmo Hybrid 7B on 512 B200: 10.96k tokens a second each, 21 % of the peak.
-    "B200": Gpu(2250e12, 7700 * GB, 180 * GB, 900 * GB, 0.25),
+    "GB300": Gpu(2500e12, 8000 * GB, 279 * GB, 900 * GB, BLACKWELL),
+    "B300": Gpu(2250e12, 7700 * GB, 270 * GB, 900 * GB, BLACKWELL),
+    "GB200": Gpu(2500e12, 8000 * GB, 186 * GB, 900 * GB, BLACKWELL),
+    "B200": Gpu(2250e12, 7700 * GB, 180 * GB, 900 * GB, BLACKWELL),
     "GH200": Gpu(990e12, 4000 * GB, 96 * GB, 450 * GB),
     "H200 NVL": Gpu(835e12, 4800 * GB, 141 * GB, 450 * GB),
     "H200": Gpu(989e12, 4800 * GB, 141 * GB, 450 * GB),

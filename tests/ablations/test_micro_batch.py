@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from ablations import micro_batch
 from ablations.hardware import Hardware
 from ablations.resolve import resolve
-from ablations.resources import MEMORY_SHARE, even_rows, memory_of, micro_batch_rows, rows_that_fit
+from ablations.resources import even_rows, memory_of, micro_batch_rows
 from ablations.train import train
+from models.cost import MEMORY_SHARE
 from models.errors import SettingError
 from models.language_model import LanguageModel
 
@@ -40,8 +41,8 @@ def test_passes_are_even_where_that_costs_less_than_half_of_what_fits(rows, most
 def test_what_fits_is_the_most_that_the_count_leaves_room_for(rows, more):
     memory = counted(resolve(settings()))
     device_bytes = (memory.of(rows) + more * memory.sequence) / MEMORY_SHARE
-    assert rows_that_fit(memory, device_bytes * (1 + 1e-12)) == rows
-    assert rows_that_fit(memory, 0) == 0
+    assert memory.rows_in(device_bytes * (1 + 1e-12)) == rows
+    assert memory.rows_in(0) == 0
 
 
 def test_an_80_gb_gpu_holds_what_it_is_given_of_every_mix_at_1b():
@@ -49,7 +50,7 @@ def test_an_80_gb_gpu_holds_what_it_is_given_of_every_mix_at_1b():
     for mix in ("transformer", "gdn3_attn1", "gdn", "mamba2"):
         spec = resolve(settings(mix, size="1b", size__context=8192), plan_only=True)
         memory = counted(spec, parallel="ddp")
-        rows = micro_batch_rows(None, spec.recipe.context, 208, rows_that_fit(memory, 80e9))
+        rows = micro_batch_rows(None, spec.recipe.context, 208, memory.rows_in(80e9))
         assert rows >= 1
         assert memory.of(rows) < 80e9 * MEMORY_SHARE
 
