@@ -434,6 +434,7 @@ class Trainer:
             autocast=self.hardware.autocast,
             separator=self.separator,
             world=self.world,
+            **self._evaluation_pass(),
         )
         D = progress.step * self.recipe.batch_tokens
         point = {
@@ -467,6 +468,12 @@ class Trainer:
         if self.samples is not None:
             for row in self.samples.rows(self.model):
                 self._record("samples.jsonl", {"step": progress.step, **row})
+
+    def _evaluation_pass(self) -> dict[str, Any]:
+        """On a GPU as many sequences as a micro-batch has, which fit without activations too."""
+        if self.hardware.memory_bytes is None:
+            return {}
+        return {"batch_tokens": self.rows * self.recipe.context, "one_shape": True}
 
     def _record(self, file: str, row: dict[str, Any]) -> None:
         if not self.world.first:

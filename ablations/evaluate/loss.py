@@ -51,13 +51,16 @@ def evaluate(
     device: torch.device,
     autocast: Callable[[], AbstractContextManager[Any]],
     batch_tokens: int = 8192,
+    one_shape: bool = False,
     separator: int | None = None,
     world: World = ALONE,
 ) -> dict[str, Any]:
     """Sums and means by domain, and their unweighted means over domains.
 
-    separator: the token after which a document begins, where documents are kept apart; world:
-    the ranks that share the windows.
+    batch_tokens: predictions of a pass, at most; one_shape: whether a last pass of fewer rows is
+    filled up, as compiled blocks are compiled for each number of rows; separator: the token after
+    which a document begins, where documents are kept apart; world: the ranks that share the
+    windows.
     Returns {"loss": nats per token, "bpb": bits per byte, "loss_se", "bpb_se": standard errors,
     "domains": {name: {"nats", "tokens", "bytes", "documents", "loss", "bpb", "loss_se",
     "bpb_se"}}}. Standard errors are None with fewer than two documents.
@@ -72,7 +75,7 @@ def evaluate(
         total = torch.zeros((), dtype=torch.float64, device=device)
         for mine, nll in window_nats(
             model, domain.windows, batch_tokens, lengths=lengths,
-            device=device, autocast=autocast, separator=separator, world=world,
+            one_shape=one_shape, device=device, autocast=autocast, separator=separator, world=world,
         ):  # fmt: skip
             length = nll.shape[1]
             if domain.lengths is not None:
@@ -122,6 +125,7 @@ def window_nats(
     batch_tokens: int,
     *,
     lengths: np.ndarray | None = None,
+    one_shape: bool = False,
     device: torch.device,
     autocast: Callable[[], AbstractContextManager[Any]],
     separator: int | None,
@@ -130,7 +134,8 @@ def window_nats(
     """This rank's share of windows [n, T + 1], at most `batch_tokens` predictions a pass: which
     rows, and the nats of their targets, float64 [rows, T].
 
-    lengths: [n] predictions that count of each row; a pass is then cut to a power of two that
+    one_shape: whether passes of fewer rows are filled up with copies of one, whose nats are left
+    out; lengths: [n] predictions that count of each row; a pass is then cut to a power of two that
     holds the longest of all ranks.
     """
     n, T = windows[:, 1:].shape
@@ -141,13 +146,17 @@ def window_nats(
         if lengths is not None:
             longest = int(lengths[number * together : (number + 1) * together].max())
             length = min(T, max(SHORTEST_ROW, 1 << (longest - 1).bit_length()))
-        tokens = torch.from_numpy(windows[mine, : length + 1]).to(device)
+        read = windows[mine, : length + 1]
+        here = len(read)
+        if one_shape and here < rows:
+            read = np.concatenate([read, np.repeat(read[:1], rows - here, axis=0)])
+        tokens = torch.from_numpy(read).to(device)
         inputs, targets = tokens[:, :-1], tokens[:, 1:]
         documents = None if separator is None else Documents.after(separator, inputs)
         with autocast():
             nll, _ = model.losses(inputs, targets, documents)
         if counts:
-            yield mine, nll.double()
+            yield mine, nll[:here].double()
 
 
 def document_bootstrap(numerators: np.ndarray, denominators: np.ndarray) -> float | None:

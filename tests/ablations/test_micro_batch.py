@@ -1,13 +1,16 @@
 """The micro-batch that a GPU's memory chooses: counted, tried, halved, and the same batches."""
 
+import contextlib
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ablations import micro_batch
+from ablations.evaluate.loss import HeldOut, evaluate
 from ablations.hardware import Hardware
 from ablations.resolve import resolve
 from ablations.resources import even_rows, memory_of, micro_batch_rows
@@ -120,11 +123,12 @@ def test_a_run_takes_the_rows_that_fit_and_trains_the_same_batches(make_run, gpu
     assert run.read_manifest()["micro_batch_rows"] == 1
     assert "micro-batch: 1 of 4 sequences, by the GPU's memory, as 4 did not fit" in said
     # The same bits as where the user says so: the tries left nothing behind.
-    for file in ("points.jsonl", "probes.jsonl"):
-        assert list(run.rows(file)) == list(by_hand.rows(file))
-    assert [r["grad_norm"] for r in run.rows("metrics.jsonl")] == [
-        r["grad_norm"] for r in by_hand.rows("metrics.jsonl")
-    ]
+    ours, theirs = (list(r.rows("metrics.jsonl")) for r in (run, by_hand))
+    for name in ("loss", "grad_norm"):
+        assert [row[name] for row in ours] == [row[name] for row in theirs]
+    (point,), (other,) = (list(r.rows("points.jsonl")) for r in (run, by_hand))
+    assert point["data_hash"] == other["data_hash"]
+    assert point["loss"] == pytest.approx(other["loss"], rel=1e-9), "in other passes"
 
 
 def test_a_run_goes_on_with_the_rows_it_was_begun_with(make_run, gpu):
@@ -161,3 +165,26 @@ def test_memory_is_as_full_in_the_try_as_in_any_later_step():
         assert all(p.grad is not None for p in model.parameters())
     assert all(p.grad is None for p in model.parameters())
     assert not adamw.state
+
+
+def test_evaluation_passes_of_one_shape_count_every_row_once(monkeypatch):
+    """Seven rows, three a pass: the last pass is filled up, and what fills it is not counted."""
+    model = LanguageModel(resolve(settings("gdn3_attn1")).model)
+    model.initialize(0)
+    held = {"x": HeldOut(np.random.default_rng(0).integers(0, 256, (7, 65)), 300)}
+
+    def measured(**how):
+        cpu = torch.device("cpu")
+        return evaluate(model, held, device=cpu, autocast=contextlib.nullcontext, **how)
+
+    by_row, sizes, losses = measured(batch_tokens=64), [], LanguageModel.losses
+
+    def seen(self, tokens, *arguments):
+        sizes.append(len(tokens))
+        return losses(self, tokens, *arguments)
+
+    monkeypatch.setattr(LanguageModel, "losses", seen)
+    filled = measured(batch_tokens=3 * 64, one_shape=True)
+    assert sizes == [3, 3, 3]
+    assert filled["domains"]["x"]["tokens"] == 7 * 64
+    assert filled["loss"] == pytest.approx(by_row["loss"], rel=1e-6)
