@@ -270,7 +270,9 @@ class Parallel:
         self._forward: Any = model.loss
         if how == "ddp":
             ids = [device.index or 0] if device.type == "cuda" else None
-            self._forward = DistributedDataParallel(_Loss(model), device_ids=ids)
+            self._forward = DistributedDataParallel(
+                _Loss(model), device_ids=ids, gradient_as_bucket_view=True
+            )
         elif how in ("fsdp", "hsdp"):
             nodes = world.size // world.local_size
             shape = (nodes, world.local_size) if how == "hsdp" else (world.size,)

@@ -11,22 +11,36 @@ from pathlib import Path
 
 from ablations.records import directory_of
 from ablations.spec import RunSpec
+from models.cost import TrainingMemory, training_memory
 from models.errors import SettingError
 from models.format import byte_count
 
-MICRO_BATCH_TOKENS = {"cpu": 8192, "cuda": 32768}
+CPU_TOKENS = 8192
+"""Tokens of a micro-batch on a CPU: more of them leave the caches and gain nothing."""
+KEPT = {
+    ("compiled", False): 1.1,
+    ("compiled", True): 1.9,
+    ("eager", False): 1.8,
+    ("eager", True): 2.4,
+}
+"""What training keeps over what `models.cost.activation_bytes` counts, at most, by how the blocks
+run and whether a recurrent operator is in its chunked form. Measured by the sums of what autograd
+saves (tests/models/test_activations.py), but for fla's kernels, which no CPU runs."""
 KEEP_LATEST = 2
 """Checkpoints kept of a run beside those of its points."""
 
 
-def micro_batch_rows(wanted: int | None, context: int, rows: int, kind: str) -> int:
+def micro_batch_rows(wanted: int | None, context: int, rows: int, fit: int | None = None) -> int:
     """Sequences a forward pass takes of a device's `rows`.
 
-    wanted: tokens, None for what the kind of device usually holds. Raises SettingError where it
-    is not a multiple of the context that divides the rows.
+    wanted: tokens, None for what there is room for; fit: sequences that a GPU's memory holds, None
+    on a CPU. Raises SettingError where `wanted` is not a multiple of the context that divides the
+    rows.
     """
     if wanted is None:
-        return max(1, min(rows, MICRO_BATCH_TOKENS[kind] // context))
+        if fit is None:
+            return max(1, min(rows, CPU_TOKENS // context))
+        return even_rows(rows, fit)
     if wanted % context or not wanted or rows % (wanted // context):
         valid = [context * n for n in range(1, rows + 1) if rows % n == 0]
         shown = ", ".join(map(str, valid[:8])) + (", …" if len(valid) > 8 else "")
@@ -35,6 +49,53 @@ def micro_batch_rows(wanted: int | None, context: int, rows: int, kind: str) -> 
             f"{context} tokens a step; valid: {shown}."
         )
     return wanted // context
+
+
+def even_rows(rows: int, most: int) -> int:
+    """Of `rows` sequences those of one pass, at most `most`, at least 1: a number that divides them
+    where one is above half of `most`, as a pass of another size is compiled by itself, else the
+    largest power of two.
+    """
+    most = max(1, min(rows, most))
+    divisor = max(n for n in range(1, most + 1) if rows % n == 0)
+    return divisor if 2 * divisor > most else 1 << (most.bit_length() - 1)
+
+
+def memory_of(
+    spec: RunSpec, *, bf16: bool, compiled: bool, chunked: bool, parallel: str | None, devices: int
+) -> TrainingMemory:
+    """Counted bytes of a run's training on each of its GPUs.
+
+    bf16: whether products are; compiled: whether blocks are; chunked: whether a recurrent operator
+    is in plain PyTorch; parallel: how the model lies over so many devices.
+    """
+    return training_memory(
+        spec.model,
+        spec.recipe.context,
+        element_bytes=2 if bf16 else 4,
+        kept=KEPT["compiled" if compiled else "eager", chunked],
+        recompute=spec.resources.activation_checkpointing,
+        muon=spec.train.optim == "muon",
+        parallel=parallel,
+        shards=devices,
+    )
+
+
+def no_room(spec: RunSpec, rows: int, memory: TrainingMemory, device_bytes: float) -> SettingError:
+    """The sentence for a micro-batch of `rows` sequences that a GPU did not hold."""
+    context = spec.recipe.context
+    ways = []
+    if rows > 1:
+        ways.append(f"resources.micro_batch_tokens={even_rows(rows, rows // 2) * context}")
+    if not spec.resources.activation_checkpointing:
+        ways.append("resources.activation_checkpointing=true")
+    ways.append("more GPUs with resources.parallel=fsdp")
+    sequences = "1 sequence" if rows == 1 else f"{rows} sequences"
+    return SettingError(
+        f"a micro-batch of {sequences} of {context} tokens does not fit a GPU's memory of "
+        f"{byte_count(device_bytes)}: by count {byte_count(memory.of(0))} for weights, optimizer "
+        f"and logits, and {byte_count(memory.sequence)} a sequence; give {' or '.join(ways)}."
+    )
 
 
 def check_ranks(ranks: int, rows: int) -> None:
@@ -91,7 +152,7 @@ def check_here(specs: Sequence[RunSpec], devices: int, gpus: int, folder: Path) 
             )
         check_ranks(devices, spec.recipe.batch_instances)
         rows = -(-spec.recipe.batch_instances // devices)
-        micro_batch_rows(resources.micro_batch_tokens, spec.recipe.context, rows, "cpu")
+        micro_batch_rows(resources.micro_batch_tokens, spec.recipe.context, rows)
     check_room(specs, folder)
 
 

@@ -127,7 +127,7 @@ class Resources:
     precision: str = "auto"
     compile: str = "auto"
     micro_batch_tokens: int | None = None
-    """Tokens a forward pass takes on one device; null: by memory."""
+    """Tokens a forward pass takes on one device; null: what a GPU's memory holds."""
     activation_checkpointing: bool = False
     """Recompute each block in the backward pass instead of keeping its activations."""
     backend: str = "auto"

@@ -23,13 +23,12 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.tensor import DTensor
 
-from ablations import formats, provenance, tracking
+from ablations import formats, micro_batch, provenance, tracking
 from ablations.checkpoint import Checkpoints
 from ablations.data.order import Batches
 from ablations.data.prepared import Corpus
 from ablations.data.source import decoder, open_corpus, read_parts
 from ablations.data.verify import Part, Verification, verify
-from ablations.devices import mfu
 from ablations.distributed import Parallel, World, choose_parallel, environment, joined
 from ablations.evaluate import budget
 from ablations.evaluate.loss import evaluate, held_out
@@ -44,9 +43,11 @@ from ablations.hardware import (
 )
 from ablations.optim import Outcome, OutlierRule, build_optimizers, decided_here, step_unless
 from ablations.records import DamagedRecord, RunDirectory, project_root
-from ablations.resources import cost_of_operators, micro_batch_rows
+from ablations.resources import cost_of_operators, no_room
 from ablations.spec import RunSpec
 from models.checkpoint_files import read_index, step_folder
+from models.devices import mfu
+from models.documents import Documents
 from models.errors import SettingError
 from models.format import percent
 from models.language_model import LanguageModel
@@ -133,11 +134,18 @@ class Trainer:
         verify(read_parts(spec.data.name, spec.data.path, self.cache_dir))
         recipe = self.recipe
         self.share = world.share(recipe.batch_instances)
-        largest = world.largest_share(recipe.batch_instances)
-        self.rows = micro_batch_rows(
-            spec.resources.micro_batch_tokens, recipe.context, largest, self.device.type
+        how = choose_parallel(
+            spec.resources.parallel, spec.counts.N_total, world, hardware.memory_bytes
         )
-        self.parts = -(-largest // self.rows)
+        self.memory = micro_batch.counted(spec, hardware, how, world)
+        self.rows = micro_batch.choose_rows(
+            spec,
+            world.largest_share(recipe.batch_instances),
+            hardware,
+            self.memory,
+            world,
+            self._manifest_before(),
+        )
         self.batches = Batches(
             self.corpus.train,
             self.corpus.fingerprint,
@@ -163,9 +171,6 @@ class Trainer:
         if hardware.compiled:
             self.model.compile_blocks()
             self.model.head_compiled = self.device.type == "cuda"
-        how = choose_parallel(
-            spec.resources.parallel, spec.counts.N_total, world, hardware.memory_bytes
-        )
         if how in ("fsdp", "hsdp") and spec.train.optim == "muon":
             raise SettingError(
                 f"train=muon needs whole matrices, which resources.parallel={how} cuts; "
@@ -178,6 +183,7 @@ class Trainer:
         self.verified = False
         """Whether what this run reads is known to be whole."""
         self._resume()
+        self._try_micro_batch()
         self.recent: list[float] = []
         """Seconds of the last steps, for the rate that is shown."""
         self.last_bpb: float | None = None
@@ -192,6 +198,50 @@ class Trainer:
             spec.evaluation, self.corpus, recipe.context, device=self.device,
             autocast=self.hardware.autocast, separator=self.separator, world=self.world,
         )  # fmt: skip
+
+    @property
+    def parts(self) -> int:
+        """Passes of a step: those of the rank that has most sequences."""
+        return -(-self.world.largest_share(self.recipe.batch_instances) // self.rows)
+
+    def _try_micro_batch(self) -> None:
+        """On a GPU whose memory chose the micro-batch: one pass as a step has it, and half as many
+        sequences where they do not fit."""
+        memory, recipe = self.hardware.memory_bytes, self.recipe
+        chosen = memory is not None and self.spec.resources.micro_batch_tokens is None
+        # Ranks meet inside the passes of a sharded model: one that fails there would not return.
+        if (
+            not chosen
+            or self.parallel.how in ("fsdp", "hsdp")
+            or self.progress.step == recipe.steps
+        ):
+            return
+        batch = torch.from_numpy(self.batches.batch(self.progress.step)[self.share])
+
+        def attempt(rows: int) -> None:
+            tokens = batch[:rows].to(self.device)
+            inputs, targets = tokens[:, :-1], tokens[:, 1:]
+            documents = None
+            if self.separator is not None:
+                documents = Documents.after(self.separator, inputs)
+            with micro_batch.as_in_training(self.model, self.optimizers):
+                with self.hardware.autocast():
+                    loss, _ = self.parallel.loss(
+                        inputs, targets, documents, weight=1.0, z_loss=recipe.z_loss, last=False
+                    )
+                loss.backward()
+
+        share = self.world.largest_share(recipe.batch_instances)
+        rows = micro_batch.rows_that_run(self.rows, share, attempt, self.world.any)
+        if not rows:
+            self.rows = 1
+            raise self._no_room()
+        halved = f", as {self.rows} did not fit" if rows < self.rows else ""
+        self.rows = rows
+        self.say(f"micro-batch: {rows} of {share} sequences, by the GPU's memory{halved}")
+
+    def _no_room(self) -> SettingError:
+        return no_room(self.spec, self.rows, self.memory, self.hardware.memory_bytes or 0)
 
     def run_to_end(self, stop: Callable[[], bool]) -> str:
         """Train until the last step, or until `stop` says so on any rank."""
@@ -210,6 +260,8 @@ class Trainer:
         try:
             with self._feed() as feed:
                 state = self._loop(feed, stop)
+        except torch.OutOfMemoryError:
+            raise self._no_room() from None
         except Exception:
             # A damaged file may hold ids beyond the vocabulary, or make a run diverge: say so then.
             self.verification.wait(STOP_SECONDS)
@@ -396,6 +448,7 @@ class Trainer:
             autocast=self.hardware.autocast,
             separator=self.separator,
             world=self.world,
+            **self._evaluation_pass(),
         )
         D = progress.step * self.recipe.batch_tokens
         point = {
@@ -429,6 +482,12 @@ class Trainer:
         if self.samples is not None:
             for row in self.samples.rows(self.model):
                 self._record("samples.jsonl", {"step": progress.step, **row})
+
+    def _evaluation_pass(self) -> dict[str, Any]:
+        """On a GPU as many sequences as a micro-batch has, which fit without activations too."""
+        if self.hardware.memory_bytes is None:
+            return {}
+        return {"batch_tokens": self.rows * self.recipe.context}
 
     def _record(self, file: str, row: dict[str, Any]) -> None:
         if not self.world.first:

@@ -25,11 +25,11 @@ from collections.abc import Callable
 import torch
 
 from ablations import provenance
-from ablations.devices import mfu
 from ablations.distributed import World
 from ablations.hardware import choose_hardware
 from ablations.resolve import resolve
 from ablations.spec import RunSpec
+from models.devices import mfu
 from models.hf.convert import config_json
 from models.hf.native import native_class
 from models.language_model import LanguageModel

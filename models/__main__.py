@@ -21,7 +21,7 @@ from models.cost import activation_bytes, count, decode_bytes, parameters
 from models.errors import SettingError, one_of
 from models.format import byte_count, percent, write_table
 from models.format import count as short_count
-from models.matching import check_rules, check_windows, match
+from models.matching import Matched, check_rules, check_windows, match
 from models.mix import TRANSFORMER, Geometry, Mix, build_config, check_rules_of, rule_names
 from models.mixers import MIXERS
 from models.safe_yaml import parse_yaml
@@ -132,8 +132,36 @@ def _print(asked: Settings) -> int:
     return 2 if problems else 0
 
 
-def table(asked: Settings) -> tuple[list[Row], list[str]]:
-    """(rows, sentences of what cannot be); such a row has empty counts and the sentence.
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """One mix at one size."""
+
+    mix: Mix
+    size: Blueprint
+    conditions: Conditions
+    geometry: Geometry
+    rules: Matching
+
+    def matched(self) -> Matched:
+        """The model, equal to its size's transformer in what the protocol says.
+
+        Raises SettingError where there is none.
+        """
+        rules, conditions = self.rules, self.conditions
+        return match(
+            self.mix,
+            self.size,
+            self.geometry,
+            conditions.vocab_size,
+            how=rules.match,
+            knob=rules.knob,
+            tolerance=rules.tolerance,
+            context=conditions.context,
+        )
+
+
+def every(asked: Settings) -> list[Asked]:
+    """Every mix at every size that is asked for, small sizes and the transformer first.
 
     Raises SettingError where a setting itself is wrong.
     """
@@ -167,35 +195,33 @@ def table(asked: Settings) -> tuple[list[Row], list[str]]:
     for blueprint, conditions in filled:
         check_windows(geometry, blueprint, conditions.context)
 
+    ordered = sorted(mixes, key=_transformer_first)
+    return [
+        Asked(mix, blueprint, conditions, geometry, rules)
+        for blueprint, conditions in filled
+        for mix in ordered
+    ]
+
+
+def table(asked: Settings) -> tuple[list[Row], list[str]]:
+    """(rows, sentences of what cannot be); such a row has empty counts and the sentence.
+
+    Raises SettingError where a setting itself is wrong.
+    """
     rows: list[Row] = []
     problems: list[str] = []
-    ordered = sorted(mixes, key=_transformer_first)
-    for blueprint, conditions in filled:
-        for mix in ordered:
-            row: Row = dict.fromkeys(COLUMNS, "") | {"mix": mix.name, "size": blueprint.name}
-            try:
-                row |= _counts(mix, blueprint, conditions, geometry, rules)
-            except SettingError as error:
-                problems.append(str(error))
-                row["moved"] = str(error)
-            rows.append(row)
+    for one in every(asked):
+        row: Row = dict.fromkeys(COLUMNS, "") | {"mix": one.mix.name, "size": one.size.name}
+        try:
+            row |= _counts(one.matched(), one.conditions.context)
+        except SettingError as error:
+            problems.append(str(error))
+            row["moved"] = str(error)
+        rows.append(row)
     return rows, problems
 
 
-def _counts(
-    mix: Mix, size: Blueprint, conditions: Conditions, geometry: Geometry, rules: Matching
-) -> Row:
-    context = conditions.context
-    matched = match(
-        mix,
-        size,
-        geometry,
-        conditions.vocab_size,
-        how=rules.match,
-        knob=rules.knob,
-        tolerance=rules.tolerance,
-        context=context,
-    )
+def _counts(matched: Matched, context: int) -> Row:
     counts = count(matched.config, context)
     state, kv = decode_bytes(matched.config, context)
     return {

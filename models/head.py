@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-LOGITS_AT_ONCE = {"cpu": 2**26, "cuda": 2**28}
+from models import cost
+
+LOGITS_AT_ONCE = {"cpu": 2**26, "cuda": cost.LOGITS_AT_ONCE}
 """Logits of a chunk, by device: 256 MB in float32, and 1 GB where a chunk's gradient of the head is
 as much traffic as its logits."""
 

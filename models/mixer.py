@@ -8,7 +8,7 @@ so that tables and plans load neither. docs/mixers.md writes one.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,6 +66,9 @@ class Mixer:
     activation_bytes: Callable[[ModelConfig, int, int, int], float]
     """(config, layer, context, element_bytes) -> bytes per token that the layer keeps for its
     backward pass, by the convention of `models.cost.activation_bytes`."""
+    products: Callable[[ModelConfig, int], Sequence[tuple[int, int]]] | None = None
+    """(config, layer) -> (inputs, outputs) of each of the layer's projections, for the time that a
+    step takes (models/roofline.py); None: all parameters in one product of d_model inputs."""
     options: type = NoSettings
     """Dataclass of what a mix may set, every field with a default."""
     rules: type = NoSettings

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ablations.devices import GPUS
 from ablations.records import project_root
 from ablations.spec import RunSpec
+from models.devices import GPUS
 from models.environment import expand
 from models.errors import SettingError, one_of
 from models.settings import from_dict
@@ -87,7 +87,7 @@ class Slurm:
     """Between the warning that the time is nearly up and its end."""
     poll_seconds: float = 5.0
     gpu_kind: str | None = None
-    """Of ablations.devices.GPUS, for the plan's hours; None for what the plan quotes."""
+    """Of models.devices.GPUS, for the plan's hours; None for what the plan quotes."""
     max_gpus: int | None = None
     """That all runs of a submission have at a time, from the driver's setting; None for any."""
 

@@ -2,9 +2,10 @@
 
 Hours where the sweep runs, on this machine or on a cluster, come from the measured tokens per
 second of a run of that mix and size on such a device where there is one under runs/, else from
-FLOPs and a stated rate; hours on a GPU always from the rate. They hold training, evaluation by its
-FLOPs and, on a CPU, what a run takes to start. The writing of checkpoints, waiting in a queue, and
-on a GPU starting and compiling, which are not measured, are not in them.
+FLOPs and a stated rate, on a GPU a share of what a model of the step allows; quoted hours on a
+GPU always from the rate. They hold training, evaluation by its FLOPs and, on a CPU, what a run
+takes to start. The writing of checkpoints, waiting in a queue, and on a GPU starting and compiling,
+which are not measured, are not in them.
 """
 
 import functools
@@ -22,11 +23,12 @@ from rich.table import Table
 
 from ablations.confounds import Confound, Facts, baseline_among, conditions, confounds
 from ablations.data.source import held_out_tokens
-from ablations.devices import GPUS, gpu_kind
 from ablations.evaluate import budget
 from ablations.records import RunDirectory, directory_of
 from ablations.resources import check_ranks, cost_of_operators, kept_bytes
 from ablations.spec import RunSpec, too_many_epochs
+from models import roofline
+from models.devices import GPUS, Gpu, gpu_kind
 from models.format import byte_count, count, duration, flop_count, percent
 from models.mixers import lookup
 from sweeps.arrays import Array, arrays, makespan, time_of
@@ -68,6 +70,8 @@ class Estimate:
     """Whether it trains on GPUs where it will run."""
     evaluation_flops: float = 0.0
     """Of all its points, which `flops` are without; 0 where no corpus is named yet."""
+    mfu: float = 0.0
+    """Share of the peak that gpu_hours take."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,7 @@ class Plan:
     devices: int = 1
     """Devices, and so processes, that train one run together."""
     gpu: str = QUOTED
-    """The kind of GPU, of ablations.devices.GPUS, that gpu_hours are of."""
+    """The kind of GPU, of models.devices.GPUS, that gpu_hours are of."""
     cluster: Slurm | None = None
     """Where the runs go; None for this machine."""
     before_seconds: float = 0.0
@@ -149,6 +153,20 @@ def evaluation_flops(spec: RunSpec, held_out: Iterable[int]) -> float:
     return a_point * len(spec.recipe.milestones)
 
 
+def assumed_mfu(spec: RunSpec, gpu: Gpu, devices: int = 1) -> float:
+    """Share of a GPU's peak that a run's training is taken to reach on so many of them: what a
+    model of the step allows, times an efficiency."""
+    step = roofline.step(
+        spec.model,
+        spec.recipe.context,
+        gpu,
+        batch_tokens=spec.recipe.batch_tokens,
+        gpus=devices,
+        recompute=spec.resources.activation_checkpointing,
+    )
+    return step.mfu * gpu.efficiency
+
+
 def _devices(specs: Sequence[RunSpec], gpus: int, parallel: int) -> int:
     """Devices a run: as set, or for runs one at a time all GPUs that its batch has rows for."""
     fewest = min(spec.recipe.batch_instances for spec in specs)
@@ -190,7 +208,6 @@ def make_plan(
     devices = 1 if cluster else _devices(specs, gpus_here, parallel)
     threads = max(1, cores() // (parallel * devices))
     quoted = (cluster and cluster.gpu_kind) or (gpu_here if gpu_here in GPUS else QUOTED)
-    gpu_flops = GPUS[quoted].peak_flops * GPUS[quoted].mfu
     on_gpus = quoted if cluster else gpu_here
     rates = {
         "cpu": measured_rates(runs_root, "cpu"),
@@ -215,7 +232,10 @@ def make_plan(
             (spec.mix.name, counts.N, spec.recipe.context)
         )
         core_flops = next(rate for least, rate in CORE_FLOPS if least <= counts.N)
-        speed = here.peak_flops * here.mfu if by_gpu else core_flops * cpus
+        speed = core_flops * cpus
+        if by_gpu:
+            speed = here.peak_flops * assumed_mfu(spec, here, ranks)
+        mfu = assumed_mfu(spec, GPUS[quoted])
         tokens = held_out.get((spec.data.name, spec.data.path))
         evaluation = evaluation_flops(spec, tokens.values()) if tokens else 0.0
         more = 1 + evaluation / flops
@@ -230,11 +250,12 @@ def make_plan(
                 flops,
                 seconds / ranks + start,
                 rate is not None,
-                (flops + evaluation) / gpu_flops / 3600,
+                (flops + evaluation) / (GPUS[quoted].peak_flops * mfu) / 3600,
                 gpus or None,
                 kept_bytes(spec),
                 by_gpu,
                 evaluation,
+                mfu,
             )
         )
     before = IMPORT_SECONDS if forked else 0.0
@@ -434,7 +455,13 @@ def _in_the_time(plan: Plan) -> str:
 def _by_formula(plan: Plan) -> str:
     """The rates that stand in for what was not measured."""
     kind = GPUS[plan.gpu]
-    gpu = f"{percent(kind.mfu)} of {kind.peak_flops / 1e12:g} TFLOP/s on one {plan.gpu}"
+    low, high = (percent(f(e.mfu for e in plan.estimates), ".0f") for f in (min, max))
+    share = low if low == high else f"{low} to {high}"
+    gpu = (
+        f"{share} of {kind.peak_flops / 1e12:g} TFLOP/s on one {plan.gpu}, "
+        f"{percent(kind.efficiency, '.0f')} of what a model of the step allows (python -m "
+        "models.roofline)"
+    )
     if plan.cluster and all(e.gpus for e in plan.estimates):
         return gpu
     *larger, (_, least) = CORE_FLOPS

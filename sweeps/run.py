@@ -233,7 +233,7 @@ def _check_gpu_hours(plan: Plan, limit: float | None) -> None:
     if limit is None:
         return
     if plan.cluster and plan.cluster.gpu_kind is None and plan.hours_of_gpus:
-        from ablations.devices import GPUS
+        from models.devices import GPUS
 
         raise SettingError(
             f"max_gpu_hours={limit:g} depends on the GPUs, and cluster.gpu_kind is null; name one "

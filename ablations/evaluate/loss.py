@@ -56,8 +56,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Sums and means by domain, and their unweighted means over domains.
 
-    separator: the token after which a document begins, where documents are kept apart; world:
-    the ranks that share the windows.
+    batch_tokens: predictions of a pass, at most; separator: the token after which a document
+    begins, where documents are kept apart; world: the ranks that share the windows.
     Returns {"loss": nats per token, "bpb": bits per byte, "loss_se", "bpb_se": standard errors,
     "domains": {name: {"nats", "tokens", "bytes", "documents", "loss", "bpb", "loss_se",
     "bpb_se"}}}. Standard errors are None with fewer than two documents.

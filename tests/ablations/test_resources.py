@@ -13,11 +13,11 @@ from .conftest import settings
 
 
 def test_a_micro_batch_that_does_not_divide_is_refused():
-    assert micro_batch_rows(None, 64, 4, "cpu") == 4
-    assert micro_batch_rows(128, 64, 4, "cpu") == 2
+    assert micro_batch_rows(None, 64, 4) == 4
+    assert micro_batch_rows(128, 64, 4) == 2
     for wrong in (100, 192, 512):
         with pytest.raises(SettingError, match=f"={wrong} does not divide .* valid: 64, 128, 256"):
-            micro_batch_rows(wrong, 64, 4, "cpu")
+            micro_batch_rows(wrong, 64, 4)
 
 
 @pytest.mark.parametrize(("mix", "optim"), [("gdn3_attn1", "adamw"), ("transformer", "muon")])

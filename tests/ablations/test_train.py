@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from ablations import devices, tracking
+from ablations import tracking
 from ablations import train as training
 from ablations.data.order import Batches
 from ablations.data.prepared import write_prepared
@@ -26,6 +26,7 @@ from ablations.records import project_root
 from ablations.resolve import resolve
 from ablations.spec import load
 from ablations.train import TrainingFailed, train
+from models import devices
 from models.checkpoint_files import read_model
 from models.documents import Documents
 from models.errors import SettingError

@@ -241,8 +241,8 @@ STANDS_FOR = {
     "FOLDER": "there", "FILE": "file", "DIR": "there", "STEP": "3", "CODE": "there",
 }  # fmt: skip
 PROGRAMS = re.compile(
-    r"(?:python )?(-m (?:analysis|models|models\.hf|models\.doctor|ablations\.data|"
-    r"ablations\.evaluate)|sweeps/status\.py|archladder)(?= |$)(.*)"
+    r"(?:python )?(-m (?:analysis|models|models\.hf|models\.doctor|models\.roofline|"
+    r"ablations\.data|ablations\.evaluate)|sweeps/status\.py|archladder)(?= |$)(.*)"
 )
 
 
@@ -271,7 +271,7 @@ def printed_commands() -> list[Any]:
 def test_commands_are_found_in_the_pages() -> None:
     programs = [param.values[0] for param in printed_commands()]
     assert len(programs) > 60
-    assert len(set(programs)) == 8
+    assert len(set(programs)) == 9
 
 
 @pytest.mark.parametrize(("program", "words"), printed_commands())
@@ -301,7 +301,7 @@ def parsed(program: str, given: list[str]) -> Any:
         status = importlib.import_module("sweeps.status")
         action = given.pop(0) if given[0] in status.ACTIONS else "show"
         return parse(status.ACTIONS[action][0], given, program)
-    module = program[3:] + ("" if program.endswith("doctor") else ".__main__")
+    module = program[3:] + ("" if program.endswith(("doctor", "roofline")) else ".__main__")
     return parse(importlib.import_module(module).Settings, given, program)
 
 

@@ -130,6 +130,11 @@ def flops(config: ModelConfig, layer: int, context: int) -> float:
     return 2 * (2 * d * d + 2 * d * kv + 2 * d * keys)
 
 
+def products(config: ModelConfig, layer: int) -> list[tuple[int, int]]:
+    d, kv = config.d_model, config.settings(layer).n_kv_heads * config.head_dim
+    return [(d, d), (d, kv), (d, kv), (d, d)]  # q, k, v; o
+
+
 def decode_bytes(
     config: ModelConfig, layer: int, context: int, element_bytes: int
 ) -> tuple[int, int]:
@@ -159,6 +164,7 @@ MIXER = Mixer(
     flops=flops,
     decode_bytes=decode_bytes,
     activation_bytes=activation_bytes,
+    products=products,
     problem=problem,
     attends=True,
     confounds=(

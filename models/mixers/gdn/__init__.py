@@ -70,6 +70,13 @@ def flops(config: ModelConfig, layer: int, context: int) -> float:
     return 2 * (projections + s.conv_kernel * H * (2 * K + V) + H * (inside + 3 * K * V))
 
 
+def products(config: ModelConfig, layer: int) -> list[tuple[int, int]]:
+    d, H, s = config.d_model, config.n_heads, config.settings(layer)
+    key, value = H * s.key_dim, H * s.value_dim
+    gate = [(d, value)] if s.output_gate else []
+    return [(d, 2 * key + value), (d, H), (d, H), *gate, (value, d)]  # qkv; a, b; g; o
+
+
 def decode_bytes(
     config: ModelConfig, layer: int, _context: int, element_bytes: int
 ) -> tuple[int, int]:
@@ -102,6 +109,7 @@ MIXER = Mixer(
     flops=flops,
     decode_bytes=decode_bytes,
     activation_bytes=activation_bytes,
+    products=products,
     problem=problem,
     undecayed=("A_log", "dt_bias"),
     operators=("models.mixers.gdn.operator:OPERATOR",),

@@ -58,6 +58,12 @@ def flops(config: ModelConfig, layer: int, context: int) -> float:
     return 2 * (projections + convolution + C * (K + inner) + 2 * inner * K)
 
 
+def products(config: ModelConfig, layer: int) -> list[tuple[int, int]]:
+    d, H, s = config.d_model, config.n_heads, config.settings(layer)
+    inner = H * s.head_dim
+    return [(d, 2 * inner + 2 * s.state + H), (inner, d)]  # z x B C dt; out
+
+
 def decode_bytes(
     config: ModelConfig, layer: int, _context: int, element_bytes: int
 ) -> tuple[int, int]:
@@ -89,6 +95,7 @@ MIXER = Mixer(
     flops=flops,
     decode_bytes=decode_bytes,
     activation_bytes=activation_bytes,
+    products=products,
     problem=problem,
     undecayed=("A_log", "dt_bias", "D"),
     operators=("models.mixers.mamba2.operator:OPERATOR",),
