@@ -22,6 +22,7 @@ from analysis.report.figures.savings import (
     savings_against_size,
     savings_by_place,
 )
+from analysis.report.figures.serving import serving_against_context
 from analysis.report.figures.surfaces import frontier, iso_loss
 from analysis.report.figures.training import throughput_against_context, training_stability
 
@@ -46,6 +47,7 @@ __all__ = [
     "savings_against_loss",
     "savings_against_size",
     "savings_by_place",
+    "serving_against_context",
     "throughput_against_context",
     "training_stability",
 ]
