@@ -9,25 +9,18 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
-
-import yaml
+from typing import Any
 
 from models.command import ended, parse, setting
-from models.config import Blueprint, size_name
-from models.cost import activation_bytes, count, decode_bytes, parameters
-from models.errors import SettingError, one_of
+from models.cost import activation_bytes, count, decode_bytes
+from models.errors import SettingError
 from models.format import byte_count, percent, write_table
 from models.format import count as short_count
-from models.matching import Matched, check_rules, check_windows, match
-from models.mix import TRANSFORMER, Geometry, Mix, build_config, check_rules_of, rule_names
-from models.mixers import MIXERS
-from models.safe_yaml import parse_yaml
-from models.settings import from_dict, unknown
+from models.matching import Matched
+from models.named import GROUPS, named
 
-CONF = Path(__file__).resolve().parents[1] / "conf"
 COLUMNS = (
     "mix",
     "size",
@@ -42,33 +35,7 @@ COLUMNS = (
     "N_vs_transformer",
     "moved",
 )
-T = TypeVar("T")
 Row = dict[str, Any]
-
-
-@dataclasses.dataclass(frozen=True)
-class Conditions:
-    """What a size is named for, beside its blueprint."""
-
-    vocab_size: int
-    context: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Matching:
-    """What a protocol asks of matching."""
-
-    match: str
-    tolerance: float
-    knob: str = "mlp_hidden"
-
-
-# The dataclasses that a group of settings fills.
-GROUPS: dict[str, tuple[type, ...]] = {
-    "mix": (Mix,),
-    "size": (Blueprint, Conditions),
-    "protocol": (Geometry, Matching),
-}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -121,8 +88,6 @@ def main(arguments: list[str]) -> int:
 
 
 def _print(asked: Settings) -> int:
-    if asked.config_dir is not None and not asked.config_dir.is_dir():
-        raise SettingError(f"config_dir={asked.config_dir} is not a folder.")
     rows, problems = table(asked)
     for problem in dict.fromkeys(problems):
         print(f"error: {problem}", file=sys.stderr)
@@ -132,77 +97,6 @@ def _print(asked: Settings) -> int:
     return 2 if problems else 0
 
 
-@dataclasses.dataclass(frozen=True)
-class Asked:
-    """One mix at one size."""
-
-    mix: Mix
-    size: Blueprint
-    conditions: Conditions
-    geometry: Geometry
-    rules: Matching
-
-    def matched(self) -> Matched:
-        """The model, equal to its size's transformer in what the protocol says.
-
-        Raises SettingError where there is none.
-        """
-        rules, conditions = self.rules, self.conditions
-        return match(
-            self.mix,
-            self.size,
-            self.geometry,
-            conditions.vocab_size,
-            how=rules.match,
-            knob=rules.knob,
-            tolerance=rules.tolerance,
-            context=conditions.context,
-        )
-
-
-def every(asked: Settings) -> list[Asked]:
-    """Every mix at every size that is asked for, small sizes and the transformer first.
-
-    Raises SettingError where a setting itself is wrong.
-    """
-    folders = (CONF,) if asked.config_dir is None else (asked.config_dir, CONF)
-    overrides: dict[str, dict[str, Any]] = {group: {} for group in GROUPS}
-    for key, text in asked.changes.items():
-        group, _, name = key.partition(".")
-        overrides[group][name] = _value(text)
-
-    def read(group: str, name: str, others: Iterable[str] = ()) -> dict[str, Any]:
-        return _read(folders, group, name, overrides, others)
-
-    mixes = [_fill(Mix, read("mix", name)) for name in _names(folders, "mix", asked.mix)]
-    mixers = [*MIXERS.values(), *(m for mix in mixes for m in mix.mixers())]
-    sizes = [read("size", name) for name in _names(folders, "size", asked.size)]
-    (name,) = _names(folders, "protocol", (asked.protocol,))
-    protocol = read("protocol", name, rule_names(mixers)) | {"mixers": mixers}
-    geometry, rules = _fill(Geometry, protocol), _fill(Matching, protocol)
-    check_rules_of(geometry.options, mixers)
-    check_rules(rules.match, rules.knob)
-    if asked.context is not None:
-        sizes = [{**size, "context": asked.context} for size in sizes]
-    filled = [(_fill(Blueprint, size), _fill(Conditions, size)) for size in sizes]
-    if not asked.size:
-        # Of all sizes, those whose context holds the protocol's windows.
-        held = [f for f in filled if f[1].context >= max(geometry.windows, default=0)]
-        filled = held or filled
-    filled.sort(
-        key=lambda f: parameters(build_config(TRANSFORMER, f[0], geometry, f[1].vocab_size))
-    )
-    for blueprint, conditions in filled:
-        check_windows(geometry, blueprint, conditions.context)
-
-    ordered = sorted(mixes, key=_transformer_first)
-    return [
-        Asked(mix, blueprint, conditions, geometry, rules)
-        for blueprint, conditions in filled
-        for mix in ordered
-    ]
-
-
 def table(asked: Settings) -> tuple[list[Row], list[str]]:
     """(rows, sentences of what cannot be); such a row has empty counts and the sentence.
 
@@ -210,10 +104,12 @@ def table(asked: Settings) -> tuple[list[Row], list[str]]:
     """
     rows: list[Row] = []
     problems: list[str] = []
-    for one in every(asked):
-        row: Row = dict.fromkeys(COLUMNS, "") | {"mix": one.mix.name, "size": one.size.name}
+    for model in named(
+        asked.mix, asked.size, asked.protocol, asked.context, asked.changes, asked.config_dir
+    ):
+        row: Row = dict.fromkeys(COLUMNS, "") | {"mix": model.mix.name, "size": model.size.name}
         try:
-            row |= _counts(one.matched(), one.conditions.context)
+            row |= _counts(model.matched(), model.conditions.context)
         except SettingError as error:
             problems.append(str(error))
             row["moved"] = str(error)
@@ -236,89 +132,6 @@ def _counts(matched: Matched, context: int) -> Row:
         "N_vs_transformer": counts.N / matched.N_target,
         "moved": matched.moved,
     }
-
-
-def _transformer_first(mix: Mix) -> tuple[bool, str]:
-    return dataclasses.replace(mix.reads(), name=TRANSFORMER.name) != TRANSFORMER.reads(), mix.name
-
-
-def _value(text: str) -> Any:
-    if text.startswith("*"):  # a pattern of letters, which YAML takes for a reference
-        return text
-    try:
-        return parse_yaml(text)
-    except (ValueError, TypeError, yaml.YAMLError):
-        raise SettingError(
-            f"{text} is no value; write a number, a name or a list, [a,b]."
-        ) from None
-
-
-def _names(folders: Sequence[Path], group: str, asked: tuple[str, ...]) -> list[str]:
-    """The names asked for, in order and once each; all there are for none."""
-    there = sorted({path.stem for f in folders for path in (f / group).glob("*.yaml")})
-    for name in asked:
-        if name not in there:
-            raise one_of(group, name, there)
-    return list(dict.fromkeys(asked)) or there
-
-
-def _read(
-    folders: Sequence[Path],
-    group: str,
-    name: str,
-    overrides: Mapping[str, Mapping[str, Any]],
-    others: Iterable[str],
-) -> dict[str, Any]:
-    """A file of settings with the files it stands on below it and the overrides above.
-
-    others: names that may be set beside those of the group's dataclasses and of the file.
-    """
-    file = _file(folders, group, name)
-    values = dict(file)
-    fields = [f for cls in GROUPS[group] for f in dataclasses.fields(cls)]
-    read = {f.name for f in fields if not f.metadata.get("open")} | {*others}
-    for key, value in overrides[group].items():
-        if group != "mix" and key not in read:  # a Mix refuses what no mixer has
-            if key not in file:
-                raise unknown(key, sorted(read | {*file}), group)
-            raise SettingError(
-                f"{group}.{key}={value} decides nothing of what a model is or costs; leave it out."
-            )
-        values[key] = value
-    if group == "size" and values.get("name") == file.get("name"):
-        values["name"] = size_name(file, values)
-    return {"group": group, **values}
-
-
-def _file(folders: Sequence[Path], group: str, name: str) -> dict[str, Any]:
-    files = (folder / group / f"{name}.yaml" for folder in folders)
-    path = next((file for file in files if file.is_file()), None)
-    if path is None:  # named by another file's defaults
-        raise SettingError(f"{group}/{name}.yaml is in none of: {', '.join(map(str, folders))}.")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise SettingError(f"{path} is no YAML: {' '.join(str(error).split())}.") from error
-    if not isinstance(content, dict):
-        raise SettingError(f"{path} must hold settings, like name: {name}.")
-    values: dict[str, Any] = {}
-    for below in content.pop("defaults", []):
-        if below != "_self_":
-            values |= _file(folders, group, below)
-    return values | content
-
-
-def _fill(cls: type[T], values: Mapping[str, Any]) -> T:
-    """The dataclass's own part of a group."""
-    group = values["group"]
-    fields = {f.name for c in GROUPS[group] for f in dataclasses.fields(c)}
-    own = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    part = {key: value for key, value in values.items() if key in own}
-    if cls is Mix:  # which refuses what no mixer has
-        part |= {k: v for k, v in values.items() if k not in fields and k != "group"}
-    if cls is Geometry:
-        part |= {k: v for k, v in values.items() if k in rule_names(values["mixers"])}
-    return from_dict(cls, part, group)
 
 
 def _written(rows: list[Row], style: str) -> str:

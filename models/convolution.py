@@ -29,15 +29,23 @@ def short_convolution(
 
 
 def extend_convolution(
-    x: Tensor, weight: Tensor, bias: Tensor | None, before: Tensor, count: Tensor
+    x: Tensor, weight: Tensor, bias: Tensor | None, before: Tensor, count: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """The convolution of new inputs after those a cache holds, and what it then holds.
 
-    x: [B, T, channels], of which `count` [B] are no padding; before: [B, J-1, channels], the
-    last inputs. Returns silu(…) of the new tokens and the last J-1 inputs.
+    x: [B, T, channels], of which `count` [B] are no padding (None: all); before: [B, J-1,
+    channels], the last inputs. Returns silu(…) of the new tokens and the last J-1 inputs.
     """
     J = weight.shape[1]
     joined = torch.cat([before.to(x.dtype), x], dim=1)
+    if count is None and x.shape[1] == 1 and not torch.is_grad_enabled():
+        y = (joined * weight.mT).sum(1, keepdim=True)
+        y = F.silu(y if bias is None else y + bias).to(x.dtype)
+        return y, before.copy_(joined[:, 1:])
+    if count is None:
+        # A copy: a view would keep all T inputs.
+        held = joined[:, joined.shape[1] - J + 1 :].to(before.dtype, copy=True)
+        return short_convolution(joined, weight, bias)[:, J - 1 :], held
     last = count[:, None] + torch.arange(J - 1, device=x.device)
     held = joined.gather(1, last[..., None].expand(-1, -1, x.shape[2]))
     return short_convolution(joined, weight, bias)[:, J - 1 :], held.to(before.dtype)

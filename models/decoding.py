@@ -7,10 +7,16 @@ Prompts are padded on the right; padding is neither attended to nor written into
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+JOINED_AT_MOST = 2**17
+"""Elements of weights up to which a step joins those that read the same."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +31,41 @@ class NewTokens:
     """[B, T] bool: which of them."""
     most_seen: int
     """The largest of `seen`, known without asking the device."""
+    whole: bool = False
+    """Whether none of the T is padding, as far as is known without asking the device."""
+    even: bool = False
+    """Whether each row has seen `most_seen` tokens, as far as is known likewise."""
+    step: bool = False
+    """Whether this is one token a row, no padding, and no gradient is asked for: a layer may then
+    write into its state in place."""
+    shared: dict[Hashable, Any] = field(default_factory=dict, repr=False, compare=False)
+    weights: dict[Hashable, Tensor | None] = field(default_factory=dict, repr=False, compare=False)
+    """Joined weights of small layers, the cache's; None for those of large ones."""
+
+    def project(self, x: Tensor, *layers: nn.Linear) -> Tensor:
+        """What several layers without biases make of x: [B, 1, d], side by side, in a step.
+
+        Of small layers the weights are joined, once a cache, as a call costs more than a product.
+        """
+        if torch.compiler.is_compiling():
+            return torch.cat([layer(x) for layer in layers], -1)
+        if layers not in self.weights:
+            small = sum(layer.weight.numel() for layer in layers) <= JOINED_AT_MOST
+            self.weights[layers] = torch.cat([p.weight for p in layers]) if small else None
+        weight = self.weights[layers]
+        return torch.cat([p(x) for p in layers], -1) if weight is None else F.linear(x, weight)
+
+    def last(self, x: Tensor) -> Tensor:
+        """[B, T, …] -> each row's last that is no padding, [B, 1, …]."""
+        if self.whole:
+            return x[:, -1:]
+        return x[torch.arange(len(x), device=x.device), self.count - 1].unsqueeze(1)
+
+    def once(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """What `make` returns, made once for all layers: masks and tables of positions."""
+        if key not in self.shared:
+            self.shared[key] = make()
+        return self.shared[key]
 
 
 @dataclass
@@ -37,6 +78,10 @@ class Cache:
     """[B] int64: tokens seen in each row."""
     capacity: int
     most_seen: int = 0
+    even: bool = True
+    """Whether no row was ever padded, so that all have seen `most_seen` tokens."""
+    weights: dict[Hashable, Tensor | None] = field(default_factory=dict, repr=False)
+    """What steps made of the model's weights; a cache belongs to the weights it was filled by."""
 
     @property
     def nbytes(self) -> int:
@@ -52,12 +97,24 @@ class Cache:
             raise ValueError(
                 f"{T} tokens after {self.most_seen} do not fit a cache of {self.capacity}"
             )
-        if count is None:
-            count = torch.full((B,), T, device=device)
-        valid = torch.arange(T, device=device) < count[:, None]
-        return NewTokens(self.seen, count, valid, self.most_seen)
+        if count is not None:
+            valid = torch.arange(T, device=device) < count[:, None]
+            return NewTokens(self.seen, count, valid, self.most_seen, even=self.even)
+        count = torch.full((B,), T, device=device)
+        valid = torch.ones((B, T), dtype=torch.bool, device=device)
+        step = T == 1 and not torch.is_grad_enabled()
+        return NewTokens(
+            self.seen, count, valid, self.most_seen, True, self.even, step, weights=self.weights
+        )
+
+    def take_static(self) -> NewTokens:
+        """One more token of each row, for a compiled step: nothing but tensors differs between
+        steps, and what is not yet filled is masked."""
+        new = self.take(len(self.seen), 1, None)
+        return replace(new, most_seen=self.capacity, even=False)
 
     def took(self, new: NewTokens, T: int) -> None:
         """Count tokens that every layer has now read."""
         self.seen = self.seen + new.count
         self.most_seen = min(self.most_seen + T, self.capacity)
+        self.even &= new.whole

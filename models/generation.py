@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
+from models.decoding import Cache
 from models.language_model import LanguageModel
 
 
-@torch.no_grad()
 def generate(
     model: LanguageModel,
     prompts: Sequence[Sequence[int]],
@@ -18,29 +18,66 @@ def generate(
     *,
     temperature: float = 0.0,
     seed: int = 0,
+    compiled: bool = False,
 ) -> list[list[int]]:
     """Continue each prompt by `new_tokens`, all in one batch.
 
-    temperature: 0 takes the likeliest token, else tokens are drawn from softmax(logits /
-    temperature) with `seed`. Returns the new tokens of each prompt. Raises ValueError on an
-    empty prompt, which gives nothing to continue.
+    temperature, seed, compiled: see `decode`. Returns the new tokens of each prompt. Raises
+    ValueError on an empty prompt, which gives nothing to continue.
     """
     if not prompts or not all(len(p) for p in prompts):
         raise ValueError("every prompt needs at least one token")
+    lengths = [len(p) for p in prompts]
+    longest = max(lengths)
     device = model.head.weight.device
-    count = torch.tensor([len(p) for p in prompts], device=device)
-    longest = max(map(len, prompts))
     padded = torch.tensor([[*p, *[0] * (longest - len(p))] for p in prompts], device=device)
-    generator = torch.Generator(device).manual_seed(seed)
-    cache = model.new_cache(len(prompts), longest + new_tokens)
-    logits = model.extend(padded, cache, count)
-    out: list[Tensor] = []
-    for position in range(new_tokens):
-        if position:
-            logits = model.extend(out[-1][:, None], cache)
-        if temperature > 0:
-            p = torch.softmax(logits.float() / temperature, dim=-1)
-            out.append(torch.multinomial(p, 1, generator=generator).squeeze(1))
-        else:
-            out.append(logits.argmax(-1))
+    count = torch.tensor(lengths, device=device) if min(lengths) < longest else None
+    steps = decode(
+        model, padded, new_tokens, count, temperature=temperature, seed=seed, compiled=compiled
+    )
+    out = list(steps)
     return torch.stack(out, 1).tolist() if out else [[] for _ in prompts]
+
+
+def decode(
+    model: LanguageModel,
+    prompts: Tensor,
+    new_tokens: int,
+    count: Tensor | None = None,
+    *,
+    cache: Cache | None = None,
+    temperature: float = 0.0,
+    seed: int = 0,
+    compiled: bool = False,
+) -> Iterator[Tensor]:
+    """The next `new_tokens` tokens of each row, [B] at a time, as they are made.
+
+    prompts: [B, T], of which `count` [B] are no padding (on the right), at least 1; None: all.
+    cache: with room for them and the new tokens; a new one unless given.
+    temperature: 0 takes the likeliest token, else tokens are drawn from softmax(logits /
+    temperature) with `seed`. compiled: steps run as one compiled graph of fixed shapes, which
+    attends over the whole cache.
+    """
+    generator = torch.Generator(prompts.device).manual_seed(seed)
+    B, T = prompts.shape
+    run = torch.compile(model.logits, dynamic=False, fullgraph=True) if compiled else None
+    token = prompts[:, 0]
+    for position in range(new_tokens):
+        # Entered anew for each token: a generator would leave it in force for its caller.
+        with torch.inference_mode():
+            if cache is None:
+                cache = model.new_cache(B, T + new_tokens)
+            if not position:
+                logits = model.extend(prompts, cache, count)
+            elif run is not None:
+                new = cache.take_static()
+                logits = run(token[:, None], cache.layers, new)
+                cache.took(new, 1)
+            else:
+                logits = model.extend(token[:, None], cache)
+            if temperature > 0:
+                p = torch.softmax(logits.float() / temperature, dim=-1)
+                token = torch.multinomial(p, 1, generator=generator).squeeze(1)
+            else:
+                token = logits.argmax(-1)
+        yield token

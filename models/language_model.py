@@ -80,17 +80,28 @@ class Block(nn.Module):
         """x: [B, T, d] -> [B, T, d]."""
         return self._around(x, lambda y: self.mixer(y, documents))
 
-    def extend(self, x: Tensor, state: dict[str, Tensor], new: NewTokens) -> Tensor:
-        """The same for new tokens x after what `state` holds."""
-        return self._around(x, lambda y: self.mixer.extend(y, state, new))
+    def extend(
+        self, x: Tensor, state: dict[str, Tensor], new: NewTokens, last: bool = False
+    ) -> Tensor:
+        """The same for new tokens x after what `state` holds; `last`: of each row the last's."""
+        return self._around(
+            x, lambda y: self.mixer.extend(y, state, new), new.last if last else None
+        )
 
     def new_state(self, batch: int, capacity: int, dtype: torch.dtype) -> dict[str, Tensor]:
         """What decoding keeps of the mixer; nothing for an MLP."""
         return self.mixer.new_state(batch, capacity, dtype) if self.mixer is not None else {}
 
-    def _around(self, x: Tensor, mix: Callable[[Tensor], Tensor]) -> Tensor:
+    def _around(
+        self,
+        x: Tensor,
+        mix: Callable[[Tensor], Tensor],
+        pick: Callable[[Tensor], Tensor] | None = None,
+    ) -> Tensor:
         if self.mixer is not None:
             x = x + (self.mixer_norm(mix(x)) if self.norm_output else mix(self.mixer_norm(x)))
+        if pick is not None:
+            x = pick(x)
         if self.mlp is not None:
             x = x + (self.mlp_norm(self.mlp(x)) if self.norm_output else self.mlp(self.mlp_norm(x)))
         return x
@@ -183,24 +194,30 @@ class LanguageModel(nn.Module):
         count: [B] how many of the T are no padding (on the right), at least 1; None: all. A
         whole prompt, a part of one, and a single step of decoding are all this.
         """
-        x, new = self._extend(tokens, cache, count)
-        last = x[torch.arange(len(x), device=x.device), new.count - 1]
-        return self.head(self.norm(last))
+        new = cache.take(tokens.shape[0], tokens.shape[1], count)
+        logits = self.logits(tokens, cache.layers, new)
+        cache.took(new, tokens.shape[1])
+        return logits
+
+    def logits(self, tokens: Tensor, layers: list[dict[str, Tensor]], new: NewTokens) -> Tensor:
+        """`extend` without counting the tokens: what a compiled step is made of."""
+        return self.head(self.norm(self._read(tokens, layers, new, last=True)))[:, 0]
 
     def extend_features(self, tokens: Tensor, cache: Cache, count: Tensor | None = None) -> Tensor:
         """As `extend`, but what the head reads of every token, [B, T, d]; a count may be 0."""
-        return self.norm(self._extend(tokens, cache, count)[0])
+        new = cache.take(tokens.shape[0], tokens.shape[1], count)
+        x = self._read(tokens, cache.layers, new)
+        cache.took(new, tokens.shape[1])
+        return self.norm(x)
 
-    def _extend(
-        self, tokens: Tensor, cache: Cache, count: Tensor | None
-    ) -> tuple[Tensor, NewTokens]:
-        B, T = tokens.shape
-        new = cache.take(B, T, count)
+    def _read(
+        self, tokens: Tensor, layers: list[dict[str, Tensor]], new: NewTokens, last: bool = False
+    ) -> Tensor:
         x = self.embedding(tokens)
-        for block, state in zip(self.blocks, cache.layers, strict=True):
-            x = block.extend(x, state, new)
-        cache.took(new, T)
-        return x, new
+        for i, (block, state) in enumerate(zip(self.blocks, layers, strict=True), 1):
+            # The logits after a prompt need the last MLP of its last token alone.
+            x = block.extend(x, state, new, last and i == len(layers))
+        return x
 
     def loss(
         self,

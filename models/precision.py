@@ -20,6 +20,8 @@ def in_own_precision(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def outside(*arguments: Any, **options: Any) -> Any:
         device = next(x.device for x in arguments if isinstance(x, Tensor))
+        if not torch.is_autocast_enabled(device.type):
+            return function(*arguments, **options)
         with torch.autocast(device.type, enabled=False):
             return function(*arguments, **options)
 

@@ -19,8 +19,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from models.__main__ import GROUPS, every
-from models.__main__ import Settings as Models
 from models.command import ended, parse, setting
 from models.config import MLPS, ModelConfig
 from models.cost import (
@@ -35,6 +33,7 @@ from models.format import count as short_count
 from models.format import percent, write_table
 from models.mixer import FP32_BYTES, Mixer
 from models.mixers import lookup
+from models.named import GROUPS, named
 
 ELEMENT_BYTES = 2
 PARTS = ("embedding", "projections", "operator", "mlp", "elementwise", "head", "optimizer", "sums")
@@ -259,11 +258,9 @@ def _print(asked: Settings) -> int:
     rows, problems = [], []
     contexts: list[int | None] = [_tokens("context", text) for text in asked.context]
     for context in contexts or [None]:
-        models = Models(
-            mix=asked.mix, size=asked.size, protocol=asked.protocol, context=context,
-            changes=asked.changes, config_dir=asked.config_dir,
-        )  # fmt: skip
-        for one in every(models):
+        for one in named(
+            asked.mix, asked.size, asked.protocol, context, asked.changes, asked.config_dir
+        ):
             length = one.conditions.context
             try:
                 config = one.matched().config

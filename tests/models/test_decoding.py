@@ -1,5 +1,7 @@
 """Decoding from the cache gives what one teacher-forced pass gives, for every mix."""
 
+import shutil
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,7 +9,7 @@ from hypothesis import strategies as st
 
 from models.config import Blueprint
 from models.cost import decode_bytes
-from models.generation import generate
+from models.generation import decode, generate
 from models.mix import Geometry, Mix
 
 from .test_language_model import ALL, VARIED, build, spread
@@ -111,3 +113,14 @@ def test_a_cache_refuses_what_does_not_fit():
         model.extend(tokens(2, 1), model.new_cache(1, 4))
     with pytest.raises(ValueError, match="at least one token"):
         generate(model, [[1], []], 3)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
+def test_compiled_steps_give_the_tokens_of_eager_ones():
+    model = spread(build(ALL[1])).eval()
+    prompts = tokens(2, 9)
+    eager = torch.stack(list(decode(model, prompts, 5)), 1)
+    with torch._dynamo.config.patch(error_on_recompile=True):  # one graph serves every step
+        compiled = torch.stack(list(decode(model, prompts, 5, compiled=True)), 1)
+    assert compiled.tolist() == eager.tolist()

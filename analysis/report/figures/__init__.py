@@ -23,6 +23,7 @@ from analysis.report.figures.savings import (
     savings_against_size,
     savings_by_place,
 )
+from analysis.report.figures.serving import serving_against_context
 from analysis.report.figures.surfaces import frontier, iso_loss
 from analysis.report.figures.training import throughput_against_context, training_stability
 
@@ -49,6 +50,7 @@ __all__ = [
     "savings_against_size",
     "savings_by_place",
     "savings_of_table",
+    "serving_against_context",
     "throughput_against_context",
     "training_stability",
 ]

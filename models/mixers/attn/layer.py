@@ -23,14 +23,16 @@ from models.pointwise import RMSNorm
 def rotary_tables(positions: Tensor, D: int, theta: float) -> tuple[Tensor, Tensor]:
     """cos and sin of the rotary angles, float32 (Su et al. 2021, eq. 34, half-split).
 
+    The first half of the sines is negative, as `rotate` wants them.
+
     positions: [T], or [B, T] where rows differ -> [T, D], or [B, 1, T, D].
     """
     even = torch.arange(0, D, 2, device=positions.device, dtype=torch.float32)
     angle = positions[..., None].float() * theta ** (-even / D)
-    angle = torch.cat([angle, angle], dim=-1)
     if positions.dim() == 2:
         angle = angle.unsqueeze(1)
-    return angle.cos(), angle.sin()
+    cos, sin = angle.cos(), angle.sin()
+    return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -41,8 +43,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     if (width := cos.shape[-1]) < x.shape[-1]:
         turned, rest = x[..., :width], x[..., width:]
         return torch.cat([rotate(turned, cos, sin), rest], dim=-1)
-    low, high = x.chunk(2, dim=-1)
-    return (x * cos + torch.cat([-high, low], dim=-1) * sin).to(x.dtype)
+    return (x * cos + x.roll(width // 2, -1) * sin).to(x.dtype)
 
 
 @cache
@@ -76,7 +77,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, documents: Documents | None = None) -> Tensor:
         """x: [B, T, d_model] -> [B, T, d_model]."""
         T = x.shape[1]
-        q, k, v = self._heads(x, torch.arange(T, device=x.device))
+        q, k, v = self._heads(x, self._tables(torch.arange(T, device=x.device)))
         mask = causal_mask(T, self.window, x.device, documents)
         return self._merge(self._attend(q, k, v, mask, causal=mask is None))
 
@@ -93,11 +94,54 @@ class Attention(nn.Module):
         Position p lies in slot p mod size, so that a window's cache holds just the window.
         """
         T = x.shape[1]
+        tables = new.once(("rotary", self.rotated, self.rope_theta), lambda: self._tables(
+            torch.arange(new.most_seen, new.most_seen + T, device=x.device) if new.even
+            else new.seen[:, None] + torch.arange(T, device=x.device)
+        ))  # fmt: skip
+        q, k, v = self._heads(x, tables, new)
+        if new.step and not 0 < self.window < state["k"].shape[2]:
+            return self._merge(self._step(q, k, v, state, new))
+        if new.most_seen == 0:  # padding is on the right, where no other token sees it
+            mask = new.once(
+                ("causal", self.window), lambda: causal_mask(T, self.window, x.device, None)
+            )
+            out = self._attend(q, k, v, mask, causal=mask is None)
+        else:
+            out = self._after(q, k, v, state, new)
+        self._keep(k, v, state, new)
+        return self._merge(out)
+
+    def _step(
+        self, q: Tensor, k: Tensor, v: Tensor, state: dict[str, Tensor], new: NewTokens
+    ) -> Tensor:
+        """One token of each row: written first, it then attends to what the cache holds."""
         size = state["k"].shape[2]
-        positions = new.seen[:, None] + torch.arange(T, device=x.device)  # [B, T]
-        q, k, v = self._heads(x, positions)
+        held = min(new.most_seen + 1, size)
+        mask = None
+        if new.even:
+            slot = new.most_seen % size
+            for name, y in (("k", k), ("v", v)):
+                state[name][:, :, slot] = y[:, :, 0]
+        else:
+            slots = (new.seen % size)[:, None, None, None].expand_as(k)
+            for name, y in (("k", k), ("v", v)):
+                state[name].scatter_(2, slots, y.to(state[name].dtype))
+            # A ring that is full holds the window and nothing else.
+            mask = new.once(
+                ("held", size),
+                lambda: (torch.arange(held, device=q.device) <= new.seen[:, None])[:, None, None],
+            )
+        keys, values = (state[name][:, :, :held].to(q.dtype) for name in ("k", "v"))
+        return self._attend(q, keys, values, mask, causal=False)
+
+    def _after(
+        self, q: Tensor, k: Tensor, v: Tensor, state: dict[str, Tensor], new: NewTokens
+    ) -> Tensor:
+        """Any new tokens after what the cache holds."""
+        T, size = k.shape[2], state["k"].shape[2]
+        positions = new.seen[:, None] + torch.arange(T, device=q.device)  # [B, T]
         held = min(new.most_seen, size)
-        slots = torch.arange(held, device=x.device)
+        slots = torch.arange(held, device=q.device)
         last = new.seen[:, None] - 1
         in_slot = last - (last - slots) % size  # position of each slot's token, < 0 where empty
         back = positions[:, :, None] - torch.cat([in_slot, positions], 1)[:, None]
@@ -108,26 +152,52 @@ class Attention(nn.Module):
         keys, values = (
             torch.cat([state[n][:, :, :held].to(y.dtype), y], 2) for n, y in (("k", k), ("v", v))
         )
-        out = self._attend(q, keys, values, mask, causal=False)
+        return self._attend(q, keys, values, mask, causal=False)
+
+    @staticmethod
+    def _keep(k: Tensor, v: Tensor, state: dict[str, Tensor], new: NewTokens) -> None:
+        """Add new keys and values to the cache."""
+        T, size = k.shape[2], state["k"].shape[2]
+        if new.even and new.most_seen + T <= size:
+            # Padding too: it lies where it counts as empty, and the next token will lie.
+            for name, y in (("k", k), ("v", v)):
+                state[name][:, :, new.most_seen : new.most_seen + T] = y
+            return
+        positions = new.seen[:, None] + torch.arange(T, device=k.device)  # [B, T]
         # Of more new tokens than slots only the last are kept; padding goes nowhere.
         kept = new.valid & (positions >= (new.seen + new.count)[:, None] - size)
         row, time = kept.nonzero(as_tuple=True)
         slot = positions[row, time] % size
         for name, y in (("k", k), ("v", v)):
             state[name][row, :, slot] = y[row, :, time].to(state[name].dtype)
-        return self._merge(out)
 
-    def _heads(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """q: [B, H, T, D] and k, v: [B, kv heads, T, D]. positions: [T] or [B, T]."""
-        q, k = self.q_proj(x), self.k_proj(x)
+    def _tables(self, positions: Tensor) -> tuple[Tensor, Tensor] | None:
+        """The rotary tables of positions [T] or [B, T]; None without rotary positions."""
+        if self.rope_theta is None:
+            return None
+        return rotary_tables(positions, self.rotated, self.rope_theta)
+
+    def _heads(
+        self, x: Tensor, tables: tuple[Tensor, Tensor] | None, new: NewTokens | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """q: [B, H, T, D] and k, v: [B, kv heads, T, D]."""
+        if new is not None and new.step:
+            kv = self.n_kv_heads * self.head_dim
+            qkv = new.project(x, self.q_proj, self.k_proj, self.v_proj)
+            q, k, v = qkv.split([x.shape[-1], kv, kv], -1)
+        else:
+            q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
         if self.qk_norm == "full":
             q, k = self.q_norm(q), self.k_norm(k)
-        q, k, v = (y.view(*y.shape[:2], -1, self.head_dim) for y in (q, k, self.v_proj(x)))
+        q, k, v = (y.view(*y.shape[:2], -1, self.head_dim) for y in (q, k, v))
         if self.qk_norm == "head":
             q, k = self.q_norm(q), self.k_norm(k)
         q, k, v = (y.transpose(1, 2) for y in (q, k, v))
-        if self.rope_theta is not None:
-            cos, sin = rotary_tables(positions, self.rotated, self.rope_theta)
+        if tables is not None:
+            cos, sin = tables
+            if new is not None and new.step:  # one call for both: a step is bound by calls
+                q, k = rotate(torch.cat([q, k], 1), cos, sin).split([q.shape[1], k.shape[1]], 1)
+                return q, k, v
             q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         return q, k, v
 

@@ -78,6 +78,21 @@ def naive(
 
 
 @in_own_precision
+def step(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor) -> Tensor:
+    """The definition for one token, writing the new state into `state` [B, H, K, V], float32.
+
+    q, k, v, g, beta: as `naive` has them, T = 1. Returns o: [B, 1, H, V] in v's dtype.
+    """
+    S = state.flatten(0, 1)  # [P, K, V], P = B·H
+    P, K, _ = S.shape
+    q, k, v_ = (x.reshape(P, 1, -1).to(S.dtype) for x in (q, k, v))
+    S.mul_(g.exp().reshape(P, 1, 1))
+    write = torch.baddbmm(v_, k, S, alpha=-1).mul_(beta.reshape(P, 1, 1))
+    S.baddbmm_(k.mT, write)
+    return torch.bmm(q * K**-0.5, S).view(v.shape).to(v.dtype)
+
+
+@in_own_precision
 def chunked(
     q: Tensor,
     k: Tensor,

@@ -16,6 +16,7 @@ from models.convolution import extend_convolution, short_convolution
 from models.decoding import NewTokens
 from models.documents import Documents
 from models.initial import convolution_taps, inverse_softplus_dt, log_uniform_decay
+from models.mixers.gdn.gated_delta_rule import step
 from models.mixers.gdn.operator import gated_delta_rule
 from models.pointwise import rms_norm
 
@@ -61,9 +62,10 @@ class GatedDeltaNet(nn.Module):
 
     def extend(self, x: Tensor, state: dict[str, Tensor], new: NewTokens) -> Tensor:
         """Read and write the state with new tokens; padding neither writes nor forgets."""
-        qkv, state["conv"] = extend_convolution(
-            self._qkv(x), self.conv, None, state["conv"], new.count
-        )
+        if new.step:
+            return self._step(x, state, new)
+        count = None if new.whole else new.count
+        qkv, state["conv"] = extend_convolution(self._qkv(x), self.conv, None, state["conv"], count)
         q, k, v, g, beta = self._operands(x, qkv)
         valid = new.valid[..., None]
         o, final = gated_delta_rule(
@@ -73,6 +75,18 @@ class GatedDeltaNet(nn.Module):
         assert final is not None
         state["state"] = final.to(state["state"].dtype)
         return self._merge(x, o)
+
+    def _step(self, x: Tensor, state: dict[str, Tensor], new: NewTokens) -> Tensor:
+        """One token of each row."""
+        H, K, V = self.n_heads, self.key_dim, self.value_dim
+        read = [self.a_proj, self.b_proj, self.q_proj, self.k_proj, self.v_proj]
+        widths = [H, H, H * (2 * K + V)]
+        if self.g_proj is not None:
+            read, widths = [*read, self.g_proj], [*widths, H * V]
+        a, b, qkv, *gate = new.project(x, *read).split(widths, -1)
+        qkv, state["conv"] = extend_convolution(qkv, self.conv, None, state["conv"], None)
+        o = step(*self._rule(qkv, a, b), state["state"])
+        return self._gated(o, *gate)
 
     @staticmethod
     def initial(name: str, shape: torch.Size, generator: torch.Generator) -> Tensor | None:
@@ -91,20 +105,24 @@ class GatedDeltaNet(nn.Module):
         joined = torch.cat([self.q_proj.weight, self.k_proj.weight, self.v_proj.weight])
         return F.linear(x, joined)
 
-    def _operands(self, x: Tensor, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def _operands(self, x: Tensor, qkv: Tensor) -> tuple[Tensor, ...]:
+        return self._rule(qkv, self.a_proj(x), self.b_proj(x))
+
+    def _rule(self, qkv: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, ...]:
         """q, k: [B, T, H, K]; v: [B, T, H, V]; g, beta: [B, T, H]."""
-        B, T, _ = x.shape
+        B, T, _ = qkv.shape
         H, K, V = self.n_heads, self.key_dim, self.value_dim
         qk, v = qkv.split([2 * H * K, H * V], dim=-1)
         # eps inside the root, as in the published kernels: a zero key stays zero.
         qk = qk.view(B, T, 2, H, K).float()
         qk = (qk * torch.rsqrt(qk.square().sum(-1, keepdim=True) + 1e-6)).to(v.dtype)
-        beta = torch.sigmoid(self.b_proj(x).float()) * self.beta_max
-        g = -self.A_log.float().exp() * F.softplus(self.a_proj(x).float() + self.dt_bias.float())
+        beta = torch.sigmoid(b.float()) * self.beta_max
+        g = -self.A_log.float().exp() * F.softplus(a.float() + self.dt_bias.float())
         return qk[:, :, 0], qk[:, :, 1], v.view(B, T, H, V), g, beta
 
     def _merge(self, x: Tensor, o: Tensor) -> Tensor:
+        return self._gated(o) if self.g_proj is None else self._gated(o, self.g_proj(x))
+
+    def _gated(self, o: Tensor, gate: Tensor | None = None) -> Tensor:
         o = rms_norm(o, self.o_norm, self.eps).flatten(2)
-        if self.g_proj is not None:
-            o = o * F.silu(self.g_proj(x))
-        return self.o_proj(o)
+        return self.o_proj(o if gate is None else o * F.silu(gate))

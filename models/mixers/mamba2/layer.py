@@ -16,6 +16,7 @@ from models.decoding import NewTokens
 from models.documents import Documents
 from models.initial import convolution_taps, inverse_softplus_dt, log_uniform_decay
 from models.mixers.mamba2.operator import ssd
+from models.mixers.mamba2.ssd import step
 from models.pointwise import rms_norm
 
 
@@ -60,12 +61,16 @@ class Mamba2(nn.Module):
     def extend(self, x: Tensor, state: dict[str, Tensor], new: NewTokens) -> Tensor:
         """Read and write the state with new tokens; padding neither writes nor forgets."""
         z, xBC, dt = self._project(x)
+        count = None if new.whole else new.count
         xBC, state["conv"] = extend_convolution(
-            xBC, self.conv, self.conv_bias, state["conv"], new.count
+            xBC, self.conv, self.conv_bias, state["conv"], count
         )
+        dt = F.softplus(dt.float() + self.dt_bias.float())
+        if new.step:
+            u, operands = self._operands(xBC, dt)
+            return self._merge(step(*operands, state["state"]), u, z)
         # A step of length zero is no step.
-        dt = F.softplus(dt.float() + self.dt_bias.float()) * new.valid[..., None]
-        u, operands = self._operands(xBC, dt)
+        u, operands = self._operands(xBC, dt * new.valid[..., None])
         o, final = ssd(*operands, initial_state=state["state"], output_final_state=True)
         assert final is not None
         state["state"] = final.to(state["state"].dtype)

@@ -70,6 +70,21 @@ def naive(
 
 
 @in_own_precision
+def step(q: Tensor, k: Tensor, v: Tensor, g: Tensor, state: Tensor) -> Tensor:
+    """The definition for one token, writing the new state into `state` [B, H, K, V], float32.
+
+    q, k, v, g: as `naive` has them, T = 1. Returns o: [B, 1, H, V] in v's dtype.
+    """
+    B, H, K, V = state.shape
+    G = q.shape[2]
+    S = state.view(B, G, H // G, K, V)
+    q, k = (x.reshape(B, G, 1, 1, K).to(S.dtype) for x in (q, k))
+    v_ = v.reshape(B, G, H // G, 1, V).to(S.dtype)
+    S.mul_(g.exp().reshape(B, G, H // G, 1, 1)).addcmul_(k.mT, v_)
+    return (q @ S).view(v.shape).to(v.dtype)
+
+
+@in_own_precision
 def chunked(
     q: Tensor,
     k: Tensor,
