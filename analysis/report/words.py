@@ -10,8 +10,8 @@ WORDS = {
     "equal N and equal loss: 2 is half the tokens.",
     "time savings": "The same ratio in measured seconds of training in place of tokens.",
     "baseline": "The mix that all others are compared with, as a rule the transformer.",
-    "mix": "The pattern of token-mixing layers of a model, such as three recurrent layers to one of "
-    "attention.",
+    "mix": "The pattern of token-mixing layers of a model, such as three recurrent layers to one "
+    "of attention.",
     "arm": "A mix at one value of whatever else was varied, such as a learning rate.",
     "twin": "The arm of the baseline at the same values of all else that was varied.",
     "treatment": "What a comparison varies on purpose.",
