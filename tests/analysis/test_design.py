@@ -119,7 +119,7 @@ def test_the_command_proposes_a_ladder_of_named_sizes(capsys: pytest.CaptureFixt
     [
         ([], "sizes= is missing"),
         (["sizes=60m,100m"], "sizes=60m,100m must be 3 to 10 different sizes"),
-        (["sizes=60m,61m,100m"], "size=61m is not known; valid:"),
+        (["sizes=60m,61m,100m"], "size=61m is not known; nearest: 1m, 60m; valid:"),
         (
             ["sizes=60m,100m,190m", "width=2"],
             "width is not a setting; nearest: target_width; valid: at,",
