@@ -67,7 +67,7 @@ def alone(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("how", "n"), [("ddp", 2), ("fsdp", 2), ("fsdp", 3)])
+@pytest.mark.parametrize(("how", "n"), [("ddp", 2), ("fsdp", 3)])
 def test_ranks_give_the_losses_of_one(make_run, alone, how, n):
     """Also three, of which one has two of the four sequences of a batch and the others one."""
     run, spec = make_run(

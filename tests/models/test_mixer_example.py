@@ -237,6 +237,7 @@ print(ours.config.layers, ours.blocks[0].mixer)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("example", [in_a_package], indirect=True)
 def test_it_is_exported_and_loaded_again(runs, example, tmp_path, monkeypatch):
     pytest.importorskip("transformers")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
