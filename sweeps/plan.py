@@ -40,9 +40,9 @@ TINY = 10_000_000
 CORE_FLOPS = ((10_000_000, 40e9), (500_000, 25e9), (150_000, 16e9), (75_000, 11e9), (0, 8e9))
 """(N, training FLOP/s a CPU core reaches in eager float32 from that N on): up to 1m the slower of
 two mixes on the slower of two machines of docs/performance.md, beyond it low, round figures."""
-IMPORT_SECONDS = 11.0
+IMPORT_SECONDS = 6.0
 """Of a CPU core to import torch and all else that a run needs: docs/performance.md."""
-START_SECONDS = 1.5
+START_SECONDS = 1.0
 """Then to open the corpus and build a tiny model."""
 QUOTED = "H200"
 """The GPU that a plan quotes where none is named."""
