@@ -1,7 +1,7 @@
 """A process that has imported all that a run needs, and forks a worker for each run it is told of.
 
-Importing torch, its checkpoints and its optimizers takes a core 5 s, or 10 where Python may not keep
-its bytecode, which a sweep of small runs would otherwise spend on each of them. Nothing is computed
+Importing torch, its checkpoints and its optimizers takes a core 5 s, or 10 where Python keeps no
+bytecode, which a sweep of small runs would otherwise spend on each of them. Nothing is computed
 before a fork, so no pool of threads has been used that a fork would lack: it is a fresh worker in
 all but its imports, and trains to the same bits.
 
