@@ -8,7 +8,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError
 
-from models.errors import SettingError, not_ascii
+from models.errors import SettingError, not_ascii, one_of
 from sweeps.names import not_a_setting
 
 
@@ -21,7 +21,7 @@ def sentence(error: Exception) -> str | None:
         return f"line {mark.line + 1} of {mark.name} is no YAML: {error.problem}."
     if isinstance(error, MissingConfigException) and error.options:
         group, _, option = str(error.missing_cfg_file).rpartition("/")
-        return f"{group}={option} is not known; valid: {', '.join(sorted(error.options))}."
+        return str(one_of(group, option, error.options))
     if isinstance(error, OverrideParseException):
         return _unreadable(str(error.override))
     if isinstance(error, HydraException | OmegaConfBaseException):

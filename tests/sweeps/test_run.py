@@ -83,6 +83,7 @@ def test_days_of_cpu_work_are_refused_with_the_ways_out(tmp_path):
     ("arguments", "words"),
     [
         (["mix=nope"], "mix=nope is not known; valid: gdn, gdn1_attn1"),
+        (["mix=gdn3attn1"], "mix=gdn3attn1 is not known; nearest: gdn3_attn1"),
         (["size=2m"], "valid: 100k, 100m"),
         (["experiment=nope"], "valid: demo"),
         (["protocol=nope"], "valid: controlled, olmo_hybrid"),
