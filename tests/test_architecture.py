@@ -262,9 +262,8 @@ def nameless_files() -> list[Any]:
 def test_every_mixer_has_words_that_speak_of_it():
     assert WORDS.keys() <= MIXERS.keys()
     layer = ROOT / "models" / "mixers" / "gdn" / "layer.py"
-    assert {"GatedDeltaNet", "models.mixers.gdn.operator"} == {
-        text for _, text in named(layer, ["gdn"])
-    }
+    told = {text for _, text in named(layer, ["gdn"])}
+    assert {"GatedDeltaNet", "models.mixers.gdn.operator"} <= told
 
 
 @pytest.mark.parametrize("path", nameless_files())

@@ -22,6 +22,8 @@ BYTES[0] = 0
 class Bigram(torch.nn.Module):
     """A model whose loss for a target depends on it and the token before alone."""
 
+    compiled = False
+
     def __init__(self) -> None:
         super().__init__()
         self.table = torch.randn(64, 64, generator=torch.Generator().manual_seed(0)).log_softmax(-1)

@@ -166,7 +166,7 @@ def test_the_command_prints_a_row_a_model_and_its_parts(capsys):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["gpu=H101"], "gpu=H101 is not known; valid: A100, B200, B300"),
+        (["gpu=H101"], "gpu=H101 is not known; nearest: H100; valid: A100, B200, B300"),
         (["context=8q"], "context=8q must be tokens, like 8192 or 8k."),
         (["batch=0"], "batch=0 must be tokens"),
         (["size=9b"], "size=9b is not known"),

@@ -73,7 +73,7 @@ def test_processes_of_this_machine_are_shown_with_their_environment(typed):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["max_gpu_hours=10"], "cluster.gpu_kind is null; name one of B200"),
+        (["max_gpu_hours=10"], "cluster.gpu_kind is null; name one of GB300"),
         (["max_gpu_hours=10", "cluster.gpu_kind=A100"], "more than max_gpu_hours=10; take smaller"),
         (["max_gpus=4"], "max_gpus=4 is fewer than the 8 GPUs of a run of size=1b"),
         (["max_gpus=1.5"], "max_gpus=1.5 must be a whole number above 0"),
