@@ -30,7 +30,7 @@ HABITS = (
         "steps max_iters n_steps num_steps train_steps total_steps iters max_steps num_iterations "
         "epochs num_epochs tokens n_tokens max_tokens train_tokens budget",
         "protocol.chinchilla, protocol.max_steps",
-        "a run ends at the last of its multiples of 20 tokens per parameter, and a try after steps",
+        "the first sets its length in multiples of 20 tokens per parameter, the second ends a try",
     ),
     (
         "warmup warmup_steps warmup_ratio warmup_iters min_lr lr_decay scheduler lr_scheduler",

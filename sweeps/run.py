@@ -241,10 +241,14 @@ def _check_gpu_hours(plan: Plan, limit: float | None) -> None:
         )
     if plan.hours_of_gpus > limit:
         raise SettingError(
-            f"this sweep would take about {plan.hours_of_gpus:,.3g} GPU-hours, more than "
+            f"this sweep would take about {_hours(plan.hours_of_gpus)} GPU-hours, more than "
             f"max_gpu_hours={limit:g}; take smaller sizes, fewer runs or fewer tokens "
-            f"(protocol.chinchilla), or allow {math.ceil(plan.hours_of_gpus * 1.1)}."
+            f"(protocol.chinchilla), or allow a tenth more, {math.ceil(plan.hours_of_gpus * 1.1):,}."
         )
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:,.0f}" if hours >= 100 else f"{hours:.3g}"
 
 
 def _fitting(

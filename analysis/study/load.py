@@ -240,10 +240,9 @@ def points_of(
         table = table.assign(N=1.0, D=pd.to_numeric(table["C"], errors="coerce") / FLOPS)
     missing = [name for name in REQUIRED if name not in table]
     if missing:
-        mend = (
-            f"columns={missing[0]}=COLUMN" if source != FRAME else f"load(…, {missing[0]}=COLUMN)"
-        )
-        mend = f"; name it by {mend}"
+        named = [f"{name}=COLUMN" for name in missing]
+        how = f"load(…, {', '.join(named)})" if source == FRAME else f"columns={','.join(named)}"
+        mend = f"; name {'it' if len(missing) == 1 else 'them'} by {how}"
         raise SettingError(
             f"{source} has no column {', '.join(missing)}; "
             f"it has {', '.join(table.columns)} and needs {', '.join(REQUIRED)}{mend}."

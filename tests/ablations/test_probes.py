@@ -332,7 +332,10 @@ def test_a_run_of_before_probes_is_read_and_named_as_it_was():
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"probes": ["recal"]}, "evaluation.probes=recal is not known; nearest: recall; valid: copy, passkey"),
+        (
+            {"probes": ["recal"]},
+            "evaluation.probes=recal is not known; nearest: recall; valid: copy, passkey",
+        ),
         ({"probes": ["copy", "copy"]}, "names a probe twice"),
         ({"examples": 0}, "evaluation.examples=0 must be above 0"),
         ({"lengths": [32]}, "evaluation.lengths=\\[32\\] must list lengths of at least 64"),

@@ -393,8 +393,7 @@ def test_evaluation_is_a_forward_pass_over_the_held_out_text_at_every_point():
 def test_a_plan_says_what_its_hours_hold():
     here = shown(planned("size=50k"), 400)
     assert (
-        f"of training's FLOPs), {START_SECONDS:g} s to start a run, and once 6 s of imports"
-        in here
+        f"of training's FLOPs), {START_SECONDS:g} s to start a run, and once 6 s of imports" in here
     )
     nodes = shown(planned("size=50k", cluster=parse(slurm_settings(gpus=0, cpus=1))), 400)
     assert f"of training's FLOPs) and {IMPORT_SECONDS + START_SECONDS:g} s to start a run" in nodes
