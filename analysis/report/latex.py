@@ -191,10 +191,10 @@ def _one(paper: Paper) -> str:
     beneath = sum(math.ceil(len(note) / (PAGE if star else COLUMN)) for note in paper.notes)
     rows = len(paper.columns[0].cells)
     parts = math.ceil(lines / max(LINES - beneath, LEAST_ROWS))
-    each = math.ceil(rows / max(parts, 1))
+    each = max(math.ceil(rows / max(parts, 1)), 1)
     return "".join(f"% {_comment(told)}\n" for told in paper.comments) + "\n".join(
         _float(paper, columns, star, range(start, min(start + each, rows)), start // each, parts)
-        for start in range(0, rows, each)
+        for start in range(0, max(rows, 1), each)
     )
 
 

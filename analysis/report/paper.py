@@ -226,7 +226,7 @@ def report_latex(kind: str, found: Findings, cells: pd.DataFrame) -> str:
     }  # fmt: skip
     against = [
         str(one) if one.kind in IN_FULL
-        else (" ".join(one.more) if one.kind in CONTROL else "") or one.text
+        else (" ".join(one.more) if one.kind in ("confounds", "not recorded") else "") or one.text
         for one in caveats(result, found.sweep, found.comparisons)
         if one.kind in table.kinds
     ]  # fmt: skip

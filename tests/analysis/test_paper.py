@@ -61,7 +61,7 @@ def points(
     return pd.DataFrame(rows, columns=columns).drop(columns=[] if lr else "lr")
 
 
-def studied(sweep: Sweep, resamples: int = 20) -> Findings:
+def studied(sweep: Sweep, resamples: int = 8) -> Findings:
     return find(sweep, "transformer", resamples, 0, "python -m analysis tables")
 
 
@@ -84,13 +84,13 @@ def all_tables(ladder: Findings) -> dict[str, str]:
 
     Slow, as each ladder is fitted and resampled whole; shared by all tests.
     """
-    eight = points(8, sizes=3, seeds=1, names=LONG)
-    eight["mix"] = eight["mix"].replace({f"{LONG}_1": HOSTILE})
+    six = points(6, sizes=3, seeds=1, names=LONG)
+    six["mix"] = six["mix"].replace({f"{LONG}_1": HOSTILE})
     several = {
         "ladder": ladder,
         "arms": studied(from_frame(points(2, sizes=3, lr=(0.5, 2.0), names="gdn3_attn1"),
                                    treatments=["lr"])),
-        "eight": studied(from_frame(eight)),
+        "six": studied(from_frame(six)),
         "xlstm": studied(from_frame(pd.read_csv(XLSTM))),
     }  # fmt: skip
     wide = studied(from_frame(points(2, sizes=9, seeds=1)))
@@ -304,8 +304,8 @@ def test_savings_keep_intervals_and_what_lies_outside(tmp_path: Path) -> None:
 
 
 def test_what_changes_a_reading_stands_beneath(all_tables: dict[str, str]) -> None:
-    assert "One seed: no interval." in all_tables["eight results_loss"]
-    assert "One seed a size" in all_tables["eight fits"]
+    assert "One seed: no interval." in all_tables["six results_loss"]
+    assert "One seed a size" in all_tables["six fits"]
     assert "One seed a size" not in all_tables["ladder fits"]
     for kind in ("savings", "fit_free"):
         told = all_tables[f"ladder {kind}"]
