@@ -240,10 +240,11 @@ def _check_gpu_hours(plan: Plan, limit: float | None) -> None:
             f"of {', '.join(GPUS)}."
         )
     if plan.hours_of_gpus > limit:
+        more = math.ceil(plan.hours_of_gpus * 1.1)
         raise SettingError(
             f"this sweep would take about {_hours(plan.hours_of_gpus)} GPU-hours, more than "
             f"max_gpu_hours={limit:g}; take smaller sizes, fewer runs or fewer tokens "
-            f"(protocol.chinchilla), or allow a tenth more, {math.ceil(plan.hours_of_gpus * 1.1):,}."
+            f"(protocol.chinchilla), or allow a tenth more, {more:,}."
         )
 
 
