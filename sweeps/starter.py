@@ -62,8 +62,6 @@ def main() -> int:
 
 def _work(run: Path) -> int:
     """What a worker's own process would do, its log in place of the pipes of this one."""
-    from sweeps import worker
-
     os.setsid()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     log = os.open(run / "log.txt", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
@@ -72,6 +70,8 @@ def _work(run: Path) -> int:
         os.dup2(here, there)
     os.close(log)
     os.close(null)
+    from sweeps import worker  # what goes wrong in it is in the log
+
     return worker.main(str(run))
 
 
@@ -140,7 +140,7 @@ class Starter:
 
     @property
     def alive(self) -> bool:
-        """Whether it can be asked for more; a copy of the code that has no starter ends at once."""
+        """Whether it can be asked for more; one that cannot import what runs need ends at once."""
         self._listen()
         return self._process.poll() is None
 

@@ -113,8 +113,8 @@ def test_runs_outlive_their_starter(begin, tmp_path):
     assert json.loads((tmp_path / "run/status.json").read_text())["state"] == "done"
 
 
-def test_code_without_a_starter_trains_each_run_in_a_process_of_its_own(code, tmp_path):
-    (code / "sweeps/starter.py").unlink()
+def test_where_the_starter_does_not_start_each_run_has_a_process_of_its_own(code, tmp_path):
+    (code / "sweeps/starter.py").write_text("raise ImportError")
     with (code / "sweeps/worker.py").open("a") as file:
         file.write("\nmain(sys.argv[1])\n")
     runs = [tmp_path / name for name in ("a", "b", "c")]
