@@ -10,6 +10,7 @@
       samples.jsonl    where asked for, a row an evaluated checkpoint and prompt
       checkpoints/     written beside, synced, then renamed into place
       log.txt          what the run said
+      trace.json.gz    where asked for (resources.profile), some steps by torch.profiler
 
 Files are append-only (`*.jsonl`) or atomically replaced (the rest): a reader never sees half of
 one, and a cut last line is skipped. What can go wrong with them all the same is found here

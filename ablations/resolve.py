@@ -205,6 +205,7 @@ LEAST = {
     "resources.micro_batch_tokens": 1,
     "resources.threads": 1,
     "resources.devices": 1,
+    "resources.profile": 1,
     "train.max_skipped": 1,
     "logging.log_every": 1,
     "logging.checkpoint_every": 1,

@@ -137,6 +137,8 @@ class Resources:
     parallel: str = "auto"
     """How a model lies over devices: see ablations.distributed."""
     threads: int | None = None
+    profile: int | None = None
+    """Steps that torch.profiler traces: see ablations.profiling."""
 
 
 @dataclass(frozen=True)

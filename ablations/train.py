@@ -12,6 +12,7 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,6 +43,7 @@ from ablations.hardware import (
     choose_operators,
 )
 from ablations.optim import Outcome, OutlierRule, build_optimizers, decided_here, step_unless
+from ablations.profiling import traced
 from ablations.records import DamagedRecord, RunDirectory, project_root
 from ablations.resources import cost_of_operators, no_room
 from ablations.spec import RunSpec
@@ -258,8 +260,8 @@ class Trainer:
             }
             self.tracker = tracking.start(spec.logging.wandb, self.run.path, spec.sweep, config)
         try:
-            with self._feed() as feed:
-                state = self._loop(feed, stop)
+            with self._feed() as feed, self._trace() as after_a_step:
+                state = self._loop(feed, stop, after_a_step)
         except torch.OutOfMemoryError:
             raise self._no_room() from None
         except Exception:
@@ -283,7 +285,7 @@ class Trainer:
         self._status(state)
         return state
 
-    def _loop(self, feed: Feed, stop: Callable[[], bool]) -> str:
+    def _loop(self, feed: Feed, stop: Callable[[], bool], after_a_step: Callable[[], None]) -> str:
         recipe, progress, spec = self.recipe, self.progress, self.spec
         heartbeat = 0.0
         self.rule = OutlierRule(recipe.skip_sigma, spec.train.max_skipped, self.device)
@@ -343,6 +345,7 @@ class Trainer:
                     return "preempted"
                 self._read_outcome()
                 self._save()
+            after_a_step()
             if stopping:
                 return "preempted"
             if time.monotonic() - heartbeat > HEARTBEAT_SECONDS:
@@ -358,6 +361,12 @@ class Trainer:
             share=self.share, rows=self.rows, passes=self.parts, separator=self.separator,
             data_hash=progress.data_hash if self.world.first else None, device=self.device,
         )  # fmt: skip
+
+    def _trace(self) -> AbstractContextManager[Callable[[], None]]:
+        steps = self.spec.resources.profile
+        left = self.recipe.steps - self.progress.step
+        wanted = steps if self.world.first and left else None
+        return traced(wanted, self.run.path, self.device, self.say)
 
     def _files_to_verify(self) -> list[Part]:
         """What this run reads of its corpus: the work of one rank a node."""

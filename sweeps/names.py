@@ -109,6 +109,11 @@ HABITS = (
         "it recomputes each block in the backward pass",
     ),
     (
+        "profiler trace use_profiler profile_steps",
+        "resources.profile",
+        "it is the steps that torch.profiler traces",
+    ),
+    (
         "name run_name exp_name experiment_name project wandb_project",
         "sweep",
         "it names the folder of all runs that are compared",
