@@ -179,7 +179,7 @@ def test_settings_of_the_first_version_keep_their_meaning():
     spec = load(first)
     assert spec.mix.options == {
         "attn_rotary": 0, "attn_qk_norm": "full", "attn_window": None,
-        "gdn_output_gate": False, "gdn_allow_neg_eigval": True,
+        "gdn_output_gate": False, "gdn_allow_neg_eigval": True, "gdn_gate_activation": "silu",
     }  # fmt: skip
     assert spec.model.kinds["attn"].settings.rope_theta is None
     assert not spec.model.kinds["gdn"].settings.output_gate

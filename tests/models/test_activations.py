@@ -22,7 +22,7 @@ ROWS, CONTEXT = 2, 256
 TRANSFORMER = Mix("transformer", ("attn",))
 PRENORM = Mix("prenorm", ("attn",), norm="inputs")
 LATENT = Mix("mla", ("mla",), norm="inputs")
-RECURRENT = [Mix("gdn", ("gdn",)), Mix("mamba2", ("mamba2",))]
+RECURRENT = [Mix("gdn", ("gdn",)), Mix("kda", ("kda",)), Mix("mamba2", ("mamba2",))]
 HYBRID = Mix("hybrid", ("gdn", "mamba2", "attn"))
 
 
@@ -61,11 +61,12 @@ def ratio(mix, element_bytes, compiled=False):
     return kept(model, element_bytes) / activation_bytes(config, CONTEXT, element_bytes)
 
 
-@pytest.mark.parametrize("element_bytes", [4, 2], ids=["float32", "bf16"])
-@pytest.mark.parametrize("mix", [TRANSFORMER, PRENORM, *RECURRENT, HYBRID], ids=lambda m: m.name)
-def test_eager_blocks_keep_at_most_the_stated_multiple_of_the_count(mix, element_bytes):
-    most = KEPT["eager", set(mix.pattern) != {"attn"}]
-    assert 0.6 * most < ratio(mix, element_bytes) < most
+@pytest.mark.parametrize("recurrent", [False, True], ids=["attention", "recurrent"])
+def test_eager_blocks_keep_at_most_the_stated_multiple_of_the_count(recurrent):
+    """And one of them, in one precision, comes near it."""
+    mixes = [*RECURRENT, HYBRID] if recurrent else [TRANSFORMER, PRENORM, LATENT]
+    most = KEPT["eager", recurrent]
+    assert 0.8 * most < max(ratio(mix, size) for mix in mixes for size in (2, 4)) < most
 
 
 @pytest.mark.slow  # a compilation takes seconds

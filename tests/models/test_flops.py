@@ -36,6 +36,7 @@ MIXES = [
     Mix("gdn3_attn1", ("gdn", "gdn", "gdn", "attn"), last="attn"),
     Mix("mamba2x3_attn1", ("mamba2", "mamba2", "mamba2", "attn"), last="attn"),
     Mix("no_gate", ("gdn",), options={"gdn_output_gate": False}),
+    Mix("kda3_mla1", ("kda", "kda", "kda", "mla")),
     Mix("no_positions", ("gdn", "attn"), options={"attn_rotary": 0.0}),
 ]
 
@@ -102,6 +103,36 @@ def gated_delta_rule(q, k, v, g, beta, **_):
     return o.permute(0, 2, 3, 1, 4).reshape(B, T, H, V) + 0 * S.sum(), S
 
 
+def kimi_delta_attention(q, k, v, g, beta, **_):
+    """Products of the same sizes as with one decay a head, which is how it is written here."""
+    B, T, H, K = q.shape
+    C = chunk_tokens(v.shape[-1], T)
+    G = chunks(g, C).cumsum(-2)
+    q_, k_, v_ = chunks(q, C) * K**-0.5, chunks(k, C), chunks(v, C)
+    beta = chunks(beta.unsqueeze(-1), C)
+    # Decays of these weights are mild: dividing by them is exact enough, and one product.
+    q_in, k_in, k_out = q_ * G.exp(), k_ * G.exp(), k_ * (-G).exp()
+    strict = torch.ones(C, C, dtype=torch.bool).tril(-1)
+    system = ((k_in * beta) @ k_out.mT) * strict
+    rhs = torch.cat([v_ * beta, k_in * beta], dim=-1)
+    solved = rhs[..., :1, :]
+    for i in range(1, C):
+        row = rhs[..., i : i + 1, :] - system[..., i : i + 1, :i] @ solved
+        solved = torch.cat([solved, row], dim=-2)
+    writes, erases = solved.split([v.shape[-1], K], dim=-1)
+    k_end = k_ * (G[..., -1:, :] - G).exp()
+    written = []
+
+    def step(i, S):
+        written.append(writes[:, :, i] - erases[:, :, i] @ S)
+        return S * G[:, :, i, -1, :, None].exp() + k_end[:, :, i].mT @ written[-1]
+
+    starts, S = walk(B, H, K, v.shape[-1], step, T // C)
+    causal = torch.ones(C, C, dtype=torch.bool).tril()
+    o = q_in @ starts + ((q_in @ k_out.mT) * causal) @ torch.stack(written, 2)
+    return o.permute(0, 2, 3, 1, 4).reshape(B, T, H, -1) + 0 * S.sum(), S
+
+
 def ssd(q, k, v, g, **_):
     B, T, H, V = v.shape
     K = q.shape[-1]
@@ -136,9 +167,10 @@ def attention(q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False, **_):
 
 @pytest.fixture
 def plain(monkeypatch):
-    for mixer in ("gdn", "mamba2"):
+    for mixer in ("gdn", "kda", "mamba2"):
         monkeypatch.setattr(f"models.mixers.{mixer}.layer.short_convolution", convolution)
     monkeypatch.setattr("models.mixers.gdn.layer.gated_delta_rule", gated_delta_rule)
+    monkeypatch.setattr("models.mixers.kda.layer.kimi_delta_attention", kimi_delta_attention)
     monkeypatch.setattr("models.mixers.mamba2.layer.ssd", ssd)
     monkeypatch.setattr(F, "scaled_dot_product_attention", attention)
     # Values as wide as keys are a kernel's wish and no product of the model.

@@ -36,6 +36,8 @@ EXPECTED = {
     "gdn3_attn1": "OlmoHybridForCausalLM",
     "positive": "OlmoHybridForCausalLM",
     "mamba2": "GraniteMoeHybridForCausalLM",
+    "kimi_linear": "KimiLinearForCausalLM",
+    "kda3_mla1": "ArchladderForCausalLM",
     "gdn": "ArchladderForCausalLM",
     "mamba2x3_attn1": "ArchladderForCausalLM",
     "ungated": "ArchladderForCausalLM",

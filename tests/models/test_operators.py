@@ -1,6 +1,9 @@
 """The chunked operators against their definitions, against transformers, and at the edges."""
 
+import importlib.util
 import itertools
+import sys
+from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -11,8 +14,11 @@ from hypothesis import strategies as st
 
 from models.convolution import short_convolution
 from models.mixers.gdn import gated_delta_rule
+from models.mixers.kda import kimi_delta_attention
 from models.mixers.mamba2 import ssd
 from models.ops import chunks
+
+KERNELS = Path(sys.prefix) / "fla"
 
 
 def relative(actual, expected):
@@ -56,7 +62,18 @@ def values_and_gradients(function, arguments, state=None, **options):
     return [o.detach(), S.detach(), *(x.grad for x in leaves)]
 
 
-OPERATORS = {"gated_delta_rule": (gated_delta_rule, delta_inputs), "ssd": (ssd, ssd_inputs)}
+def kimi_inputs(B, T, H, K, V, dtype=torch.float64, seed=0, strongest=2.0):
+    (q, k, v, g, beta), state = delta_inputs(B, T, H, K, V, dtype, seed, strongest=strongest)
+    generator = torch.Generator().manual_seed(seed)
+    channels = torch.rand(B, T, H, K, generator=generator, dtype=torch.float64)
+    return [q, k, v, g.unsqueeze(-1) * channels.to(dtype), beta], state
+
+
+OPERATORS = {
+    "gated_delta_rule": (gated_delta_rule, delta_inputs),
+    "kimi_delta_attention": (kimi_delta_attention, kimi_inputs),
+    "ssd": (ssd, ssd_inputs),
+}
 
 
 @pytest.mark.parametrize("name", OPERATORS)
@@ -210,7 +227,7 @@ def test_gates_and_write_strengths_at_the_edges(name, strongest):
     arguments, state = inputs(1, 70, 2, 8, 8, torch.float32, strongest=0.1 if mixed else strongest)
     if mixed:
         arguments[3][:, ::9] = -1e4
-    if name == "gated_delta_rule":
+    if name != "ssd":
         arguments[-1] = torch.full_like(arguments[-1], 1.999)
     exact = [x.double() for x in arguments]
     expected = values_and_gradients(operator.naive, exact, state.double())
@@ -267,6 +284,71 @@ def test_gated_delta_rule_equals_transformers(olmo_hybrid, form):
     actual = values_and_gradients(gated_delta_rule.chunked, [q, k, v, g, beta], state)
     for i, (a, e) in enumerate(zip(actual, expected, strict=True)):
         assert relative(a, e) <= (1e-5 if i < 2 else 1e-4)
+
+
+@pytest.mark.parametrize("decay", [28, 200, 840])
+def test_a_decay_for_each_channel_of_any_strength_loses_no_digit(decay):
+    """Log decays of -decay in a chunk of 64, where dividing by decays overflows from 88 on."""
+    single, state = kimi_inputs(1, 140, 2, 16, 24, torch.float32, strongest=4 * decay / 64)
+    assert single[3][:, :64].sum(1).mean().item() == pytest.approx(-decay, rel=0.2)
+    exact = [x.double() for x in single]
+    expected = values_and_gradients(kimi_delta_attention.naive, exact, state.double())
+    for chunk in (16, 64):
+        actual = values_and_gradients(kimi_delta_attention.chunked, single, state, chunk=chunk)
+        for i, (a, e) in enumerate(zip(actual, expected, strict=True)):
+            assert relative(a, e) <= (1e-6 if i < 2 else 1e-4)
+
+
+def test_a_decay_alike_in_all_channels_is_that_of_the_gated_delta_rule():
+    (q, k, v, g, beta), state = delta_inputs(2, 45, 2, 5, 6)
+    expected = values_and_gradients(gated_delta_rule.naive, [q, k, v, g, beta], state)
+
+    def of_heads(q, k, v, g, beta, **options):
+        channels = g.unsqueeze(-1).expand_as(k)
+        return kimi_delta_attention.chunked(q, k, v, channels, beta, chunk=16, **options)
+
+    actual = values_and_gradients(of_heads, [q, k, v, g, beta], state)
+    for a, e in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a, e, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("form", ["chunk", "recurrent"])
+def test_kimi_delta_attention_equals_transformers(form):
+    modeling = pytest.importorskip("transformers.models.kimi_linear.modeling_kimi_linear")
+    published = getattr(modeling, f"{form}_kimi_delta_attention")
+    published = getattr(published, "__wrapped__", published)
+    (q, k, v, g, beta), state = kimi_inputs(2, 130, 3, 16, 32, torch.float32)
+
+    def theirs(q, k, v, g, beta, initial_state, output_final_state):
+        return published(q, k, v, g=g, beta=beta, initial_state=initial_state,
+                         output_final_state=output_final_state)  # fmt: skip
+
+    expected = values_and_gradients(theirs, [q, k, v, g, beta], state)
+    actual = values_and_gradients(kimi_delta_attention.chunked, [q, k, v, g, beta], state)
+    for i, (a, e) in enumerate(zip(actual, expected, strict=True)):
+        assert relative(a, e) <= (1e-5 if i < 2 else 1e-4)
+
+
+@pytest.mark.parametrize("form", ["recurrent", "chunk"])
+def test_kimi_delta_attention_equals_flas_naive_functions(form, monkeypatch):
+    """By path, as fla itself cannot be imported without a Triton driver."""
+    naive = KERNELS / "fla" / "ops" / "kda" / "naive.py"
+    if not naive.exists():
+        pytest.skip(f"fla is not in {KERNELS}: make .venv/dev puts it there")
+    monkeypatch.syspath_prepend(str(KERNELS))
+    pytest.importorskip("einops")
+    module = importlib.util.module_from_spec(
+        importlib.util.spec_from_file_location("naive_kda", naive)
+    )
+    module.__spec__.loader.exec_module(module)
+    (q, k, v, g, beta), state = kimi_inputs(2, 128, 3, 16, 32, torch.float32)
+    published = getattr(module, f"naive_{form}_kda")
+    expected, final = published(q, k, v, g, beta, initial_state=state, output_final_state=True)
+    actual, S = kimi_delta_attention.chunked(
+        q, k, v, g, beta, initial_state=state, output_final_state=True
+    )
+    assert relative(actual, expected) <= 1e-5
+    assert relative(S, final) <= 1e-5
 
 
 @pytest.mark.parametrize("groups", [1, 2])

@@ -4,16 +4,19 @@ import pytest
 import torch
 
 from models.mixers.gdn import gated_delta_rule, operator
+from models.mixers.kda import kimi_delta_attention
+from models.mixers.kda import operator as kda_operator
 from models.mixers.mamba2 import operator as ssd_operator
 from models.mixers.mamba2 import ssd
 
 CASES = [
     (gated_delta_rule.step, gated_delta_rule.naive, operator.inputs),
+    (kimi_delta_attention.step, kimi_delta_attention.naive, kda_operator.inputs),
     (ssd.step, ssd.naive, ssd_operator.inputs),
 ]
 
 
-@pytest.mark.parametrize(("step", "naive", "inputs"), CASES, ids=["gated_delta_rule", "ssd"])
+@pytest.mark.parametrize(("step", "naive", "inputs"), CASES, ids=["gdn", "kda", "ssd"])
 def test_steps_walk_as_the_definition_does(step, naive, inputs):
     arguments = [x[:, :5] for x in inputs(torch.device("cpu"), torch.float32)]
     expected, final = naive(*arguments, output_final_state=True)

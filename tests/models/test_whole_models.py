@@ -18,6 +18,7 @@ GROUPED = Blueprint("x", 64, 4, 4, 96, n_kv_heads=2, init="fan_in")
 WHOLE, WINDOWS = Geometry(), Geometry(windows=(8, 8, 0), rope_theta=10_000.0)
 GDN3 = ("gdn", "gdn", "gdn", "attn")
 POSITIVE = {"gdn_allow_neg_eigval": False, "attn_rotary": 0}
+KIMI = {"norm_eps": 1e-5, "options": {"kda_width": "square"}}
 CONFIGS = {
     name: build_config(mix, size, geometry, 256)
     for name, mix, size, geometry in (
@@ -34,6 +35,8 @@ CONFIGS = {
             GROUPED,
             WINDOWS,
         ),
+        ("kimi_linear", Mix("x", "KKK+", norm="inputs", **KIMI), SIZE, WHOLE),
+        ("kda3_mla1", Mix("x", "K+"), SIZE, WHOLE),
         (
             "three",
             Mix("x", ("gdn", "attn", "mamba2", "attn"), options={"attn_rotary": 0}),
@@ -125,7 +128,8 @@ class Assembled(torch.nn.Module):
 
 
 @pytest.mark.parametrize(
-    "name", ["transformer", "windows", "gdn3_attn1", "positive", "mamba2", "mamba2x3_attn1"]
+    "name",
+    ["transformer", "windows", "gdn3_attn1", "positive", "mamba2", "mamba2x3_attn1", "kimi_linear"],
 )
 def test_model_equals_transformers_in_logits_and_gradients(name):
     config = CONFIGS[name]

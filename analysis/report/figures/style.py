@@ -110,6 +110,10 @@ LOOKS = {
     "gdn_poseig_nogate": Look("#AA4466", "8", (9, 3, 3, 3)),
     "transformer_prenorm": Look("#777777", "H", (2, 4)),
     "gdn3_attn1_prenorm": Look("#E8A07A", (4, 1, 0), (8, 2, 1, 2)),
+    "kda": Look("#004488", (5, 1, 180), (7, 1, 1, 1)),
+    "kda3_attn1": Look("#117733", (5, 0, 180), (6, 2, 2, 2)),
+    "kda3_mla1": Look("#BB5566", (3, 1, 180), (3, 1.5)),
+    "kimi_linear": Look("#663333", (6, 0, 15), (10, 2)),
 }
 # For mixes without a look of their own.
 SPARE = (

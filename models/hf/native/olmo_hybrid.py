@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from models.config import INPUTS, OUTPUTS, LayerKind, ModelConfig
-from models.errors import SettingError, one_of
+from models.errors import one_of
 from models.hf.native.olmo3 import ATTENTION_NAMES, is_olmo_attention
 from models.hf.native.record import (
     NativeClass,
@@ -22,7 +21,7 @@ from models.hf.native.record import (
     widths,
     windows,
 )
-from models.hf.native.weights import MLP_NAMES
+from models.hf.native.weights import MLP_NAMES, join_convolutions, split_convolutions
 from models.mixers import attn, gdn
 
 GATED_NORM_EPS = 1e-5  # fixed in its code
@@ -50,6 +49,7 @@ def expresses(config: ModelConfig) -> bool:
         is_olmo_attention(shared_settings(config, "attn"))
         and delta is not None
         and delta.output_gate
+        and delta.gate_activation == "silu"
         and delta.norm_eps == GATED_NORM_EPS
     )
 
@@ -107,35 +107,18 @@ def split(config: ModelConfig, weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """The convolution as three, as published checkpoints have it."""
     delta = shared_settings(config, "gdn")
     key, value = config.n_heads * delta.key_dim, config.n_heads * delta.value_dim
-    out: dict[str, Tensor] = {}
-    for name, weight in weights.items():
-        if not name.endswith("linear_attn.conv1d.weight"):
-            out[name] = weight
-            continue
-        for part, piece in zip("qkv", weight.split([key, key, value]), strict=True):
-            out[name.replace("conv1d", f"{part}_conv1d")] = piece.contiguous()
-    return out
+    return split_convolutions(weights, key, value)
 
 
 def join(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Names as the class has them: one convolution, and norms by their positions."""
-    out: dict[str, Tensor] = {}
-    pieces: dict[str, dict[str, Tensor]] = {}
-    for name, weight in weights.items():
-        name = name.replace("attention_layer_norm", "input_layernorm")
-        name = name.replace("feedforward_layer_norm", "post_attention_layernorm")
-        stem, _, part = name.removesuffix("_conv1d.weight").rpartition(".")
-        if name.endswith("_conv1d.weight") and part in ("q", "k", "v"):
-            pieces.setdefault(f"{stem}.conv1d.weight", {})[part] = weight
-        else:
-            out[name] = weight
-    for name, parts in pieces.items():
-        if set(parts) == {"q", "k", "v"}:
-            if len({(p.dim(), p.shape[1:]) for p in parts.values()}) > 1 or not parts["q"].dim():
-                shapes = ", ".join(str(list(parts[part].shape)) for part in "qkv")
-                raise SettingError(f"the folder's parts of {name} have shapes {shapes}.")
-            out[name] = torch.cat([parts["q"], parts["k"], parts["v"]])
-    return out
+    named = {
+        name.replace("attention_layer_norm", "input_layernorm").replace(
+            "feedforward_layer_norm", "post_attention_layernorm"
+        ): weight
+        for name, weight in weights.items()
+    }
+    return join_convolutions(named)
 
 
 CLASS = NativeClass(

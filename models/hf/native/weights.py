@@ -70,8 +70,8 @@ def from_folder(
     for name, shape in shapes.items():
         source, _, half = names[name].partition("/")
         weight = theirs[source]
-        if source.endswith("conv1d.weight") and weight.dim() == 3 and weight.shape[1] == 1:
-            weight = weight.squeeze(1)
+        if [n for n in weight.shape if n > 1] == [n for n in shape if n > 1] and not half:
+            weight = weight.view(shape)  # a class may hold dimensions of 1 that we do not
         expected = [2 * shape[0], *shape[1:]] if half else list(shape)
         if list(weight.shape) != expected:
             raise SettingError(
@@ -82,4 +82,36 @@ def from_folder(
             weight = weight.chunk(2)[int(half)]
         # float32 holds every bfloat16 and float16 exactly.
         out[name] = weight.to(torch.float32).clone()
+    return out
+
+
+def split_convolutions(weights: Mapping[str, Tensor], key: int, value: int) -> dict[str, Tensor]:
+    """One convolution over `key` channels of queries, as many of keys, and `value` of values, as
+    three."""
+    out: dict[str, Tensor] = {}
+    for name, weight in weights.items():
+        if not name.endswith(".conv1d.weight"):
+            out[name] = weight
+            continue
+        for part, piece in zip("qkv", weight.split([key, key, value]), strict=True):
+            out[name.replace("conv1d", f"{part}_conv1d")] = piece.contiguous()
+    return out
+
+
+def join_convolutions(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse."""
+    out: dict[str, Tensor] = {}
+    pieces: dict[str, dict[str, Tensor]] = {}
+    for name, weight in weights.items():
+        stem, _, part = name.removesuffix("_conv1d.weight").rpartition(".")
+        if name.endswith("_conv1d.weight") and part in ("q", "k", "v"):
+            pieces.setdefault(f"{stem}.conv1d.weight", {})[part] = weight
+        else:
+            out[name] = weight
+    for name, parts in pieces.items():
+        if set(parts) == {"q", "k", "v"}:
+            if len({(p.dim(), p.shape[1:]) for p in parts.values()}) > 1 or not parts["q"].dim():
+                shapes = ", ".join(str(list(parts[part].shape)) for part in "qkv")
+                raise SettingError(f"the folder's parts of {name} have shapes {shapes}.")
+            out[name] = torch.cat([parts["q"], parts["k"], parts["v"]])
     return out

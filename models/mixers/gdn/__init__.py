@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from models.config import ModelConfig, round_up
+from models.errors import one_of
 from models.mixer import FP32_BYTES, Mixer, Place, at_least, chunk_tokens, not_positive
+
+GATES = ("silu", "sigmoid")
 
 
 @dataclass(frozen=True)
@@ -15,6 +18,12 @@ class Options:
     output_gate: bool = True
     allow_neg_eigval: bool = True
     """beta in (0, 2) instead of (0, 1): eigenvalues of the transition down to -1."""
+    gate_activation: str = "silu"
+    """Of the output gate: `silu`, as published, or `sigmoid`."""
+
+    def __post_init__(self) -> None:
+        if self.gate_activation not in GATES:
+            raise one_of("gate_activation", self.gate_activation, GATES)
 
 
 @dataclass(frozen=True)
@@ -39,14 +48,20 @@ class Settings:
     conv_kernel: int = 4
     norm_eps: float = 1e-5
     """Of the gated norm on the heads' outputs."""
+    gate_activation: str = "silu"
 
 
 def settings(options: Options, rules: Rules, place: Place) -> Settings:
     key_dim = round_up(0.75 * place.size.head_dim, rules.key_multiple)
-    return Settings(key_dim, 2 * key_dim, options.output_gate, options.allow_neg_eigval)
+    return Settings(
+        key_dim, 2 * key_dim, options.output_gate, options.allow_neg_eigval,
+        gate_activation=options.gate_activation,
+    )  # fmt: skip
 
 
 def problem(_config: ModelConfig, s: Settings) -> str:
+    if s.gate_activation not in GATES:
+        return f"gate_activation={s.gate_activation:.60} cannot be used; valid: {', '.join(GATES)}."
     return not_positive(s, "key_dim", "value_dim", "conv_kernel", "norm_eps")
 
 
@@ -113,5 +128,9 @@ MIXER = Mixer(
     problem=problem,
     undecayed=("A_log", "dt_bias"),
     operators=("models.mixers.gdn.operator:OPERATOR",),
-    confounds=("models.mixers.gdn.confounds:key_width",),
+    confounds=(
+        "models.ops.confounds:key_width",
+        "models.ops.confounds:gate",
+        "models.ops.confounds:eigenvalues",
+    ),
 )

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from models.closed import closed_on_cpu
+from models.ops import delta_rule
 from models.ops.chunks import (
     by_chunk,
     chunk_length,
@@ -35,7 +36,6 @@ from models.ops.chunks import (
 from models.precision import in_own_precision
 
 
-@in_own_precision
 def naive(
     q: Tensor,
     k: Tensor,
@@ -48,48 +48,16 @@ def naive(
     output_final_state: bool = False,
     cu_seqlens: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """The definition, one token at a time.
-
-    q, k: [B, T, H, K]; v: [B, T, H, V]; g: [B, T, H] log decay (<= 0); beta: [B, T, H] write
-    strength; scale: of the queries, K**-0.5 unless given; initial_state: [B, H, K, V].
-    cu_seqlens: [n + 1] int, where documents begin among the B·T tokens, from 0 to B·T, every
-    row's border among them; states are then [n, H, K, V], one a document.
-    Returns o: [B, T, H, V] in v's dtype, and the final state if asked for, else None.
-    """
-    if cu_seqlens is not None:
-        real, (q, k, v_, g, beta) = rows_by_document(cu_seqlens, q, k, v, g, beta)
-        o, S = naive(
-            q, k, v_, g, beta, scale, initial_state=initial_state, output_final_state=True
-        )  # fmt: skip
-        return o[real].view_as(v), S if output_final_state else None
-    dtype = compute_dtype(v)
-    B, T, H, K = q.shape
-    scale = K**-0.5 if scale is None else scale
-    q, k, v_, g, beta = (x.to(dtype) for x in (q, k, v, g, beta))
-    S = v_.new_zeros(B, H, K, v.shape[-1]) if initial_state is None else initial_state.to(dtype)
-    out = []
-    for t in range(T):
-        S = S * g[:, t, :, None, None].exp()
-        recalled = torch.einsum("bhkv,bhk->bhv", S, k[:, t])
-        write = (v_[:, t] - recalled) * beta[:, t, :, None]
-        S = S + torch.einsum("bhk,bhv->bhkv", k[:, t], write)
-        out.append(torch.einsum("bhkv,bhk->bhv", S, q[:, t] * scale))
-    return torch.stack(out, dim=1).to(v.dtype), S if output_final_state else None
+    """The definition, one token at a time: that of `models.ops.delta_rule`, g: [B, T, H]."""
+    return delta_rule.naive(
+        q, k, v, g.unsqueeze(-1), beta, scale,
+        initial_state=initial_state, output_final_state=output_final_state, cu_seqlens=cu_seqlens,
+    )  # fmt: skip
 
 
-@in_own_precision
 def step(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor) -> Tensor:
-    """The definition for one token, writing the new state into `state` [B, H, K, V], float32.
-
-    q, k, v, g, beta: as `naive` has them, T = 1. Returns o: [B, 1, H, V] in v's dtype.
-    """
-    S = state.flatten(0, 1)  # [P, K, V], P = B·H
-    P, K, _ = S.shape
-    q, k, v_ = (x.reshape(P, 1, -1).to(S.dtype) for x in (q, k, v))
-    S.mul_(g.exp().reshape(P, 1, 1))
-    write = torch.baddbmm(v_, k, S, alpha=-1).mul_(beta.reshape(P, 1, 1))
-    S.baddbmm_(k.mT, write)
-    return torch.bmm(q * K**-0.5, S).view(v.shape).to(v.dtype)
+    """The definition for one token: that of `models.ops.delta_rule`, g: [B, 1, H]."""
+    return delta_rule.step(q, k, v, g.unsqueeze(-1), beta, state)
 
 
 @in_own_precision
@@ -155,7 +123,6 @@ def _forward(
     """The output [B, T, H, V], the final state [P, K, V], and what the backward pass reads."""
     o = torch.empty_like(v, memory_format=torch.contiguous_format)
     S = initial_state.to(compute_dtype(v)).flatten(0, 1)  # [P, K, V]
-    unit = torch.eye(C, dtype=S.dtype, device=S.device)
     saved: list[Tensor] = []
     for t in stretches(v, C):
         q_, k_, v_ = (by_chunk(x[:, t], C) for x in (q, k, v))
@@ -166,18 +133,11 @@ def _forward(
         scores = (q_ @ k_.mT).mul_(within)
         overlap = (k_ @ k_.mT).mul_(within)
         overlap.diagonal(dim1=-2, dim2=-1).zero_()
-        inverse = torch.linalg.solve_triangular(
-            overlap * beta_, unit, upper=False, unitriangular=True
-        )
+        inverse = delta_rule.solve(overlap, beta_)
         weights = inverse * beta_.mT
         writes, erases = weights @ v_, (weights * from_start.mT) @ k_
         k_end = k_ * to_end
-        states = S.new_empty(len(v_) + 1, *S.shape)
-        states[0] = S
-        for i in range(len(v_)):
-            write = writes[i].baddbmm_(erases[i], states[i], alpha=-1)
-            torch.mul(states[i], keep[i], out=states[i + 1])
-            states[i + 1].baddbmm_(k_end[i].mT, write)
+        states = delta_rule.walk(writes, erases, k_end, keep, S)
         S = states[-1]
         y = (q_ * from_start) @ states[:-1]
         into_time(o[:, t], y.add_(scores @ writes).mul_(scale))
@@ -204,13 +164,7 @@ def _backward(do: Tensor, dS: Tensor, saved: list[Tensor], scale: float, C: int)
 
         # The state's adjoint runs from the last chunk to the first.
         dwrites = scores.mT @ dy
-        dstates = torch.empty_like(states)
-        dstates[-1] = dS
-        for i in reversed(range(len(v_))):
-            dwrites[i].baddbmm_(k_end[i], dstates[i + 1])
-            torch.mul(dstates[i + 1], keep[i], out=dstates[i])
-            dstates[i].baddbmm_(q_start[i].mT, dy[i])
-            dstates[i].baddbmm_(erases[i].mT, dwrites[i], alpha=-1)
+        dstates = delta_rule.walk_back(dwrites, dy, q_start, erases, k_end, keep, dS)
         dS, dends = dstates[0], dstates[1:]
 
         # Between chunks.

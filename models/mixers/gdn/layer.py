@@ -31,6 +31,7 @@ class GatedDeltaNet(nn.Module):
         self.n_heads, self.key_dim, self.value_dim = H, K, V
         self.eps = settings.norm_eps
         self.beta_max = 2.0 if settings.allow_neg_eigval else 1.0
+        self.gate = torch.sigmoid if settings.gate_activation == "sigmoid" else F.silu
         self.q_proj = nn.Linear(d, H * K, bias=False)
         self.k_proj = nn.Linear(d, H * K, bias=False)
         self.v_proj = nn.Linear(d, H * V, bias=False)
@@ -85,7 +86,8 @@ class GatedDeltaNet(nn.Module):
             read, widths = [*read, self.g_proj], [*widths, H * V]
         a, b, qkv, *gate = new.project(x, *read).split(widths, -1)
         qkv, state["conv"] = extend_convolution(qkv, self.conv, None, state["conv"], None)
-        o = step(*self._rule(qkv, a, b), state["state"])
+        q, k, v, g, beta = self._rule(qkv, a, b)
+        o = step(q, k, v, g, beta, state["state"])
         return self._gated(o, *gate)
 
     @staticmethod
@@ -125,4 +127,4 @@ class GatedDeltaNet(nn.Module):
 
     def _gated(self, o: Tensor, gate: Tensor | None = None) -> Tensor:
         o = rms_norm(o, self.o_norm, self.eps).flatten(2)
-        return self.o_proj(o if gate is None else o * F.silu(gate))
+        return self.o_proj(o if gate is None else o * self.gate(gate))

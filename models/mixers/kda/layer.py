@@ -1,0 +1,128 @@
+"""The Kimi Delta Attention layer (Kimi Team 2025, "Kimi Linear", section 3 and figure 3).
+
+Separate q, k, v, b projections; short convolution with SiLU on q, k, v; L2-normed q and k; log
+decay of each channel -exp(A_log)·softplus(W_up W_down x + dt_bias); write strength sigmoid(b),
+doubled where negative eigenvalues are allowed; RMSNorm on the heads' outputs, times the sigmoid of
+a low-rank gate. No biases.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.config import ModelConfig
+from models.convolution import extend_convolution, short_convolution
+from models.decoding import NewTokens
+from models.documents import Documents
+from models.initial import convolution_taps, inverse_softplus_dt, log_uniform_decay
+from models.mixers.kda.kimi_delta_attention import step
+from models.mixers.kda.operator import kimi_delta_attention
+from models.pointwise import rms_norm
+
+
+class KimiDeltaAttention(nn.Module):
+    """Shapes: B batch, T time, H heads, K key width, V value width, r rank of the gates."""
+
+    def __init__(self, config: ModelConfig, index: int) -> None:
+        super().__init__()
+        d, H, settings = config.d_model, config.n_heads, config.settings(index)
+        K, V, r = settings.key_dim, settings.value_dim, settings.rank
+        self.n_heads, self.key_dim, self.value_dim = H, K, V
+        self.eps = settings.norm_eps
+        self.beta_max = 2.0 if settings.allow_neg_eigval else 1.0
+        self.gate = torch.sigmoid if settings.gate_activation == "sigmoid" else F.silu
+        self.q_proj = nn.Linear(d, H * K, bias=False)
+        self.k_proj = nn.Linear(d, H * K, bias=False)
+        self.v_proj = nn.Linear(d, H * V, bias=False)
+        self.b_proj = nn.Linear(d, H, bias=False)
+        self.f_down = nn.Linear(d, r, bias=False)
+        self.f_up = nn.Linear(r, H * K, bias=False)
+        self.g_down = nn.Linear(d, r, bias=False)
+        self.g_up = nn.Linear(r, H * V, bias=False)
+        self.conv = nn.Parameter(torch.empty(H * (2 * K + V), settings.conv_kernel))
+        self.A_log = nn.Parameter(torch.empty(H))
+        self.dt_bias = nn.Parameter(torch.empty(H * K))
+        self.o_norm = nn.Parameter(torch.empty(V))
+        self.o_proj = nn.Linear(H * V, d, bias=False)
+
+    def forward(self, x: Tensor, documents: Documents | None = None) -> Tensor:
+        """x: [B, T, d_model] -> [B, T, d_model]."""
+        offset = None if documents is None else documents.offset
+        borders = None if documents is None else documents.cu_seqlens
+        qkv = short_convolution(self._qkv(x), self.conv, offset=offset)
+        operands = self._operands(qkv, self.b_proj(x), self.f_down(x))
+        o, _ = kimi_delta_attention(*operands, cu_seqlens=borders)
+        return self._gated(o, self.g_down(x))
+
+    def new_state(self, batch: int, _capacity: int, dtype: torch.dtype) -> dict[str, Tensor]:
+        """The state [B, H, K, V], float32, and the convolution's last inputs."""
+        H, K, V = self.n_heads, self.key_dim, self.value_dim
+        channels, J = self.conv.shape
+        return {
+            "state": self.A_log.new_zeros((batch, H, K, V), dtype=torch.float32),
+            "conv": self.A_log.new_zeros((batch, J - 1, channels), dtype=dtype),
+        }
+
+    def extend(self, x: Tensor, state: dict[str, Tensor], new: NewTokens) -> Tensor:
+        """Read and write the state with new tokens; padding neither writes nor forgets."""
+        if new.step:
+            return self._step(x, state, new)
+        count = None if new.whole else new.count
+        qkv, state["conv"] = extend_convolution(self._qkv(x), self.conv, None, state["conv"], count)
+        q, k, v, g, beta = self._operands(qkv, self.b_proj(x), self.f_down(x))
+        valid = new.valid[..., None]
+        o, final = kimi_delta_attention(
+            q, k, v, g * valid[..., None], beta * valid,
+            initial_state=state["state"], output_final_state=True,
+        )  # fmt: skip
+        assert final is not None
+        state["state"] = final.to(state["state"].dtype)
+        return self._gated(o, self.g_down(x))
+
+    def _step(self, x: Tensor, state: dict[str, Tensor], new: NewTokens) -> Tensor:
+        """One token of each row."""
+        H, K, V, r = self.n_heads, self.key_dim, self.value_dim, self.f_down.out_features
+        read = [self.b_proj, self.f_down, self.g_down, self.q_proj, self.k_proj, self.v_proj]
+        b, f, g, qkv = new.project(x, *read).split([H, r, r, H * (2 * K + V)], -1)
+        qkv, state["conv"] = extend_convolution(qkv, self.conv, None, state["conv"], None)
+        q, k, v, decay, beta = self._operands(qkv, b, f)
+        return self._gated(step(q, k, v, decay, beta, state["state"]), g)
+
+    @staticmethod
+    def initial(name: str, shape: torch.Size, generator: torch.Generator) -> Tensor | None:
+        """The published start of a parameter, None for a matrix like any other."""
+        match name:
+            case "A_log":
+                return log_uniform_decay(shape, 1.0, generator)
+            case "dt_bias":
+                return inverse_softplus_dt(shape, generator)
+            case "conv":
+                return convolution_taps(shape, generator)
+        return None
+
+    def _qkv(self, x: Tensor) -> Tensor:
+        # Weights are joined, not outputs: one product, whose result the convolution reads as is.
+        joined = torch.cat([self.q_proj.weight, self.k_proj.weight, self.v_proj.weight])
+        return F.linear(x, joined)
+
+    def _operands(self, qkv: Tensor, b: Tensor, f: Tensor) -> tuple[Tensor, ...]:
+        """q, k: [B, T, H, K]; v: [B, T, H, V]; g: [B, T, H, K]; beta: [B, T, H].
+
+        b: [B, T, H] and f: [B, T, r], what beta and decays are made of.
+        """
+        B, T, _ = qkv.shape
+        H, K, V = self.n_heads, self.key_dim, self.value_dim
+        qk, v = qkv.split([2 * H * K, H * V], dim=-1)
+        # eps inside the root, as in the published kernels: a zero key stays zero.
+        qk = qk.view(B, T, 2, H, K).float()
+        qk = (qk * torch.rsqrt(qk.square().sum(-1, keepdim=True) + 1e-6)).to(v.dtype)
+        beta = torch.sigmoid(b.float()) * self.beta_max
+        dt = F.softplus(self.f_up(f).float() + self.dt_bias.float()).view(B, T, H, K)
+        g = -self.A_log.float().exp()[:, None] * dt
+        return qk[:, :, 0], qk[:, :, 1], v.view(B, T, H, V), g, beta
+
+    def _gated(self, o: Tensor, g: Tensor) -> Tensor:
+        o = rms_norm(o, self.o_norm, self.eps).flatten(2)
+        return self.o_proj(o * self.gate(self.g_up(g)))
