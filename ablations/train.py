@@ -178,7 +178,9 @@ class Trainer:
                 f"train=muon needs whole matrices, which resources.parallel={how} cuts; "
                 "valid with muon: ddp."
             )
-        self.parallel = Parallel(self.model, how, world, self.device)
+        self.parallel = Parallel(
+            self.model, how, world, self.device, bf16=hardware.precision == "bf16"
+        )
         self.optimizers = build_optimizers(self.model, recipe, spec.train.optim)
         self.checkpoints = Checkpoints(run.checkpoints, keep_steps=set(self.milestones))
         self.progress = Progress()

@@ -137,6 +137,8 @@ def training_memory(
         state /= shards
         # Embedding and head stay gathered, blocks two at a time, each with a whole gradient.
         copies += 2 * FP32_BYTES * (N_total - N_body + 2 * N_body / layers)
+        if element_bytes < FP32_BYTES:  # matrices of blocks arrive in it, and are widened
+            copies += 2 * element_bytes * N_body / layers
     # Logits as their product makes them, in float32, and their gradient; the head's gradient of a
     # chunk, its sum over chunks, and that scaled.
     head = (FP32_BYTES + 2 * element_bytes) * LOGITS_AT_ONCE
