@@ -173,11 +173,6 @@ class Trainer:
         if hardware.compiled:
             self.model.compile_blocks()
             self.model.head_compiled = self.device.type == "cuda"
-        if how in ("fsdp", "hsdp") and spec.train.optim == "muon":
-            raise SettingError(
-                f"train=muon needs whole matrices, which resources.parallel={how} cuts; "
-                "valid with muon: ddp."
-            )
         self.parallel = Parallel(
             self.model, how, world, self.device, bf16=hardware.precision == "bf16"
         )

@@ -112,7 +112,7 @@ def test_ranks_give_the_losses_of_one(make_run, alone, how, n):
 
 @pytest.mark.slow
 def test_what_is_sharded_computes_what_one_device_computes():
-    """bf16 gathers beside float32's; by FSDP and HSDP, with shards of unequal size."""
+    """bf16 gathers beside float32's, and Muon; by FSDP and HSDP, with shards of unequal size."""
     ranks(["tests.ablations.sharded_rank"], 4)
 
 
