@@ -50,6 +50,7 @@ __all__ = [
     "RunDirectory",
     "SettingError",
     "directory_of",
+    "home",
     "move_aside",
     "nearest",
     "one_of",
@@ -69,6 +70,12 @@ SAYING_A_RUN = ("spec.yaml", "status.json", "points.jsonl")
 def project_root() -> Path:
     """The checkout that holds conf/ and, unless set otherwise, runs/."""
     return Path(__file__).resolve().parent.parent
+
+
+def home() -> Path:
+    """Where runs/, reports/ and results/ lie: the checkout, or the current folder without one."""
+    checkout = project_root()
+    return checkout if (checkout / "conf").is_dir() else Path.cwd()
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:

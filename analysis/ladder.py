@@ -12,9 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ablations.records import SettingError
+from ablations.records import SettingError, home
 from analysis.commands import fit, predict, report, savings
-from analysis.commands.common import home
 from analysis.result import Laws, Predictions, Savings
 from models.command import check, spelled
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ablations.records import SettingError, project_root
+from ablations.records import SettingError, home
 from models.command import setting, spelled
 from models.format import write_table
 
@@ -96,12 +96,6 @@ class Studied(Leveled, Points):
     seed: int = setting(0, "of the resamples", least=0)
 
 
-def home() -> Path:
-    """Where runs/ and reports/ lie: the checkout, or the current folder where there is none."""
-    checkout = project_root()
-    return checkout if (checkout / "conf").is_dir() else Path.cwd()
-
-
 def source(asked: Points, by_compute: bool = False) -> Sweep:
     """The sweep, sweeps or CSV asked for, at the level that `where` chooses.
 
@@ -127,13 +121,20 @@ def source(asked: Points, by_compute: bool = False) -> Sweep:
             "say themselves what was varied."
         )
     if asked.points is not None:
-        return from_sweeps([Path(asked.points)], asked.where)
+        return from_sweeps(sweep_folders(asked), asked.where)
     if len(set(asked.sweep)) < len(asked.sweep):
         raise SettingError(
             f"sweep={','.join(asked.sweep)} names one twice, whose points would count twice; give "
             "sweep=NAME or sweep=A,B."
         )
-    return from_sweeps([home() / asked.runs / name for name in asked.sweep], asked.where)
+    return from_sweeps(sweep_folders(asked), asked.where)
+
+
+def sweep_folders(asked: Points) -> list[Path]:
+    """Folders of the sweeps asked for; none where points come from a CSV."""
+    if asked.points is not None:
+        return [Path(asked.points)] if Path(asked.points).is_dir() else []
+    return [home() / asked.runs / name for name in asked.sweep]
 
 
 def read(asked: Points, by_compute: bool = False) -> Sweep:

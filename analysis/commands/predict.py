@@ -1,18 +1,28 @@
 """`python -m analysis predict points.csv at=N=1e9,D=2e10`: losses at places and at budgets."""
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 from ablations.records import SettingError
-from analysis.commands.common import Fitting, Leveled, Points, Shown, read, shown
-from models.command import as_text, setting
+from analysis.commands.common import (
+    Fitting,
+    Leveled,
+    Points,
+    Shown,
+    read,
+    shown,
+    sweep_folders,
+)
+from models.command import as_text, setting, spelled
 from models.format import percent
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from analysis.stats.fit import Loss, Model
+    from analysis.study.load import Sweep
     from analysis.study.prediction_answer import PredictionAnswer
 
 # What the table shows; of the budget's columns none where no budget is asked.
@@ -27,16 +37,25 @@ class Settings(Shown, Leveled, Fitting, Points):
     Of the law, and of one more run. docs/statistics.md says how.
     """
 
-    EXAMPLES = ("points.csv at=N=1e9,D=2e10", "sweep=demo at=N=1e6,D=4e7 at=C=1e14 level=0.9")
+    EXAMPLES = (
+        "points.csv at=N=1e9,D=2e10", "sweep=demo at=N=1e6,D=4e7 at=C=1e14 level=0.9",
+        "sweep=demo at=N=4e5,D=2e6 seal=demo_400k",
+    )  # fmt: skip
     at: tuple[Mapping[str, float], ...] = setting(
         (), "a place, parameters and tokens, or a budget, C=1e21 FLOPs; any number of times",
         above=0, example="N=1e9,D=2e10", repeat=True,
     )  # fmt: skip
+    seal: str | None = setting(
+        None, "name to freeze it under, in results/sealed, before its run", shape="NAME"
+    )
 
 
 def run(asked: Settings) -> str:
     check_places(asked)
-    answer = answered(asked, read(asked).points)
+    sweep = read(asked)
+    answer = answered(asked, sweep.points)
+    if asked.seal is not None:
+        _seal(asked, answer, sweep)
     found, rows = answer.predictions, answer.rows
     if asked.format == "table":
         has_budgets = any(one.optimum for one in found.rows)
@@ -52,6 +71,17 @@ def run(asked: Settings) -> str:
 
         return predictions_latex(found).rstrip()
     return shown(asked.format, answer.document, rows)
+
+
+def _seal(asked: Settings, answer: "PredictionAnswer", sweep: "Sweep") -> None:
+    from analysis.study import sealed
+
+    question = {"command": f"python -m analysis predict {spelled(asked, ('seal', 'format'))}"}
+    path = sealed.write_seal(str(asked.seal), answer, sweep, sweep_folders(asked), question)
+    print(
+        f"note: sealed in {path}; commit it before the run starts, as the commit is its date.",
+        file=sys.stderr,
+    )
 
 
 def check_places(asked: Settings) -> None:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ablations.records import SettingError, one_of
-from analysis.commands.common import home, shown
+from ablations.records import SettingError, home, one_of
+from analysis.commands.common import shown
 from models.command import setting
 
 NEEDED = (

@@ -34,6 +34,7 @@ from analysis.study import probes
 from analysis.study.answer import answers, caveats, lacking_words
 from analysis.study.compare import Comparison, control_table
 from analysis.study.findings import Findings
+from analysis.study.sealed import summary
 from analysis.study.training import timing_words
 from models.format import percent
 
@@ -300,6 +301,18 @@ def _fits(found: Findings, gallery: Gallery) -> Iterator[Block]:
         yield Text(_noise_words(result.mixed, result.level))
     yield from _unseen(found, gallery)
     yield from _figures(gallery, "fits")
+    yield from _sealed(found)
+
+
+def _sealed(found: Findings) -> Iterator[Block]:
+    if found.sealed.empty:
+        return
+    yield Heading("Sealed predictions")
+    yield Text(
+        "Losses predicted from earlier points of this sweep and frozen before their runs. "
+        + summary(found.sealed)
+    )
+    yield Table(tables.sealed_table(found.sealed))
 
 
 def _noise_words(mixed: MixedModel, level: float) -> str:

@@ -256,6 +256,30 @@ def holdout_table(holdout: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def sealed_table(scores: pd.DataFrame) -> pd.DataFrame:
+    """Sealed predictions beside the runs that came after them, losses in nats per token."""
+    rows = []
+    for one in scores.to_dict("records"):
+        waits = one["run"] == ""
+        rows.append(
+            {
+                "sealed as": one["sealed"],
+                "mix": one["mix"],
+                "N": count(one["N"]),
+                "D": count(one["D"]),
+                f"one more run [{percent(one['level'], 'g')}]": with_interval(
+                    one["predicted"], one["low"], one["high"]
+                ),
+                "run": one["run"] or "to come",
+                "loss": "–" if waits else f"{one['loss']:.4f}",
+                "in its interval": "–" if waits else "yes" if one["hit"] else "**no**",
+                "z": "–" if math.isnan(one["z"]) else f"{one['z']:+.2f}",
+                "CRPS": "–" if waits else f"{one['crps']:.4f}",
+            }
+        )
+    return pd.DataFrame(rows)
+
+
 def points_table(points: pd.DataFrame) -> pd.DataFrame:
     """Held-out loss and BPB by mix, size and budget: mean over seeds, with their sd."""
     keys = ["mix", "size", "D"]

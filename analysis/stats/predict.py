@@ -39,6 +39,8 @@ from analysis.stats.uncertainty import Draws, bootstrap
 # Equally likely values of a standard normal that stand for the noise of a new run in each draw: no
 # further random numbers, and an interval that is symmetric around that of the law.
 NORMAL_VALUES = 100
+RUN_VALUES = 200
+"""Equally likely losses that stand for the distribution of a new run's."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,8 @@ class Optimum:
 class Prediction:
     """Loss of a mix at N and D, in nats per token.
 
-    `interval` is that of the law, `run_interval` that of the loss of one more run. `N_beyond`
+    `interval` is that of the law, `run_interval` that of the loss of one more run, `run_values`
+    its distribution: equally likely losses, ascending. `N_beyond`
     and `D_beyond` are factors by which the place lies outside what was measured (1 inside), `below`
     names those that lie under it; the range of D is that of tokens per parameter at N. `optimum` is
     set where the place follows from a budget.
@@ -86,6 +89,7 @@ class Prediction:
     D_beyond: float
     below: tuple[str, ...] = ()
     optimum: Optimum | None = None
+    run_values: tuple[float, ...] = ()
 
     @property
     def in_range(self) -> bool:
@@ -147,18 +151,27 @@ def _predict(noise: MixedModel, draws: Draws, mix: str, at: Place) -> Prediction
     )
     D_low, D_high = map(float, token_range(points, mix, N))
     below = {"N": best.N_range[0] > N, "D": D_low > D}
+    blurred = _with_noise(losses, sds)
     return Prediction(
         mix=mix,
         N=N,
         D=D,
         loss=float(best.law.loss(N, D)),
         interval=draws.interval(losses),
-        run_interval=draws.interval(_with_noise(losses, sds)),
+        run_interval=draws.interval(blurred),
         N_beyond=beyond(N, *best.N_range),
         D_beyond=beyond(D, D_low, D_high),
         below=tuple(name for name, lies in below.items() if lies),
         optimum=optimum,
+        run_values=_equally_likely(blurred),
     )
+
+
+def _equally_likely(losses: Array) -> tuple[float, ...]:
+    """RUN_VALUES quantiles at the middles of equal shares, ascending."""
+    shares = (np.arange(RUN_VALUES) + 0.5) / RUN_VALUES
+    ordered = np.sort(losses)  # no interpolation, as some may be infinite
+    return tuple(float(value) for value in ordered[(shares * len(ordered)).astype(int)])
 
 
 def _with_noise(losses: Array, sds: Array) -> Array:

@@ -16,6 +16,8 @@ from analysis.study.compare import Comparison, compare
 from analysis.study.load import Run, Sweep
 from analysis.study.probes import read_probes
 from analysis.study.samples import read_samples
+from analysis.study.sealed import folder as sealed_folder
+from analysis.study.sealed import read_seals, scored
 from analysis.study.study import Study, study
 from analysis.study.training import read_metrics, speed_by_context
 
@@ -68,6 +70,14 @@ class Findings:
         return holdout(self.points)
 
     @cached_property
+    def sealed(self) -> pd.DataFrame:
+        """Scores of the predictions that were sealed from this sweep (`analysis.study.sealed`)."""
+        joined = self.sweep.name.split(", ")[0].split("+")
+        names = {self.sweep.path.name, *joined} if self.sweep.runs else set()
+        seals = [one for one in read_seals(sealed_folder()) if names & {*one.sweeps}]
+        return scored(seals, [self.sweep])
+
+    @cached_property
     def speeds(self) -> pd.DataFrame:
         """Speed by context length."""
         return speed_by_context(self.sweep)
@@ -84,6 +94,7 @@ class Findings:
         # Read by names as they are in folders.
         self.study.make()
         _ = self.metrics, self.probes, self.samples, self.holdout, self.speeds, self.sizes
+        _ = self.sealed
         return literal(self)
 
     @property

@@ -21,6 +21,7 @@ SIZE = Blueprint("x", 256, 1, 2, 768)
 ROWS, CONTEXT = 2, 256
 TRANSFORMER = Mix("transformer", ("attn",))
 PRENORM = Mix("prenorm", ("attn",), norm="inputs")
+LATENT = Mix("mla", ("mla",), norm="inputs")
 RECURRENT = [Mix("gdn", ("gdn",)), Mix("mamba2", ("mamba2",))]
 HYBRID = Mix("hybrid", ("gdn", "mamba2", "attn"))
 
@@ -68,7 +69,7 @@ def test_eager_blocks_keep_at_most_the_stated_multiple_of_the_count(mix, element
 
 
 @pytest.mark.slow  # a compilation takes seconds
-@pytest.mark.parametrize("mix", [TRANSFORMER, PRENORM, HYBRID], ids=lambda m: m.name)
+@pytest.mark.parametrize("mix", [TRANSFORMER, PRENORM, LATENT, HYBRID], ids=lambda m: m.name)
 def test_compiled_blocks_keep_what_is_counted_and_chunked_operators_more(mix):
     torch.compiler.reset()
     found = ratio(mix, 2, compiled=True)

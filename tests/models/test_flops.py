@@ -120,7 +120,7 @@ def ssd(q, k, v, g, **_):
     return o.permute(0, 2, 3, 1, 4).reshape(B, T, H, V) + 0 * S.sum(), S
 
 
-def attention(q, k, v, attn_mask=None, is_causal=False, **_):
+def attention(q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False, **_):
     """A query at a time, with the keys it sees and no others."""
     T, group = q.shape[2], q.shape[1] // k.shape[1]
     k, v = (x.repeat_interleave(group, 1) for x in (k, v))
@@ -141,6 +141,8 @@ def plain(monkeypatch):
     monkeypatch.setattr("models.mixers.gdn.layer.gated_delta_rule", gated_delta_rule)
     monkeypatch.setattr("models.mixers.mamba2.layer.ssd", ssd)
     monkeypatch.setattr(F, "scaled_dot_product_attention", attention)
+    # Values as wide as keys are a kernel's wish and no product of the model.
+    monkeypatch.setattr("models.attention.attend.widened", lambda v, _width: v)
 
 
 def counted(run):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from models.attention.windows import check_window, layer_windows, mean_keys, windows_problem
 from models.config import ModelConfig
 from models.errors import SettingError, one_of
 from models.mixer import FP32_BYTES, Mixer, Place, not_positive
@@ -30,8 +31,7 @@ class Options:
             raise SettingError(f"rotary={self.rotary:g} must be a share of the head, 0 to 1.")
         if self.qk_norm not in QK_NORMS:
             raise one_of("qk_norm", self.qk_norm, QK_NORMS)
-        if self.window is not None and self.window < 0:
-            raise SettingError(f"window={self.window} must be tokens, or 0 for full attention.")
+        check_window(self.window)
 
 
 @dataclass(frozen=True)
@@ -64,17 +64,10 @@ def settings(options: Options, _rules: object, place: Place) -> Settings:
             f"of a head of size={size.name}; rotary positions turn pairs, so give a share that "
             "makes an even number."
         )
-    repeated = place.windows or (0,)
-    windows = [0] * place.n_layers
-    for layer, index in place.layers.items():
-        if options.window is not None:
-            windows[layer] = options.window
-        elif index < place.n_mixers - 1:  # the last sees all
-            windows[layer] = repeated[index % len(repeated)]
     return Settings(
         n_kv_heads=size.n_kv_heads or size.n_heads,
         rope_theta=place.rope_theta if options.rotary else None,
-        windows=tuple(windows) if any(windows) else (),
+        windows=layer_windows(options.window, place),
         rotary=options.rotary or 1.0,
         qk_norm=options.qk_norm,
     )
@@ -83,8 +76,6 @@ def settings(options: Options, _rules: object, place: Place) -> Settings:
 def problem(config: ModelConfig, s: Settings) -> str:
     if words := not_positive(s, "n_kv_heads", "rope_theta"):
         return words
-    if any(window < 0 for window in s.windows):
-        return f"windows={s.windows!r:.60} cannot be used; valid: tokens, or 0 for all."
     if not 0 < s.rotary <= 1:
         return f"rotary={s.rotary} cannot be used; valid: a share of the head, above 0 to 1."
     width = _rotated_width(s.rotary, config.head_dim)
@@ -104,11 +95,8 @@ def problem(config: ModelConfig, s: Settings) -> str:
             f"n_kv_heads={s.n_kv_heads} cannot be used; valid: what divides "
             f"n_heads={config.n_heads}."
         )
-    if s.windows and len(s.windows) != config.n_layers:
-        return (
-            f"windows={s.windows!r:.60} cannot be used; valid: {config.n_layers} of them, one for "
-            "each layer."
-        )
+    if words := windows_problem(s.windows, config.n_layers):
+        return words
     if s.qk_norm not in QK_NORMS:
         return f"qk_norm={s.qk_norm:.60} cannot be used; valid: {', '.join(QK_NORMS)}."
     return ""
@@ -124,9 +112,7 @@ def parameters(config: ModelConfig, layer: int) -> int:
 def flops(config: ModelConfig, layer: int, context: int) -> float:
     d, s = config.d_model, config.settings(layer)
     kv = s.n_kv_heads * config.head_dim
-    window = min(s.window(layer) or context, context)
-    # Mean number of keys a query sees: 1, 2, …, window, then window.
-    keys = (window * (window + 1) / 2 + (context - window) * window) / context
+    keys = mean_keys(s.window(layer), context)
     return 2 * (2 * d * d + 2 * d * kv + 2 * d * keys)
 
 
@@ -168,8 +154,8 @@ MIXER = Mixer(
     problem=problem,
     attends=True,
     confounds=(
-        "models.mixers.attn.confounds:windows",
-        "models.mixers.attn.confounds:positions",
-        "models.mixers.attn.confounds:qk_norm",
+        "models.attention.confounds:windows",
+        "models.attention.confounds:positions",
+        "models.attention.confounds:qk_norm",
     ),
 )

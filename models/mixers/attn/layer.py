@@ -5,18 +5,14 @@ Shapes: B batch, T time, H heads, D head width.
 
 from __future__ import annotations
 
-from functools import cache
-from typing import Any
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
+from models.attention.attend import attend
+from models.attention.cache import can_step, keep, with_token, with_tokens
 from models.config import ModelConfig
 from models.decoding import NewTokens
 from models.documents import Documents, causal_mask
-from models.mixers.attn.causal_attention import causal_attention, suits_blocks
 from models.pointwise import RMSNorm
 
 
@@ -46,12 +42,6 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return (x * cos + x.roll(width // 2, -1) * sin).to(x.dtype)
 
 
-@cache
-def _compiled_flex_attention() -> Any:
-    """flex_attention left uncompiled would hold every score, in a model that is not compiled."""
-    return torch.compile(flex_attention)
-
-
 class Attention(nn.Module):
     """Causal attention over `window` tokens back, 0 for all; keys and values may be grouped."""
 
@@ -60,7 +50,6 @@ class Attention(nn.Module):
         settings, D = config.settings(index), config.head_dim
         d, kv = config.d_model, settings.n_kv_heads * D
         self.n_kv_heads, self.head_dim = settings.n_kv_heads, D
-        self.grouped = settings.n_kv_heads < config.n_heads
         self.window, self.rope_theta = settings.window(index), settings.rope_theta
         self.rotated = round(settings.rotary * D)
         """Channels of a head that rotary positions turn, the first ones."""
@@ -79,7 +68,7 @@ class Attention(nn.Module):
         T = x.shape[1]
         q, k, v = self._heads(x, self._tables(torch.arange(T, device=x.device)))
         mask = causal_mask(T, self.window, x.device, documents)
-        return self._merge(self._attend(q, k, v, mask, causal=mask is None))
+        return self._merge(attend(q, k, v, mask, causal=mask is None))
 
     def new_state(self, batch: int, capacity: int, dtype: torch.dtype) -> dict[str, Tensor]:
         """Room for the keys and values of `capacity` tokens, or of the window if that is less."""
@@ -89,87 +78,27 @@ class Attention(nn.Module):
         return {name: like.new_zeros(shape, dtype=dtype) for name in ("k", "v")}
 
     def extend(self, x: Tensor, state: dict[str, Tensor], new: NewTokens) -> Tensor:
-        """Attend from new tokens to the cache and to each other, then add them to the cache.
-
-        Position p lies in slot p mod size, so that a window's cache holds just the window.
-        """
+        """Attend from new tokens to the cache and to each other, then add them to the cache."""
         T = x.shape[1]
         tables = new.once(("rotary", self.rotated, self.rope_theta), lambda: self._tables(
             torch.arange(new.most_seen, new.most_seen + T, device=x.device) if new.even
             else new.seen[:, None] + torch.arange(T, device=x.device)
         ))  # fmt: skip
         q, k, v = self._heads(x, tables, new)
-        if new.step and not 0 < self.window < state["k"].shape[2]:
-            return self._merge(self._step(q, k, v, state, new))
+        tokens = {"k": k, "v": v}
+        if can_step(state, self.window, new):
+            held, mask = with_token(state, tokens, new)
+            return self._merge(attend(q, held["k"], held["v"], mask, causal=False))
         if new.most_seen == 0:  # padding is on the right, where no other token sees it
             mask = new.once(
                 ("causal", self.window), lambda: causal_mask(T, self.window, x.device, None)
             )
-            out = self._attend(q, k, v, mask, causal=mask is None)
+            out = attend(q, k, v, mask, causal=mask is None)
         else:
-            out = self._after(q, k, v, state, new)
-        self._keep(k, v, state, new)
+            held, mask = with_tokens(state, tokens, self.window, new)
+            out = attend(q, held["k"], held["v"], mask, causal=False)
+        keep(state, tokens, new)
         return self._merge(out)
-
-    def _step(
-        self, q: Tensor, k: Tensor, v: Tensor, state: dict[str, Tensor], new: NewTokens
-    ) -> Tensor:
-        """One token of each row: written first, it then attends to what the cache holds."""
-        size = state["k"].shape[2]
-        held = min(new.most_seen + 1, size)
-        mask = None
-        if new.even:
-            slot = new.most_seen % size
-            for name, y in (("k", k), ("v", v)):
-                state[name][:, :, slot] = y[:, :, 0]
-        else:
-            slots = (new.seen % size)[:, None, None, None].expand_as(k)
-            for name, y in (("k", k), ("v", v)):
-                state[name].scatter_(2, slots, y.to(state[name].dtype))
-            # A ring that is full holds the window and nothing else.
-            mask = new.once(
-                ("held", size),
-                lambda: (torch.arange(held, device=q.device) <= new.seen[:, None])[:, None, None],
-            )
-        keys, values = (state[name][:, :, :held].to(q.dtype) for name in ("k", "v"))
-        return self._attend(q, keys, values, mask, causal=False)
-
-    def _after(
-        self, q: Tensor, k: Tensor, v: Tensor, state: dict[str, Tensor], new: NewTokens
-    ) -> Tensor:
-        """Any new tokens after what the cache holds."""
-        T, size = k.shape[2], state["k"].shape[2]
-        positions = new.seen[:, None] + torch.arange(T, device=q.device)  # [B, T]
-        held = min(new.most_seen, size)
-        slots = torch.arange(held, device=q.device)
-        last = new.seen[:, None] - 1
-        in_slot = last - (last - slots) % size  # position of each slot's token, < 0 where empty
-        back = positions[:, :, None] - torch.cat([in_slot, positions], 1)[:, None]
-        filled = torch.cat([in_slot >= 0, new.valid], 1)[:, None]
-        mask = filled & (back >= 0) & (back < (self.window or new.most_seen + T))
-        # A padded query must see something, or its softmax is not a number.
-        mask = (mask | ~new.valid[:, :, None]).unsqueeze(1)
-        keys, values = (
-            torch.cat([state[n][:, :, :held].to(y.dtype), y], 2) for n, y in (("k", k), ("v", v))
-        )
-        return self._attend(q, keys, values, mask, causal=False)
-
-    @staticmethod
-    def _keep(k: Tensor, v: Tensor, state: dict[str, Tensor], new: NewTokens) -> None:
-        """Add new keys and values to the cache."""
-        T, size = k.shape[2], state["k"].shape[2]
-        if new.even and new.most_seen + T <= size:
-            # Padding too: it lies where it counts as empty, and the next token will lie.
-            for name, y in (("k", k), ("v", v)):
-                state[name][:, :, new.most_seen : new.most_seen + T] = y
-            return
-        positions = new.seen[:, None] + torch.arange(T, device=k.device)  # [B, T]
-        # Of more new tokens than slots only the last are kept; padding goes nowhere.
-        kept = new.valid & (positions >= (new.seen + new.count)[:, None] - size)
-        row, time = kept.nonzero(as_tuple=True)
-        slot = positions[row, time] % size
-        for name, y in (("k", k), ("v", v)):
-            state[name][row, :, slot] = y[row, :, time].to(state[name].dtype)
 
     def _tables(self, positions: Tensor) -> tuple[Tensor, Tensor] | None:
         """The rotary tables of positions [T] or [B, T]; None without rotary positions."""
@@ -205,16 +134,6 @@ class Attention(nn.Module):
     def initial(_name: str, _shape: torch.Size, _generator: torch.Generator) -> Tensor | None:
         """Matrices like any other, norms at one."""
         return None
-
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Any, *, causal: bool) -> Tensor:
-        if isinstance(mask, BlockMask):
-            flex = flex_attention if torch.compiler.is_compiling() else _compiled_flex_attention()
-            return flex(q, k, v, block_mask=mask, enable_gqa=self.grouped)
-        if causal and suits_blocks(q, k):
-            return causal_attention(q, k, v)
-        return F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=self.grouped
-        )
 
     def _merge(self, out: Tensor) -> Tensor:
         """[B, H, T, D] -> [B, T, d_model]."""

@@ -6,7 +6,7 @@ from functorch.compile import make_boxed_func
 from torch import Tensor
 from torch._dynamo.backends.common import aot_autograd
 
-from models.mixers.attn import causal_attention as blocked
+from models.attention import blocks as blocked
 from models.ops.operator import operators_of
 
 

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 from models.confound import Confound, Facts, Pair, differs
+from models.mixers import loaded
+
+
+def _attends(kind: Mapping[str, Any]) -> bool:
+    record = loaded(kind.get("mixer"))
+    return record is not None and record.attends
 
 
 def _windowed(run: Facts) -> tuple[list[int], int, int] | None:
@@ -17,10 +24,15 @@ def _windowed(run: Facts) -> tuple[list[int], int, int] | None:
     attention = {
         i: ((kind.get("settings") or {}).get("windows") or [0] * len(run.layers))[i]
         for i, kind in enumerate(run.layers)
-        if kind.get("mixer") == "attn"
+        if _attends(kind)
     }
     cut = {i: window for i, window in attention.items() if 0 < window < context}
     return list(cut), len(attention), max(cut.values(), default=0)
+
+
+def _window_fields(run: Facts) -> set[str]:
+    kinds = run.get("model.kinds") or {}
+    return {f"model.kinds.{name}.settings.windows" for name, k in kinds.items() if _attends(k)}
 
 
 def windows(pairs: Sequence[Pair]) -> Confound | None:
@@ -31,7 +43,7 @@ def windows(pairs: Sequence[Pair]) -> Confound | None:
         before, after = _windowed(baseline), _windowed(other)
         if before is None or after is None:
             continue
-        shares = [len(cut) / attn if attn else 0.0 for cut, attn, _ in (before, after)]
+        shares = [len(cut) / n if n else 0.0 for cut, n, _ in (before, after)]
         if shares[0] != shares[1] or (before[2] != after[2] and before[0] and after[0]):
             sizes.append(baseline.size)
             off.append(shares[1] - shares[0])
@@ -51,14 +63,19 @@ def windows(pairs: Sequence[Pair]) -> Confound | None:
         f"attention layers with a window of {width:,} tokens: {' → '.join(words)}{where} at size "
         f"{baseline.size}",
         "attention sees less of the context where windows fall, and costs less there",
-        ("model.kinds.attn.settings.windows",),
+        tuple(sorted(_window_fields(baseline) | _window_fields(other))),
     )  # fmt: skip
 
 
 def _settings(run: Facts) -> list[dict[str, Any]]:
-    """The settings of every kind of attention layer, each once."""
-    kinds = [kind for kind in run.layers if kind.get("mixer") == "attn"]
-    return [kind.get("settings") or {} for kind in kinds]
+    """The settings of every attention layer; those at their defaults may not be recorded."""
+    settings = []
+    for kind in run.layers:
+        record = loaded(kind.get("mixer"))
+        if record is not None and record.attends:
+            defaults = {field.name: field.default for field in fields(record.saved)}
+            settings.append({**defaults, **(kind.get("settings") or {})})
+    return settings
 
 
 def _positions(run: Facts) -> str | None:
@@ -70,7 +87,7 @@ def _positions(run: Facts) -> str | None:
 
 
 def _qk_norm(run: Facts) -> str | None:
-    return ", ".join(sorted({str(s.get("qk_norm", "full")) for s in _settings(run)})) or None
+    return ", ".join(sorted({str(s.get("qk_norm", "none")) for s in _settings(run)})) or None
 
 
 positions = differs(

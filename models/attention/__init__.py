@@ -1,0 +1,1 @@
+"""What mixers of softmax attention share: windows, scores and values, the cache of past tokens."""
