@@ -271,7 +271,7 @@ def possible(spec: RunSpec, hardware: Hardware, tokens: int, rows: int) -> float
         return None
     return roofline.step(
         spec.model, spec.recipe.context, GPUS[kind], batch_tokens=tokens, rows=rows,
-        recompute=spec.resources.activation_checkpointing,
+        recompute=spec.resources.activation_checkpointing == "true",
     ).mfu  # fmt: skip
 
 

@@ -193,7 +193,10 @@ def step(
         raise SettingError("the bandwidth and memory of this GPU are not known.")
     tokens = batch_tokens / gpus
     memory = training_memory(
-        config, context, recompute=recompute, parallel="ddp" if gpus > 1 else None
+        config,
+        context,
+        recompute="true" if recompute else "false",
+        parallel="ddp" if gpus > 1 else None,
     )
     if rows is None:
         rows = max(1, min(memory.rows_in(gpu.memory_bytes), round(tokens / context)))
