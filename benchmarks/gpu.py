@@ -63,16 +63,8 @@ ENDS = "<!-- gpu.py -->", "<!-- end of gpu.py -->"
 PARTS = ("forward", "backward", "optimizer")
 TRAINING = (
     *("mix", "size", "context", "operators", "rows", "tokens/s", "MFU", "possible", "share"),
-    *(
-        "forward ms",
-        "backward ms",
-        "optimizer ms",
-        "memory",
-        "peer",
-        "its tokens/s",
-        "ratio",
-        "its memory",
-    ),
+    *("forward ms", "backward ms", "optimizer ms", "memory"),
+    *("peer", "its tokens/s", "ratio", "its memory"),
 )
 DECODING = ("mix", "size", "context", "batch", "steps", "prefill tok/s", "decode tok/s", "memory")
 
