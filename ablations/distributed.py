@@ -7,6 +7,11 @@ rank 0 writes the records.
 - `ddp`: the model whole on every device (Li et al. 2020).
 - `fsdp`: weights, gradients and moments sharded over all devices (fully_shard, FSDP2).
 - `hsdp`: sharded within a node, replicated over nodes.
+
+In bf16 the matrices of the blocks' linear layers are gathered in bf16 and widened where they
+arrive: half the bytes, and the same products, as autocast rounds the matrices anyway. What is
+computed in float32 (norms, decays, step sizes, convolutions, embedding) is gathered in float32, and
+so is the head, which probes read in float32.
 """
 
 from __future__ import annotations
@@ -24,8 +29,9 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from ablations.resources import check_ranks
@@ -264,8 +270,15 @@ class Parallel:
     """A model laid over devices: its losses, and when its gradients are summed."""
 
     def __init__(
-        self, model: LanguageModel, how: str | None, world: World, device: torch.device
+        self,
+        model: LanguageModel,
+        how: str | None,
+        world: World,
+        device: torch.device,
+        *,
+        bf16: bool = False,
     ) -> None:
+        """bf16: whether the model computes in bf16, by autocast."""
         self.model, self.how = model, how
         self._forward: Any = model.loss
         if how == "ddp":
@@ -276,12 +289,16 @@ class Parallel:
         elif how in ("fsdp", "hsdp"):
             nodes = world.size // world.local_size
             shape = (nodes, world.local_size) if how == "hsdp" else (world.size,)
-            mesh = init_device_mesh(device.type, shape)
+            names = ("replicate", "shard")[-len(shape) :]
+            mesh = init_device_mesh(device.type, shape, mesh_dim_names=names)
             for block in model.blocks:
                 fully_shard(block, mesh=mesh)
                 for method in ("new_state", "extend"):
                     register_fsdp_forward_method(block, method)
             fully_shard(model, mesh=mesh)
+            if bf16:
+                for linear in filter(_is_linear, model.blocks.modules()):
+                    _gather_in_bf16(linear.weight)
             for method in ("loss", "losses", "choices", "new_cache", "extend"):
                 register_fsdp_forward_method(model, method)
             self._forward = model.loss
@@ -294,6 +311,43 @@ class Parallel:
         elif self.how == "ddp":
             self._forward.require_backward_grad_sync = last
         return self._forward(*arguments, **options)
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear)
+
+
+@torch.no_grad()
+def _gather_in_bf16(weight: DTensor) -> None:
+    """Have FSDP gather a sharded float32 weight in bf16; the whole weight is float32 again.
+
+    FSDP asks the local tensor for these two functions (fsdp_pre_all_gather). A policy of its own
+    (MixedPrecisionPolicy) would round every parameter of a block, or need gradients of one dtype.
+    """
+    local: Any = weight._local_tensor  # to_local() is another view of it
+
+    def before(
+        mesh: DeviceMesh, size: torch.Size, _stride: Any, _module: Any, _policy: Any
+    ) -> tuple[tuple[Tensor], None]:
+        rows = -(-size[0] // mesh.size())  # of every rank; the last ones may have fewer
+        if len(local) == rows:
+            return (local.bfloat16(),), None
+        padded = local.new_zeros((rows, *local.shape[1:]), dtype=torch.bfloat16)
+        padded[: len(local)] = local
+        return (padded,), None
+
+    def after(
+        gathered: tuple[Tensor], _metadata: None, dtype: torch.dtype, *, out: Tensor | None = None
+    ) -> tuple[Tensor, tuple[Tensor]] | None:
+        if out is None:
+            whole = gathered[0].to(dtype)
+            return whole, (whole,)
+        # Autograd holds this tensor, and is not to see that it is filled again.
+        with torch.no_grad(), torch.autograd._unsafe_preserve_version_counter(out):
+            out.copy_(gathered[0][: len(out)])
+        return None
+
+    local.fsdp_pre_all_gather, local.fsdp_post_all_gather = before, after
 
 
 class _Loss(nn.Module):

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, Replicate
+from torch.optim._muon import _adjust_lr, _zeropower_via_newtonschulz
 
 from ablations.ladder import Recipe
 from models.language_model import LanguageModel
@@ -55,10 +58,47 @@ def build_optimizers(
     )
     if not matrices:
         return [adamw]
-    muon = torch.optim.Muon(
-        matrices, lr=0.0, weight_decay=recipe.weight_decay, adjust_lr_fn="match_rms_adamw"
-    )
+    muon = Muon(matrices, lr=0.0, weight_decay=recipe.weight_decay, adjust_lr_fn="match_rms_adamw")
     return [adamw, muon]
+
+
+class Muon(torch.optim.Muon):
+    """torch's Muon, also of matrices that are sharded over devices.
+
+    Its update is a function of a whole matrix. Momentum is kept and applied in shards; each update
+    is gathered, orthogonalised on every device alike, and of the result each keeps its own rows. So
+    the update of given gradients is that of one device to the bit.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        if not any(isinstance(p, DTensor) for group in self.param_groups for p in group["params"]):
+            return super().step(closure)
+        assert closure is None
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._step_sharded(parameter, group)
+        return None
+
+    def _step_sharded(self, parameter: DTensor, group: dict[str, Any]) -> None:
+        gradient, state = parameter.grad, self.state[parameter]
+        assert isinstance(gradient, DTensor)
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(gradient)
+        momentum = state["momentum_buffer"]
+        momentum.lerp_(gradient, 1 - group["momentum"])
+        update = gradient.lerp(momentum, group["momentum"]) if group["nesterov"] else momentum
+        rounded = update.bfloat16()  # as the iteration begins: half as much to gather
+        assert isinstance(rounded, DTensor)
+        whole = _zeropower_via_newtonschulz(
+            rounded.full_tensor(), group["ns_coefficients"], group["ns_steps"], group["eps"]
+        )
+        mesh, placements = parameter.device_mesh, parameter.placements
+        replicas = DTensor.from_local(whole, mesh, [Replicate()] * mesh.ndim, run_check=False)
+        lr = _adjust_lr(group["lr"], group["adjust_lr_fn"], parameter.shape)
+        parameter.mul_(1 - group["lr"] * group["weight_decay"])
+        parameter.add_(replicas.redistribute(placements=placements), alpha=-lr)
 
 
 def undecayed_names(model: LanguageModel) -> set[str]:
@@ -102,10 +142,15 @@ def _step_unless_on_device(optimizer: torch.optim.Optimizer, skip: Tensor) -> No
             if parameter.grad is not None:
                 state = optimizer.state[parameter]
                 momentum = state.setdefault("momentum_buffer", torch.zeros_like(parameter.grad))
-                kept += [(x, x.clone()) for x in (parameter, momentum)]
+                kept += [(x, x.clone()) for x in map(_own, (parameter, momentum))]
     optimizer.step()
     for now, before in kept:
         now.copy_(torch.where(skip, before, now))
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """This device's shard of a sharded tensor."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ NAME = re.compile(r"[A-Za-z0-9_.]+")
 CORPORA = ("auto", "embedded", "tokens")
 PRECISIONS = ("auto", "fp32", "bf16")
 COMPILE = ("auto", "true", "false")
+CHECKPOINTING = ("false", "true", "selective")
 DEVICES = ("auto", "cpu", "cuda")
 BACKENDS = ("auto", "naive", "chunked", "fla")
 PARALLEL = ("auto", "ddp", "fsdp", "hsdp")
@@ -174,6 +175,11 @@ def _check_choices(
         ("resources.device", resources.device, DEVICES),
         ("resources.precision", resources.precision, PRECISIONS),
         ("resources.compile", resources.compile, COMPILE),
+        (
+            "resources.activation_checkpointing",
+            resources.activation_checkpointing,
+            CHECKPOINTING,
+        ),
         ("resources.backend", resources.backend, BACKENDS),
         ("resources.parallel", resources.parallel, PARALLEL),
         ("train.optim", train.optim, OPTIMIZERS),

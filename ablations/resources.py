@@ -87,7 +87,7 @@ def no_room(spec: RunSpec, rows: int, memory: TrainingMemory, device_bytes: floa
     ways = []
     if rows > 1:
         ways.append(f"resources.micro_batch_tokens={even_rows(rows, rows // 2) * context}")
-    if not spec.resources.activation_checkpointing:
+    if spec.resources.activation_checkpointing != "true":
         ways.append("resources.activation_checkpointing=true")
     ways.append("more GPUs with resources.parallel=fsdp")
     sequences = "1 sequence" if rows == 1 else f"{rows} sequences"

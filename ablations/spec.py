@@ -128,8 +128,9 @@ class Resources:
     compile: str = "auto"
     micro_batch_tokens: int | None = None
     """Tokens a forward pass takes on one device; null: what a GPU's memory holds."""
-    activation_checkpointing: bool = False
-    """Recompute each block in the backward pass instead of keeping its activations."""
+    activation_checkpointing: str = "false"
+    """Compute blocks again in the backward pass instead of keeping their activations: `true`, all
+    of them; `selective`, what is neither a matrix product nor attention."""
     backend: str = "auto"
     """Of the recurrent operators: see models.ops.backend."""
     devices: int | None = None

@@ -173,12 +173,9 @@ class Trainer:
         if hardware.compiled:
             self.model.compile_blocks()
             self.model.head_compiled = self.device.type == "cuda"
-        if how in ("fsdp", "hsdp") and spec.train.optim == "muon":
-            raise SettingError(
-                f"train=muon needs whole matrices, which resources.parallel={how} cuts; "
-                "valid with muon: ddp."
-            )
-        self.parallel = Parallel(self.model, how, world, self.device)
+        self.parallel = Parallel(
+            self.model, how, world, self.device, bf16=hardware.precision == "bf16"
+        )
         self.optimizers = build_optimizers(self.model, recipe, spec.train.optim)
         self.checkpoints = Checkpoints(run.checkpoints, keep_steps=set(self.milestones))
         self.progress = Progress()

@@ -202,6 +202,17 @@ def as_text(value: Any) -> str:
     return str(value)
 
 
+def tokens_of(name: str, text: str) -> int:
+    """8k as 8192, 1m as 1048576, and plain numbers: the value of a setting that counts tokens.
+
+    Raises SettingError for what is none.
+    """
+    match = re.fullmatch(r"(\d+)([km]?)", text, re.IGNORECASE)
+    if not match or not int(match[1]):
+        raise SettingError(f"{name}={text} must be tokens, like 8192 or 8k.")
+    return int(match[1]) * {"": 1, "k": 2**10, "m": 2**20}[match[2].lower()]
+
+
 def usage(cls: type, program: str) -> str:
     """The program with its positional words."""
     facts = _facts(cls)

@@ -115,7 +115,7 @@ def training_memory(
     *,
     element_bytes: int = 2,
     kept: float = 1.0,
-    recompute: bool = False,
+    recompute: str = "false",
     muon: bool = False,
     parallel: str | None = None,
     shards: int = 1,
@@ -123,7 +123,9 @@ def training_memory(
     """Counted bytes of training on one device, whose sums and weights are float32.
 
     kept: what is kept over what `activation_bytes` counts, which depends on how the model is run
-    (`ablations.resources.KEPT`); recompute: blocks are computed again in the backward pass; muon:
+    (`ablations.resources.KEPT`); recompute: blocks are computed again in the backward pass, all
+    that they compute (`true`) or what is neither a product nor attention (`selective`), of which
+    the count leaves out what the MLP's last matrix reads; muon:
     one number of state a weight of the body in place of two; parallel: None, ddp, fsdp or hsdp;
     shards: devices that a sharded model lies over.
     """
@@ -137,13 +139,18 @@ def training_memory(
         state /= shards
         # Embedding and head stay gathered, blocks two at a time, each with a whole gradient.
         copies += 2 * FP32_BYTES * (N_total - N_body + 2 * N_body / layers)
+        if element_bytes < FP32_BYTES:  # matrices of blocks arrive in it, and are widened
+            copies += 2 * element_bytes * N_body / layers
     # Logits as their product makes them, in float32, and their gradient; the head's gradient of a
     # chunk, its sum over chunks, and that scaled.
     head = (FP32_BYTES + 2 * element_bytes) * LOGITS_AT_ONCE
     head += (2 * FP32_BYTES + element_bytes) * V * d
     block = kept * max(map(sum, _kept_by_layer(config, context, element_bytes)))
     blocks = kept * activation_bytes(config, context, element_bytes)
-    if recompute:
+    if recompute == "selective":
+        mlps = sum(map(config.has_mlp, range(layers)))
+        blocks -= kept * mlps * config.mlp_hidden * element_bytes
+    elif recompute == "true":
         blocks = block + FP32_BYTES * d * layers  # the residual stream, which is float32
     # While a block's backward runs, gradients of what it kept; the residual stream's beside them.
     sequence = context * (blocks + block + 4 * FP32_BYTES * d)

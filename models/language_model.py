@@ -11,6 +11,7 @@ Shapes: B batch, T time, d model width, V vocabulary.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +19,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch._functorch import config as functorch_config
+from torch.utils.checkpoint import checkpoint, noop_context_fn
 
 from models.config import OUTPUTS, ModelConfig
 from models.decoding import Cache, NewTokens
@@ -26,6 +28,7 @@ from models.documents import Documents, causal_mask
 from models.head import chunk_rows, token_losses, training_loss
 from models.mixers import lookup
 from models.pointwise import RMSNorm
+from models.recomputation import REMAKE, keep_products
 
 FORMS_OF_A_KIND = 16  # compiled: with and without gradients, and lengths of held-out documents
 ROWS_KEPT = 4  # lengths of rows whose masks are kept
@@ -113,8 +116,9 @@ class LanguageModel(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.recompute = False
-        """Compute blocks again in the backward pass: less memory, a third more time."""
+        self.recompute = "false"
+        """Compute blocks again in the backward pass: `true`, all of it, less memory and a third
+        more time; `selective`, what is neither a matrix product nor attention."""
         self.compiled = False
         """By `compile_blocks`."""
         self.head_compiled = False
@@ -154,11 +158,17 @@ class LanguageModel(nn.Module):
         if self.compiled and documents.cu_seqlens is not None:
             # Its length is the number of documents: one compiled block serves any.
             torch._dynamo.maybe_mark_dynamic(documents.cu_seqlens, 0)
-        for block in self.blocks:
-            if self.recompute and torch.is_grad_enabled():
-                x = checkpoint(block, x, documents, use_reentrant=False)
-            else:
-                x = block(x, documents)
+        selective = self.recompute == "selective"
+        again = self.recompute == "true" or (selective and not self.compiled)
+        # torch.compile decides itself what to keep: it is told here, where it compiles.
+        told = selective and self.compiled
+        with functorch_config.patch(REMAKE) if told else contextlib.nullcontext():
+            for block in self.blocks:
+                if again and torch.is_grad_enabled():
+                    contexts = keep_products if selective else noop_context_fn
+                    x = checkpoint(block, x, documents, use_reentrant=False, context_fn=contexts)
+                else:
+                    x = block(x, documents)
         return self.norm(x)
 
     def _whole_rows(self, T: int, device: torch.device) -> Documents:

@@ -13,13 +13,12 @@ in memory, the head some rows at a time with its gradients made in the forward p
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from models.command import ended, parse, setting
+from models.command import ended, parse, setting, tokens_of
 from models.config import MLPS, ModelConfig
 from models.cost import (
     LOGITS_AT_ONCE,
@@ -183,8 +182,10 @@ def step(
     batch_tokens: float = BATCH_TOKENS,
     gpus: int = 1,
     recompute: bool = False,
+    rows: int | None = None,
 ) -> Step:
-    """A step of a batch that `gpus` share, in the largest passes that a device's memory holds.
+    """A step of a batch that `gpus` share, in passes of `rows` sequences; None: the largest that a
+    device's memory holds.
 
     Raises SettingError where the GPU's bandwidth, memory or link is not known.
     """
@@ -192,9 +193,13 @@ def step(
         raise SettingError("the bandwidth and memory of this GPU are not known.")
     tokens = batch_tokens / gpus
     memory = training_memory(
-        config, context, recompute=recompute, parallel="ddp" if gpus > 1 else None
+        config,
+        context,
+        recompute="true" if recompute else "false",
+        parallel="ddp" if gpus > 1 else None,
     )
-    rows = max(1, min(memory.rows_in(gpu.memory_bytes), round(tokens / context)))
+    if rows is None:
+        rows = max(1, min(memory.rows_in(gpu.memory_bytes), round(tokens / context)))
     parts = step_parts(config, context, tokens, rows, gpus=gpus, recompute=recompute)
     seconds = {
         name: part.seconds(gpu.link if name == "sums" else gpu.bandwidth, gpu.peak_flops)
@@ -254,9 +259,9 @@ def main(arguments: list[str]) -> int:
 def _print(asked: Settings) -> int:
     if asked.gpu not in GPUS:
         raise one_of("gpu", asked.gpu, tuple(GPUS))
-    batch = _tokens("batch", asked.batch)
+    batch = tokens_of("batch", asked.batch)
     rows, problems = [], []
-    contexts: list[int | None] = [_tokens("context", text) for text in asked.context]
+    contexts: list[int | None] = [tokens_of("context", text) for text in asked.context]
     for context in contexts or [None]:
         for one in named(
             asked.mix, asked.size, asked.protocol, context, asked.changes, asked.config_dir
@@ -303,14 +308,6 @@ def _plain(asked: Settings, mix: str, size: str, context: int, found: Step) -> d
             for name, part in found.parts.items()
         },
     }  # fmt: skip
-
-
-def _tokens(name: str, text: str) -> int:
-    """8k as 8192, 1m as 1048576, and plain numbers."""
-    match = re.fullmatch(r"(\d+)([km]?)", text, re.IGNORECASE)
-    if not match or not int(match[1]):
-        raise SettingError(f"{name}={text} must be tokens, like 8192 or 8k.")
-    return int(match[1]) * {"": 1, "k": 2**10, "m": 2**20}[match[2].lower()]
 
 
 if __name__ == "__main__":

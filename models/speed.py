@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.command import ended, parse, setting
+from models.command import ended, parse, setting, tokens_of
 from models.config import ModelConfig
 from models.cost import decode_bytes, parameters
 from models.errors import SettingError
@@ -34,7 +34,6 @@ from models.named import named
 from models.ops import backend
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-THOUSANDS = {"k": 1024, "m": 1024**2}
 COLUMNS = (
     "mix", "size", "N", "context", "batch", "prefill_tokens_per_second",
     "decode_tokens_per_second", "first_token_seconds", "cache_bytes", "state_bytes_counted",
@@ -105,7 +104,7 @@ def measure(asked: Settings) -> dict[str, Any]:
 
     Raises SettingError for a setting that cannot be used here.
     """
-    contexts = [_tokens(text) for text in asked.context]
+    contexts = [tokens_of("context", text) for text in asked.context]
     device = _device(asked.device)
     cuda = device.type == "cuda"
     if asked.compile and not cuda and not any(map(shutil.which, ("g++", "clang++", "c++"))):
@@ -204,15 +203,6 @@ def _decode(model: LanguageModel, context: int, batch: int, asked: Settings) -> 
     rest = time.perf_counter() - start - first
     peak = torch.cuda.max_memory_allocated() if cuda else None
     return _Run(first, rest, cache.nbytes, weight.element_size(), peak)
-
-
-def _tokens(text: str) -> int:
-    """Tokens of `1k`, `4096`, `1m`; SettingError for what is none."""
-    number, unit = text[:-1], THOUSANDS.get(text[-1:].lower())
-    digits = number if unit else text
-    if not digits.isdecimal() or int(digits) < 1:
-        raise SettingError(f"context={text} must be a number of tokens, like 4096 or 4k.")
-    return int(digits) * (unit or 1)
 
 
 def _device(name: str | None) -> torch.device:

@@ -106,7 +106,7 @@ HABITS = (
     (
         "gradient_checkpointing remat",
         "resources.activation_checkpointing",
-        "it recomputes each block in the backward pass",
+        "true recomputes each block in the backward pass, selective its cheap operations",
     ),
     (
         "profiler trace use_profiler profile_steps",

@@ -162,7 +162,7 @@ def assumed_mfu(spec: RunSpec, gpu: Gpu, devices: int = 1) -> float:
         gpu,
         batch_tokens=spec.recipe.batch_tokens,
         gpus=devices,
-        recompute=spec.resources.activation_checkpointing,
+        recompute=spec.resources.activation_checkpointing == "true",
     )
     return step.mfu * gpu.efficiency
 

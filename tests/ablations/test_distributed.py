@@ -24,14 +24,14 @@ from models.language_model import LanguageModel
 from .conftest import settings
 
 
-def ranks(run, n=2):
-    """The run trained by n workers that know of each other as torchrun's would."""
+def ranks(words, n=2):
+    """`python -m words` by n processes that know of each other as torchrun's would."""
     with socket.socket() as found:
         found.bind(("localhost", 0))
         port = found.getsockname()[1]
     processes = [
         subprocess.Popen(
-            [sys.executable, "-m", "sweeps.worker", str(run.path)],
+            [sys.executable, "-m", *words],
             env={
                 **os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(n),
                 "MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1",
@@ -74,7 +74,7 @@ def test_ranks_give_the_losses_of_one(make_run, alone, how, n):
         "gdn3_attn1", name=how, resources__parallel=how, resources__micro_batch_tokens=64, **BUDGET
     )
     assert spec.recipe.steps == 20
-    ranks(run, n)
+    ranks(["sweeps.worker", str(run.path)], n)
     ours, theirs = (list(r.rows("metrics.jsonl")) for r in (run, alone))
     assert len(ours) == len(theirs) == 20
     for a, b in zip(ours, theirs, strict=True):
@@ -106,8 +106,14 @@ def test_ranks_give_the_losses_of_one(make_run, alone, how, n):
     if (how, n) == ("fsdp", 2):
         before = (run.path / "points.jsonl").read_bytes()
         (run.path / "points.jsonl").write_bytes(b"".join(before.splitlines(keepends=True)[1:]))
-        ranks(run, n)
+        ranks(["sweeps.worker", str(run.path)], n)
         assert (run.path / "points.jsonl").read_bytes() == before, "made again by both ranks"
+
+
+@pytest.mark.slow
+def test_what_is_sharded_computes_what_one_device_computes():
+    """bf16 gathers beside float32's, and Muon; by FSDP and HSDP, with shards of unequal size."""
+    ranks(["tests.ablations.sharded_rank"], 4)
 
 
 def test_who_a_process_is_by_torchrun_and_by_slurm(monkeypatch):

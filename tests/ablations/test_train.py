@@ -332,13 +332,13 @@ def test_muon_takes_the_blocks_matrices_and_nothing_else():
 
 def test_recomputed_activations_change_no_bit(make_run):
     results = []
-    for recompute in (False, True):
+    for recompute in (False, True, "selective"):
         run, spec = make_run(
             "gdn3_attn1", name=str(recompute), resources__activation_checkpointing=recompute
         )
         finish(run, spec)
         results.append(final(run))
-    assert results[0] == results[1] != {}
+    assert results[0] == results[1] == results[2] != {}
 
 
 def test_a_run_that_diverges_fails_with_what_it_saw_and_keeps_its_checkpoints(

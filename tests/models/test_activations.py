@@ -5,6 +5,7 @@ the compiler's own rule (min-cut) and not made into kernels, which changes nothi
 """
 
 import contextlib
+import gc
 from dataclasses import replace
 
 import pytest
@@ -81,6 +82,57 @@ def test_compiled_blocks_keep_what_is_counted_and_chunked_operators_more(mix):
         assert found < KEPT["compiled", False]
 
 
+def test_selective_recomputation_keeps_products_and_attention_alone():
+    """In eager blocks: what is alive after a forward pass, counted by hand."""
+    config = build_config(TRANSFORMER, replace(SIZE, n_layers=2), Geometry(), 300)
+    d, h, alive = config.d_model, config.mlp_hidden, []
+    for recompute in ("selective", "true"):
+        model = LanguageModel(config)
+        model.initialize(0)
+        model.recompute = recompute
+        tokens = torch.zeros(ROWS, CONTEXT, dtype=torch.long)
+        before = storages()
+        x = model.features(tokens)
+        new = {key: s for key, s in storages().items() if key not in before}
+        alive.append(sum(s.nbytes() for s in new.values()) / (4 * ROWS * CONTEXT))
+        del x, new
+    # q, k, v, attention and o; gate and up; down. A log-sum-exp a head.
+    assert alive[0] - alive[1] == pytest.approx(2 * (6 * d + 2 * h), rel=0.02)
+
+
+def storages():
+    gc.collect()
+    tensors = [x for x in gc.get_objects() if isinstance(x, torch.Tensor)]
+    return {x.untyped_storage()._cdata: x.untyped_storage() for x in tensors}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mix", [TRANSFORMER, PRENORM, HYBRID], ids=lambda m: m.name)
+def test_compiled_blocks_keep_less_by_selective_recomputation(mix):
+    """At most what is counted of it; and gradients are the same bits, made of the same numbers."""
+    config = build_config(mix, replace(SIZE, n_layers=len(mix.pattern)), Geometry(), 300)
+    found, grads = [], []
+    for recompute in ("false", "selective"):
+        torch.compiler.reset()
+        model = LanguageModel(config)
+        model.initialize(0)
+        model.recompute = recompute
+        model.compile_blocks(backend="aot_eager_decomp_partition")
+        found.append(kept(model, 2))
+        tokens = torch.arange(ROWS * (CONTEXT + 1)).view(ROWS, -1) % 300
+        with torch.autocast("cpu", torch.bfloat16):
+            loss, _ = model.loss(tokens[:, :-1], tokens[:, 1:], weight=1e-3, z_loss=0.0)
+        loss.backward()
+        grads.append([loss.detach(), *(p.grad for p in model.parameters())])
+    counts = [
+        training_memory(config, CONTEXT, recompute=recompute).sequence
+        for recompute in ("false", "selective")
+    ]
+    assert found[1] < found[0] - 1.0 * (counts[0] - counts[1]) / CONTEXT
+    for whole, again in zip(*grads, strict=True):
+        assert torch.equal(whole, again)
+
+
 def test_a_steps_memory_is_its_parts_counted_by_hand():
     config = build_config(TRANSFORMER, SIZE, Geometry(), 300)
     _, N_total, _ = parameters(config)
@@ -97,7 +149,7 @@ def test_a_steps_memory_is_its_parts_counted_by_hand():
     muon = training_memory(config, T, muon=True)
     assert muon.state == 16 * N_total - 4 * (N_total - 2 * V * d)
     deep = build_config(TRANSFORMER, replace(SIZE, n_layers=32), Geometry(), 300)
-    kept, again = (training_memory(deep, T, recompute=r).sequence for r in (False, True))
+    kept, again = (training_memory(deep, T, recompute=r).sequence for r in ("false", "true"))
     # Of 32 blocks one is whole at a time; of the others the residual stream is left.
     assert kept > 5 * again
     assert training_memory(config, T, element_bytes=4).copies == 0

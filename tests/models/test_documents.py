@@ -103,7 +103,7 @@ def test_masks_are_made_once_for_rows_and_once_for_each_batch_of_documents(monke
     mask = models.documents._mask
     monkeypatch.setattr(models.documents, "_mask", counted)
     model = build(TRANSFORMER, geometry=Geometry(windows=(9, 20, 9)))
-    model.recompute = True
+    model.recompute = "true"
     tokens, documents = packed()
     weigh = {"weight": 1.0, "z_loss": 0.0}
     for _ in range(3):
@@ -139,7 +139,7 @@ def test_documents_survive_compilation():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("recompute", ["false", "true"])
 def test_compiled_blocks_in_bfloat16_have_the_gradients_of_eager_ones(recompute):
     """As on a GPU: a compiled block's backward pass is traced under the autocast of its forward."""
     three = Mix("three", ("gdn", "mamba2", "attn"))
