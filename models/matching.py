@@ -69,7 +69,7 @@ def match(
         check_windows(geometry, size, context)
     elif how == "flops":
         raise ValueError("flops are matched at a context; give match() one")
-    plain = build_config(mix, size, geometry, vocab_size)
+    plain = build_config(mix, size, geometry, vocab_size, context)
     transformer = build_config(TRANSFORMER, size, geometry, vocab_size)
     if context is not None:
         _check_own_windows(mix, plain, context)
@@ -92,7 +92,7 @@ def match(
     if how == "blueprint" or measure(plain) == target:
         return Matched(plain, N_target, residual(plain), quantity, "nothing")
     if knob == "heads":
-        config = _nearest_heads(mix, size, geometry, vocab_size, residual)
+        config = _nearest_heads(mix, size, geometry, vocab_size, context, residual)
         moved = (
             f"heads {size.n_heads} → {config.n_heads}, d_model {size.d_model} → {config.d_model}"
         )
@@ -209,12 +209,15 @@ def _nearest_heads(
     size: Blueprint,
     geometry: Geometry,
     vocab_size: int,
+    context: int | None,
     residual: Callable[[ModelConfig], float],
 ) -> ModelConfig:
     """The number of heads that comes nearest, keys and values keeping theirs."""
     step = size.n_kv_heads or 1
     configs = [
-        build_config(mix, replace(size, n_heads=n, d_model=n * size.head_dim), geometry, vocab_size)
+        build_config(
+            mix, replace(size, n_heads=n, d_model=n * size.head_dim), geometry, vocab_size, context
+        )
         for n in range(step, 2 * size.n_heads + 1, step)
     ]
     return min(configs, key=lambda config: abs(residual(config)))

@@ -372,8 +372,12 @@ def build_config(
     size: Blueprint,
     geometry: Geometry,
     vocab_size: int,
+    context: int | None = None,
 ) -> ModelConfig:
-    """Fill a blueprint with a mix."""
+    """Fill a blueprint with a mix.
+
+    context: tokens that the model is trained on at a time, for settings that are a share of it.
+    """
     layers = mix.layers(size.n_layers)
     mixers = [i for i, kind in enumerate(layers) if kind != MLP]
     kinds = {}
@@ -389,6 +393,7 @@ def build_config(
             len(mixers),
             geometry.windows,
             geometry.rope_theta,
+            context,
         )
         options, rules = mix.options_of(kind), geometry.rules(record)
         try:

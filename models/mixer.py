@@ -37,6 +37,8 @@ class Place:
     """The protocol's sliding windows in tokens by index among the mixers, repeated over the depth;
     0 for full."""
     rope_theta: float
+    context: int | None = None
+    """Tokens that the model is trained on at a time; None where that is not known."""
 
 
 @dataclass(frozen=True)

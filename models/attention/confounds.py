@@ -94,3 +94,13 @@ positions = differs(
     "positions", _positions, "attention without them leaves the order to the recurrent layers"
 )
 qk_norm = differs("QK-norm", _qk_norm, "changes how large a learning rate attention bears")
+
+
+def _output_gate(run: Facts) -> str | None:
+    words = {"gated" if s.get("output_gate") else "none" for s in _settings(run)}
+    return ", ".join(sorted(words)) or None
+
+
+output_gate = differs(
+    "attention's output gate", _output_gate, "lets a head write nothing, and adds parameters"
+)

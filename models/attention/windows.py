@@ -6,17 +6,28 @@ from models.errors import SettingError
 from models.mixer import Place
 
 
-def check_window(window: int | None) -> None:
-    """Raise SettingError for a mix's window that is none."""
+def check_window(window: int | None, share: float | None = None) -> None:
+    """Raise SettingError for a mix's window, or its share of the context, that is none."""
     if window is not None and window < 0:
         raise SettingError(f"window={window} must be tokens, or 0 for full attention.")
+    if share is None:
+        return
+    if not 0 < share <= 1:
+        raise SettingError(f"window_share={share:g} must be above 0 and at most 1.")
+    if window is not None:
+        raise SettingError(f"window={window} and window_share={share:g} are both set; give one.")
 
 
-def layer_windows(window: int | None, place: Place) -> tuple[int, ...]:
+def layer_windows(window: int | None, place: Place, share: float | None = None) -> tuple[int, ...]:
     """Tokens seen by each layer of the model, 0 for all; empty where no layer has a window.
 
-    window: the mix's own for these layers; None: the protocol's, by the layer's index.
+    window, or share of the training context: the mix's own for these layers; None: the protocol's,
+    by the layer's index.
     """
+    if share is not None:
+        if place.context is None:
+            raise SettingError(f"window_share={share:g} needs a training context; give window.")
+        window = max(1, round(share * place.context))
     repeated = place.windows or (0,)
     windows = [0] * place.n_layers
     for layer, index in place.layers.items():

@@ -144,6 +144,22 @@ def test_a_mix_has_no_confound_against_itself_or_another_gate():
     assert confounds(runs, "gdn3_attn1", "gdn3_attn1_poseig") == []
 
 
+def test_hybrids_differ_in_what_their_mix_files_say():
+    found = named("mamba2_swa1", ("50k", "60m"), "controlled")
+    assert found["windows"].magnitudes == (1.0, 1.0)
+    assert "4,096 tokens" in found["windows"].what
+    assert "attention's output gate" in named("gdn3_gattn1", ("60m",), "controlled")
+    mixes = ("gdn3_attn1", "kda3_attn1")
+    runs = [facts(mix, "60m", "controlled") for mix in mixes]
+    between = {one.name: one for one in confounds(runs, *mixes)}
+    assert between["output gate"].short == "silu → sigmoid"
+    assert "eigenvalues" not in between
+    assert "key width" not in between
+    kimi = {one.name for one in confounds([runs[0], facts("kimi_linear", "60m", "controlled")],
+                                          "gdn3_attn1", "kimi_linear")}  # fmt: skip
+    assert {"eigenvalues", "positions", "QK-norm", "norm placement"} <= kimi
+
+
 @pytest.mark.parametrize(("N", "more"), [(57e6, 1.27), (371e6, 1.41), (1.28e9, 1.16), (1e9, 0.9)])
 def test_parameters_are_weighed_by_the_law_of_table_18(N, more):
     def loss(N, D):  # the transformer, exponents fixed: E 1.55, A 66.63, B 94.85

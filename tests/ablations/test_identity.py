@@ -180,6 +180,8 @@ def test_settings_of_the_first_version_keep_their_meaning():
     assert spec.mix.options == {
         "attn_rotary": 0, "attn_qk_norm": "full", "attn_window": None,
         "gdn_output_gate": False, "gdn_allow_neg_eigval": True, "gdn_gate_activation": "silu",
+        "gdn_norm_eps": 1e-5, "gdn_dt_init": "log_uniform", "attn_rotary_exact": True,
+        "attn_window_share": None, "attn_output_gate": False,
     }  # fmt: skip
     assert spec.model.kinds["attn"].settings.rope_theta is None
     assert not spec.model.kinds["gdn"].settings.output_gate

@@ -96,7 +96,7 @@ def test_table_22_to_the_million():
 @pytest.mark.parametrize("mix_name", MIXES)
 def test_counts_equal_the_built_model_and_match_the_transformer(mix_name, size_name):
     size, vocab = load_size(size_name)
-    matched = match(load_mix(mix_name), size, Geometry(), vocab)
+    matched = match(load_mix(mix_name), size, Geometry(), vocab, context=256)
     with torch.device("meta"):
         model = LanguageModel(matched.config)
     built = sum(p.numel() for p in model.parameters())

@@ -81,7 +81,9 @@ def test_the_cache_takes_the_bytes_that_are_counted(model):
     for element, dtype in ((4, torch.float32), (2, torch.bfloat16)):
         for capacity in (4, 64):
             cache = model.new_cache(3, capacity, dtype)
-            kv = sum(t.nbytes for s in cache.layers for n, t in s.items() if n in ("k", "v"))
+            kv = sum(
+                t.nbytes for s in cache.layers for n, t in s.items() if n in ("k", "v", "latent")
+            )
             state, counted = decode_bytes(model.config, capacity, element)
             assert (3 * state, 3 * counted) == (cache.nbytes - kv, kv)
 

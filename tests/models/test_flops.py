@@ -184,13 +184,14 @@ def counted(run):
 
 
 # One head of keys to two of queries, and windows, so that both are in the count.
-@pytest.mark.parametrize("mixer", [*MIXERS, "window", "grouped"])
+@pytest.mark.parametrize("mixer", [*MIXERS, "window", "grouped", "gated"])
 def test_a_mixers_training_flops_are_those_of_its_products(plain, mixer):
     context = 128
     name = mixer if mixer in MIXERS else "attn"
     geometry = Geometry(windows=(24,) if mixer == "window" else ())
     size = replace(LADDER, n_kv_heads=1 if mixer == "grouped" else None)
-    config = build_config(Mix("x", (name,)), size, geometry, 256)
+    options = {"attn_output_gate": mixer == "gated"}
+    config = build_config(Mix("x", (name,), options=options), size, geometry, 256)
     layer = MIXERS[name].layer_class()(config, 0)
     for parameter in layer.parameters():
         torch.nn.init.uniform_(parameter, 0.01, 0.1)

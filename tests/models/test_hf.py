@@ -37,6 +37,8 @@ EXPECTED = {
     "positive": "OlmoHybridForCausalLM",
     "mamba2": "GraniteMoeHybridForCausalLM",
     "kimi_linear": "KimiLinearForCausalLM",
+    "qwen3_next": "Qwen3NextForCausalLM",
+    "gdn1_gattn1": "ArchladderForCausalLM",
     "kda3_mla1": "ArchladderForCausalLM",
     "gdn": "ArchladderForCausalLM",
     "mamba2x3_attn1": "ArchladderForCausalLM",

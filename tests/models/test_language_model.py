@@ -29,9 +29,11 @@ VARIED = (
     Mix("no_rotary", "*G", mlp="relu2", options={"attn_rotary": 0.0}),
     Mix("sliding", "GW", kinds=SLIDING),
     Mix("sublayers", "M-G-W-*-", mlp="relu2", kinds=SLIDING),
+    Mix("gated", "G*", options={"attn_output_gate": True, "gdn_gate_activation": "sigmoid"}),
+    Mix("kimi", "K+", options={"kda_width": "square", "kda_gate_activation": "silu"}),
     Mix("few_mlps", "MG*-", norm="outputs", options={"attn_qk_norm": "head"}),
 )
-"""Every setting of the block and of attention away from its default, in some mix."""
+"""Every setting of the block and of mixers away from its default, in some mix."""
 
 
 def build(mix, seed=0, vocab=256, size=SIZE, geometry=Geometry()):  # noqa: B008
@@ -173,6 +175,22 @@ def test_initial_statistics_by_role():
         log_dt = F.softplus(parameters[f"blocks.{layer}.mixer.dt_bias"]).log10()
         assert ((log_dt > -3.01) & (log_dt < -0.99)).all()
         assert log_dt.mean().item() == pytest.approx(-2, abs=3 * 2 / 768**0.5)
+
+
+def test_initial_statistics_of_kimi_delta_attention_and_of_qwen3_next():
+    size = Blueprint("x", 1024, 2, 64, 256)
+    mix = Mix("two", ("kda", "gdn"), options={"gdn_dt_init": "ones"})
+    parameters = dict(build(mix, size=size).named_parameters())
+    A = parameters["blocks.0.mixer.A_log"].exp()
+    assert 1 <= A.min() <= A.max() <= 16
+    assert A.mean().item() == pytest.approx(8.5, abs=3 * 15 / 768**0.5)
+    log_dt = F.softplus(parameters["blocks.0.mixer.dt_bias"]).log10()
+    assert ((log_dt > -3.01) & (log_dt < -0.99)).all()
+    assert log_dt.mean().item() == pytest.approx(-2, abs=3 * 2 / (12 * len(log_dt)) ** 0.5)
+    for name in ("f_down", "f_up", "g_down", "g_up", "b_proj"):
+        weight = parameters[f"blocks.0.mixer.{name}.weight"]
+        assert weight.std().item() == pytest.approx(0.02, rel=0.05)
+    assert (parameters["blocks.1.mixer.dt_bias"] == 1).all()
 
 
 def test_fresh_models_predict_about_uniformly():

@@ -119,6 +119,24 @@ def test_a_protocols_windows_go_by_the_mixers_index_and_spare_the_last():
     assert swa.windows == (8, 8, 8, 8)
 
 
+def test_a_window_may_be_a_share_of_the_context():
+    half = {"swa": {"mixer": "attn", "letter": "W", "window_share": 0.5}}
+    for context in (256, 8192):
+        config = build_config(Mix("x", "MW", kinds=half), SIZE, Geometry(), 256, context)
+        assert config.settings(1).windows == (0, context // 2) * 2
+    with pytest.raises(SettingError, match="needs a training context"):
+        build_config(Mix("x", "MW", kinds=half), SIZE, Geometry(), 256)
+
+
+def test_rotary_positions_may_be_rounded_to_pairs():
+    size = Blueprint("x", 80, 4, 4, 96)  # heads of 20, a quarter of which is 5
+    options = {"attn_rotary": 0.25, "attn_rotary_exact": False}
+    config = build_config(Mix("x", "*", options=options), size, Geometry(), 256)
+    assert config.settings(0).rotary * 20 == pytest.approx(4)
+    with pytest.raises(SettingError, match="turns 5 of the 20 channels"):
+        build_config(Mix("x", "*", options={"attn_rotary": 0.25}), size, Geometry(), 256)
+
+
 def test_middle_takes_any_kind_that_attends():
     mix = Mix("x", "GGGW", placement="middle", last="swa", kinds=SLIDING)
     assert mix.layers(8) == ("gdn", "gdn", "gdn", "swa", "swa", "gdn", "gdn", "swa")
@@ -129,9 +147,10 @@ def test_what_a_mix_does_not_read_is_left_out():
     kinds = SLIDING | {"other": {"mixer": "gdn"}}
     # And what it reads is written out, so that a default is a value like any other.
     gdn = {"gdn_output_gate": False, "gdn_allow_neg_eigval": True}
-    gdn |= {"gdn_gate_activation": "silu"}
+    gdn |= {"gdn_gate_activation": "silu", "gdn_norm_eps": 1e-5, "gdn_dt_init": "log_uniform"}
     assert Mix("x", "G", options=options, kinds=kinds).reads() == Mix("x", "G", options=gdn)
     swa = {"mixer": "attn", "rotary": 1.0, "qk_norm": "full", "window": 3}
+    swa |= {"rotary_exact": True, "window_share": None, "output_gate": False}
     read = Mix("x", "G", last="swa", options=options, kinds=kinds).reads()
     assert read == Mix("x", "G", last="swa", options=gdn, kinds={"swa": swa})
     assert read.reads() == read
@@ -257,6 +276,8 @@ WRONG = {
     "placement": ({"pattern": "G", "placement": "top"}, "mix.placement=top .*interleaved, middle"),
     "norm": ({"pattern": "G", "norm": "both"}, "mix.norm=both is not known; valid: inputs, outpu"),
     "mlp": ({"pattern": "G", "mlp": "gelu"}, "mix.mlp=gelu is not known; valid: none, relu2, swi"),
+    "two windows": ({"pattern": "*", "attn_window": 8, "attn_window_share": 0.5}, "both set"),
+    "share": ({"pattern": "*", "attn_window_share": 1.5}, "mix.attn_window_share=1.5 must be "),
     "eps": ({"pattern": "G", "norm_eps": 0}, "mix.norm_eps=0 must be above 0"),
     "option": (
         {"pattern": "*", "attn_qk_nrm": "head"},

@@ -5,7 +5,6 @@ import torch
 
 from models.config import Blueprint
 from models.documents import Documents
-from models.errors import SettingError
 from models.mix import Geometry, Mix, build_config
 from models.mixers.mla.layer import LatentAttention
 
@@ -79,8 +78,3 @@ def test_a_window_hides_what_lies_before_it():
     changed[:, 6] += 1
     difference = (layer(x, Documents()) - layer(changed, Documents())).abs().amax((0, 2))
     assert (difference > 1e-6).nonzero().flatten().tolist() == [6, 7, 8, 9, 10]
-
-
-def test_grouped_keys_have_no_place_in_it():
-    with pytest.raises(SettingError, match=r"size\.n_kv_heads=2"):
-        build_config(MIX, Blueprint("x", 64, 2, 4, 96, n_kv_heads=2), Geometry(), 256)

@@ -6,11 +6,12 @@ A class is asked whether it expresses a model, its block included; the first tha
 from __future__ import annotations
 
 from models.config import ModelConfig
-from models.hf.native import granite, kimi_linear, olmo3, olmo_hybrid
+from models.hf.native import granite, kimi_linear, olmo3, olmo_hybrid, qwen3_next
 from models.hf.native.record import NativeClass
 
 CLASSES = {
-    c.model_type: c for c in (olmo3.CLASS, olmo_hybrid.CLASS, granite.CLASS, kimi_linear.CLASS)
+    module.CLASS.model_type: module.CLASS
+    for module in (olmo3, olmo_hybrid, granite, kimi_linear, qwen3_next)
 }
 
 

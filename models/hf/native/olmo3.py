@@ -34,8 +34,13 @@ ATTENTION_NAMES = {
 
 
 def is_olmo_attention(settings: Settings | None) -> bool:
-    """Whether attention is Olmo's: QK-norm over the full projection, heads turned whole."""
-    return settings is not None and settings.qk_norm == "full" and settings.rotary == 1.0
+    """Whether attention is Olmo's: QK-norm over the full projection, whole heads turned."""
+    return (
+        settings is not None
+        and settings.qk_norm == "full"
+        and settings.rotary == 1.0
+        and not settings.output_gate
+    )
 
 
 def expresses(config: ModelConfig) -> bool:

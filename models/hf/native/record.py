@@ -32,6 +32,11 @@ class NativeClass:
     layer_names: Mapping[str, Mapping[str, str]]
     """Mixer -> our name of each weight in a block -> theirs in a layer; `NAME/0` and `NAME/1` are
     the halves of one tensor."""
+    pack: Callable[[ModelConfig, Mapping[str, Tensor]], dict[str, Tensor]] = lambda _, w: dict(w)
+    """Weights by the names of `layer_names` -> the class's own tensors, where it joins several or
+    stores another number."""
+    unpack: Callable[[ModelConfig, Mapping[str, Tensor]], dict[str, Tensor]] = lambda _, w: dict(w)
+    """The inverse; what it does not know passes through."""
     split: Callable[[ModelConfig, dict[str, Tensor]], dict[str, Tensor]] = lambda _, weights: (
         weights
     )

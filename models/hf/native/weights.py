@@ -43,7 +43,7 @@ def to_folder(
             out[name[:-2]] = torch.cat([weight, renamed[name[:-1] + "1"]])
         elif not name.endswith("/1"):
             out[name] = weight
-    return native.split(config, out)
+    return native.split(config, native.pack(config, out))
 
 
 def from_folder(
@@ -56,7 +56,7 @@ def from_folder(
 
     Raises SettingError naming the tensors that are missing, left over or of another shape.
     """
-    theirs = native.join(weights) if native else dict(weights)
+    theirs = native.unpack(config, native.join(weights)) if native else dict(weights)
     names = {name: class_name(native, config, name) if native else name for name in shapes}
     needed = {name.split("/")[0] for name in names.values()}
     for word, odd in (("lacks", needed - set(theirs)), ("has no use for", set(theirs) - needed)):

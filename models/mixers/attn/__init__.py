@@ -20,18 +20,24 @@ class Options:
     rotary: float = 1.0
     """Share of each head's width that rotary positions turn; 0: attention without positions,
     and the recurrent layers order the tokens."""
+    rotary_exact: bool = True
+    """Refuse a share that makes no pairs of channels; false: round it down to pairs."""
     qk_norm: str = "full"
     """Norms of queries and keys: over the `full` projection, over each `head`, or `none`."""
     window: int | None = None
     """Tokens that each of these layers sees, itself included; 0 for all; None: what the protocol
     says by the layer's index."""
+    window_share: float | None = None
+    """The same as a share of the training context, which serves every size."""
+    output_gate: bool = False
+    """The heads' outputs times sigmoid(W x), channel by channel (Qiu et al. 2025)."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.rotary <= 1:
             raise SettingError(f"rotary={self.rotary:g} must be a share of the head, 0 to 1.")
         if self.qk_norm not in QK_NORMS:
             raise one_of("qk_norm", self.qk_norm, QK_NORMS)
-        check_window(self.window)
+        check_window(self.window, self.window_share)
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,7 @@ class Settings:
     """Tokens seen by each layer of the model, by its index, 0 for all; empty: all everywhere."""
     rotary: float = 1.0
     qk_norm: str = "full"
+    output_gate: bool = False
 
     def window(self, layer: int) -> int:
         return self.windows[layer] if self.windows else 0
@@ -58,6 +65,10 @@ def _rotated_width(rotary: float, head_dim: int) -> float:
 def settings(options: Options, _rules: object, place: Place) -> Settings:
     size = place.size
     width = _rotated_width(options.rotary, size.head_dim)
+    rotary = options.rotary
+    if not options.rotary_exact and width % 2:
+        width = max(2, 2 * (width // 2))
+        rotary = width / size.head_dim
     if width % 2 or (options.rotary and not width):
         raise SettingError(
             f"rotary={options.rotary:g} turns {width:g} of the {size.head_dim} channels "
@@ -67,9 +78,10 @@ def settings(options: Options, _rules: object, place: Place) -> Settings:
     return Settings(
         n_kv_heads=size.n_kv_heads or size.n_heads,
         rope_theta=place.rope_theta if options.rotary else None,
-        windows=layer_windows(options.window, place),
-        rotary=options.rotary or 1.0,
+        windows=layer_windows(options.window, place, options.window_share),
+        rotary=rotary or 1.0,
         qk_norm=options.qk_norm,
+        output_gate=options.output_gate,
     )
 
 
@@ -106,19 +118,23 @@ def parameters(config: ModelConfig, layer: int) -> int:
     d, s = config.d_model, config.settings(layer)
     kv = s.n_kv_heads * config.head_dim
     norms = {"full": d + kv, "head": 2 * config.head_dim, "none": 0}[s.qk_norm]
-    return 2 * d * d + 2 * d * kv + norms  # q, o; k, v
+    gate = d * d if s.output_gate else 0
+    return 2 * d * d + 2 * d * kv + gate + norms  # q, o; k, v; gate
 
 
 def flops(config: ModelConfig, layer: int, context: int) -> float:
     d, s = config.d_model, config.settings(layer)
     kv = s.n_kv_heads * config.head_dim
     keys = mean_keys(s.window(layer), context)
-    return 2 * (2 * d * d + 2 * d * kv + 2 * d * keys)
+    gate = d * d if s.output_gate else 0
+    return 2 * (2 * d * d + 2 * d * kv + gate + 2 * d * keys)
 
 
 def products(config: ModelConfig, layer: int) -> list[tuple[int, int]]:
-    d, kv = config.d_model, config.settings(layer).n_kv_heads * config.head_dim
-    return [(d, d), (d, kv), (d, kv), (d, d)]  # q, k, v; o
+    d, s = config.d_model, config.settings(layer)
+    kv = s.n_kv_heads * config.head_dim
+    gate = [(d, d)] if s.output_gate else []
+    return [(d, d), (d, kv), (d, kv), *gate, (d, d)]  # q, k, v; gate; o
 
 
 def decode_bytes(
@@ -132,9 +148,10 @@ def decode_bytes(
 def activation_bytes(config: ModelConfig, layer: int, _context: int, element_bytes: int) -> float:
     d, s = config.d_model, config.settings(layer)
     kv = s.n_kv_heads * config.head_dim
-    # Input; q and k before and after norm and rotation; v; output. A log-sum-exp a head, float32.
+    # Input; q and k before and after norm and rotation; v; output; the gate, and what the output
+    # projection reads. A log-sum-exp a head, float32.
     kept = 2 if s.qk_norm != "none" or s.rope_theta is not None else 1
-    elements = d + kept * (d + kv) + kv + d
+    elements = d + kept * (d + kv) + kv + d + (2 * d if s.output_gate else 0)
     return elements * element_bytes + config.n_heads * FP32_BYTES
 
 
@@ -157,5 +174,6 @@ MIXER = Mixer(
         "models.attention.confounds:windows",
         "models.attention.confounds:positions",
         "models.attention.confounds:qk_norm",
+        "models.attention.confounds:output_gate",
     ),
 )

@@ -58,6 +58,7 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(d, kv, bias=False)
         self.v_proj = nn.Linear(d, kv, bias=False)
         self.o_proj = nn.Linear(d, d, bias=False)
+        self.g_proj = nn.Linear(d, d, bias=False) if settings.output_gate else None
         if self.qk_norm != "none":
             per_head = self.qk_norm == "head"
             self.q_norm = RMSNorm(D if per_head else d, config.norm_eps)
@@ -68,7 +69,7 @@ class Attention(nn.Module):
         T = x.shape[1]
         q, k, v = self._heads(x, self._tables(torch.arange(T, device=x.device)))
         mask = causal_mask(T, self.window, x.device, documents)
-        return self._merge(attend(q, k, v, mask, causal=mask is None))
+        return self._merge(attend(q, k, v, mask, causal=mask is None), x)
 
     def new_state(self, batch: int, capacity: int, dtype: torch.dtype) -> dict[str, Tensor]:
         """Room for the keys and values of `capacity` tokens, or of the window if that is less."""
@@ -88,7 +89,7 @@ class Attention(nn.Module):
         tokens = {"k": k, "v": v}
         if can_step(state, self.window, new):
             held, mask = with_token(state, tokens, new)
-            return self._merge(attend(q, held["k"], held["v"], mask, causal=False))
+            return self._merge(attend(q, held["k"], held["v"], mask, causal=False), x)
         if new.most_seen == 0:  # padding is on the right, where no other token sees it
             mask = new.once(
                 ("causal", self.window), lambda: causal_mask(T, self.window, x.device, None)
@@ -98,7 +99,7 @@ class Attention(nn.Module):
             held, mask = with_tokens(state, tokens, self.window, new)
             out = attend(q, held["k"], held["v"], mask, causal=False)
         keep(state, tokens, new)
-        return self._merge(out)
+        return self._merge(out, x)
 
     def _tables(self, positions: Tensor) -> tuple[Tensor, Tensor] | None:
         """The rotary tables of positions [T] or [B, T]; None without rotary positions."""
@@ -135,6 +136,9 @@ class Attention(nn.Module):
         """Matrices like any other, norms at one."""
         return None
 
-    def _merge(self, out: Tensor) -> Tensor:
-        """[B, H, T, D] -> [B, T, d_model]."""
-        return self.o_proj(out.transpose(1, 2).flatten(2))
+    def _merge(self, out: Tensor, x: Tensor) -> Tensor:
+        """The heads' outputs [B, H, T, D], gated by what the layer read -> [B, T, d_model]."""
+        out = out.transpose(1, 2).flatten(2)
+        if self.g_proj is not None:
+            out = out * torch.sigmoid(self.g_proj(x))
+        return self.o_proj(out)

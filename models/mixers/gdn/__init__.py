@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from models.config import ModelConfig, round_up
-from models.errors import one_of
+from models.errors import SettingError, one_of
 from models.mixer import FP32_BYTES, Mixer, Place, at_least, chunk_tokens, not_positive
 
 GATES = ("silu", "sigmoid")
+DT_INITS = ("log_uniform", "ones")
 
 
 @dataclass(frozen=True)
@@ -20,10 +21,19 @@ class Options:
     """beta in (0, 2) instead of (0, 1): eigenvalues of the transition down to -1."""
     gate_activation: str = "silu"
     """Of the output gate: `silu`, as published, or `sigmoid`."""
+    norm_eps: float = 1e-5
+    """Of the gated norm on the heads' outputs."""
+    dt_init: str = "log_uniform"
+    """Start of dt_bias: softplus(dt_bias) `log_uniform` in [1e-3, 0.1], or dt_bias at `ones` as in
+    Qwen3-Next."""
 
     def __post_init__(self) -> None:
         if self.gate_activation not in GATES:
             raise one_of("gate_activation", self.gate_activation, GATES)
+        if self.dt_init not in DT_INITS:
+            raise one_of("dt_init", self.dt_init, DT_INITS)
+        if not self.norm_eps > 0:
+            raise SettingError(f"norm_eps={self.norm_eps:g} must be above 0.")
 
 
 @dataclass(frozen=True)
@@ -49,19 +59,23 @@ class Settings:
     norm_eps: float = 1e-5
     """Of the gated norm on the heads' outputs."""
     gate_activation: str = "silu"
+    dt_init: str = "log_uniform"
 
 
 def settings(options: Options, rules: Rules, place: Place) -> Settings:
     key_dim = round_up(0.75 * place.size.head_dim, rules.key_multiple)
     return Settings(
         key_dim, 2 * key_dim, options.output_gate, options.allow_neg_eigval,
-        gate_activation=options.gate_activation,
+        norm_eps=options.norm_eps, gate_activation=options.gate_activation,
+        dt_init=options.dt_init,
     )  # fmt: skip
 
 
 def problem(_config: ModelConfig, s: Settings) -> str:
     if s.gate_activation not in GATES:
         return f"gate_activation={s.gate_activation:.60} cannot be used; valid: {', '.join(GATES)}."
+    if s.dt_init not in DT_INITS:
+        return f"dt_init={s.dt_init:.60} cannot be used; valid: {', '.join(DT_INITS)}."
     return not_positive(s, "key_dim", "value_dim", "conv_kernel", "norm_eps")
 
 

@@ -30,6 +30,7 @@ class GatedDeltaNet(nn.Module):
         K, V = settings.key_dim, settings.value_dim
         self.n_heads, self.key_dim, self.value_dim = H, K, V
         self.eps = settings.norm_eps
+        self.dt_init = settings.dt_init
         self.beta_max = 2.0 if settings.allow_neg_eigval else 1.0
         self.gate = torch.sigmoid if settings.gate_activation == "sigmoid" else F.silu
         self.q_proj = nn.Linear(d, H * K, bias=False)
@@ -90,12 +91,13 @@ class GatedDeltaNet(nn.Module):
         o = step(q, k, v, g, beta, state["state"])
         return self._gated(o, *gate)
 
-    @staticmethod
-    def initial(name: str, shape: torch.Size, generator: torch.Generator) -> Tensor | None:
+    def initial(self, name: str, shape: torch.Size, generator: torch.Generator) -> Tensor | None:
         """The published start of a parameter, None for a matrix like any other."""
         match name:
             case "A_log":
                 return log_uniform_decay(shape, 0.0, generator)
+            case "dt_bias" if self.dt_init == "ones":
+                return torch.ones(shape)
             case "dt_bias":
                 return inverse_softplus_dt(shape, generator)
             case "conv":

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from models.attention.windows import check_window, layer_windows, mean_keys, windows_problem
 from models.config import ModelConfig
-from models.errors import SettingError
 from models.mixer import FP32_BYTES, Mixer, Place, not_positive
 
 LATENT = 4
@@ -53,11 +52,7 @@ class Settings:
 
 
 def settings(options: Options, _rules: object, place: Place) -> Settings:
-    if place.size.n_kv_heads not in (None, place.size.n_heads):
-        raise SettingError(
-            f"size.n_kv_heads={place.size.n_kv_heads} has no place in latent attention, where all "
-            "heads are made of one latent; valid: null."
-        )
+    # size.n_kv_heads groups no heads here: keys and values of all are made of one latent.
     D = place.size.head_dim
     return Settings(D, D // SHARED, D, LATENT * D, windows=layer_windows(options.window, place))
 
@@ -132,5 +127,6 @@ MIXER = Mixer(
         "models.attention.confounds:windows",
         "models.attention.confounds:positions",
         "models.attention.confounds:qk_norm",
+        "models.attention.confounds:output_gate",
     ),
 )
