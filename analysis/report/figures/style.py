@@ -113,6 +113,10 @@ LOOKS = {
     "kda": Look("#004488", (5, 1, 180), (7, 1, 1, 1)),
     "kda3_attn1": Look("#117733", (5, 0, 180), (6, 2, 2, 2)),
     "kda3_mla1": Look("#BB5566", (3, 1, 180), (3, 1.5)),
+    "gdn3_gattn1": Look("#DD8844", (4, 1, 22), (4, 2, 1, 2)),
+    "mamba2_swa1": Look("#225522", (7, 1, 0), (2, 3)),
+    "qwen3_next": Look("#994455", (5, 1, 36), (8, 3)),
+    "transformer_qwen3": Look("#555555", (8, 0, 22), (1, 2)),
     "kimi_linear": Look("#663333", (6, 0, 15), (10, 2)),
 }
 # For mixes without a look of their own.
