@@ -2,13 +2,14 @@
 
     python benchmarks/operators.py [batch=8] [heads=4] [key=48] [value=96] [threads=1] [compile=0]
 
-For the gated delta rule and SSD, float32 and bfloat16, three lengths: median milliseconds of a
-forward pass and of forward and backward, a run of ours and one of theirs in turn. Then the peak
-memory of each at T 4096: by how much the resident set of a fresh process, its inputs made, grows
-at most over a forward and backward pass (VmHWM, on Linux).
+For the gated delta rule, Kimi Delta Attention and SSD, float32 and bfloat16, three lengths: median
+milliseconds of a forward pass and of forward and backward, a run of ours and one of theirs in turn.
+Then the peak memory of each at T 4096: by how much the resident set of a fresh process, its inputs
+made, grows at most over a forward and backward pass (VmHWM, on Linux).
 
 Theirs are what transformers falls back to without kernels: `torch_chunk_gated_delta_rule` of Olmo
-Hybrid (chunks of 64) and `mamba2_chunk_scan` of Mamba2 at that model's default chunk of 256.
+Hybrid and `chunk_kimi_delta_attention` of Kimi Linear (chunks of 64), and `mamba2_chunk_scan` of
+Mamba2 at that model's default chunk of 256. The second takes minutes at the defaults: batch=2.
 compile=1 adds ours under torch.compile, where T is at most 1024.
 
 On a CUDA device: fla, our chunked form (compiled up to T 4096: its walk over chunks is unrolled)
@@ -32,13 +33,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.mixers.gdn.operator import OPERATOR as GATED_DELTA_RULE
+from models.mixers.kda.operator import OPERATOR as KIMI_DELTA_ATTENTION
 from models.mixers.mamba2.operator import OPERATOR as SSD
 from models.ops import preflight
 from models.terminal import readable
 
 LENGTHS = (256, 1024, 4096)
 COLUMNS = ("fla", "chunked", "attention")
-OPERATORS = {operator.name: operator for operator in (GATED_DELTA_RULE, SSD)}
+OPERATORS = {operator.name: operator for operator in (GATED_DELTA_RULE, KIMI_DELTA_ATTENTION, SSD)}
 OURS = {name: operator.chunked for name, operator in OPERATORS.items()}
 DEFAULTS = {"batch": 8, "heads": 4, "key": 48, "value": 96, "threads": 1, "compile": 0}
 
@@ -50,6 +52,12 @@ def theirs(operator: str) -> Callable[..., Any]:
         rule = olmo_hybrid.torch_chunk_gated_delta_rule
         rule = getattr(rule, "__wrapped__", rule)
         return lambda q, k, v, g, beta: rule(q, k, v, g=g, beta=beta)
+    if operator == "kimi_delta_attention":
+        from transformers.models.kimi_linear import modeling_kimi_linear as kimi_linear
+
+        kimi = kimi_linear.chunk_kimi_delta_attention
+        kimi = getattr(kimi, "__wrapped__", kimi)
+        return lambda q, k, v, g, beta: kimi(q, k, v, g=g, beta=beta)
     from transformers.models.mamba2 import modeling_mamba2 as mamba2
 
     scan = mamba2.mamba2_chunk_scan
@@ -61,11 +69,13 @@ def theirs(operator: str) -> Callable[..., Any]:
 def inputs(operator: str, T: int, dtype: torch.dtype, s: dict[str, int]) -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
     B, H, K, V = s["batch"], s["heads"], s["key"], s["value"]
-    groups = H if operator == "gated_delta_rule" else 1
+    groups = 1 if operator == "ssd" else H
     q, k = (F.normalize(torch.randn(B, T, groups, K, generator=generator), dim=-1) for _ in "qk")
     v = torch.randn(B, T, H, V, generator=generator)
     g, beta = (torch.rand(B, T, H, generator=generator) for _ in range(2))
-    gates = [-g, beta] if operator == "gated_delta_rule" else [-g]
+    if operator == "kimi_delta_attention":
+        g = torch.rand(B, T, H, K, generator=generator)
+    gates = [-g] if operator == "ssd" else [-g, beta]
     return [x.requires_grad_() for x in (q.to(dtype), k.to(dtype), v.to(dtype), *gates)]
 
 

@@ -6,11 +6,11 @@
 
 A step is what a run does: forward, loss with z-loss, backward, clipping, the run's optimizer; the
 recurrent operators take the backends that the run would choose here, and the table names them. The
-peer is the class of transformers that expresses the mix (Olmo3, OlmoHybrid, GraniteMoeHybrid), of
-the same widths and on the same batch, in a plain loop, not compiled: loss from `labels`, clipping,
-AdamW. Steps of the two alternate. compile: our blocks only; `auto` compiles on a GPU. tokens: of a
-step, else the ladder's batch on a CPU and 32,768 on a GPU. Both compute in resources.precision,
-or the peer in peer_precision (fp32, bf16); the table names both.
+peer is the class of transformers that expresses the mix (Olmo3, OlmoHybrid, GraniteMoeHybrid,
+KimiLinear), of the same widths and on the same batch, in a plain loop, not compiled: loss from
+`labels`, clipping, AdamW. Steps of the two alternate. compile: our blocks only; `auto` compiles on
+a GPU. tokens: of a step, else the ladder's batch on a CPU and 32,768 on a GPU. Both compute in
+resources.precision, or the peer in peer_precision (fp32, bf16); the table names both.
 
 Printed: median tokens per second, the peer's and the ratio, MFU where the device's peak is known,
 and on a GPU the peak memory.

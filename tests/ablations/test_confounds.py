@@ -129,6 +129,36 @@ def test_a_setting_of_the_block_is_a_confound_of_its_own(changes, name, short):
     assert found.keys() <= {name, "FLOPs", "MLP width", "parameters"}
 
 
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, {"output gate": "silu → sigmoid"}),
+        ({"kda_gate_activation": "silu"}, {}),
+        (
+            {"kda_gate_activation": "silu", "kda_allow_neg_eigval": False},
+            {"eigenvalues": "-1 to 1 → 0 to 1"},
+        ),
+    ],
+)
+def test_choices_that_any_recurrent_layer_has_are_confounds_between_mixers(changes, expected):
+    other = read("mix", "kda3_attn1") | {"name": "other"} | changes
+    runs = [facts(mix, "1m", "controlled") for mix in ("gdn3_attn1", other)]
+    found = {one.name: one.short for one in confounds(runs, "gdn3_attn1", "other")}
+    choices = {name: found[name] for name in ("output gate", "eigenvalues") if name in found}
+    assert choices == expected
+    # Within one mixer they are what the mixes were made to differ in.
+    own = [other | {"name": "own", "kda_gate_activation": "silu"}, other]
+    runs = [facts(mix, "1m", "controlled") for mix in own]
+    found = {one.name for one in confounds(runs, "own", "other")}
+    assert not found & {"output gate", "eigenvalues"}
+
+
+def test_kimi_delta_attention_has_the_key_width_of_gated_delta_networks():
+    gdn, kda = (named(mix, ("1m", "60m"), "controlled") for mix in ("gdn3_attn1", "kda3_attn1"))
+    assert kda["key width"].magnitudes == gdn["key width"].magnitudes
+    assert kda["key width"].what.startswith("kda key heads")
+
+
 def test_the_controlled_protocol_pays_for_equal_parameters_with_the_mlp():
     found = named("gdn3_attn1", ("60m", "1b"), "controlled")
     assert found.keys() == {"FLOPs", "norm placement", "MLP width", "key width"}

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 
 ROOT = Path(__file__).parents[2]
 KERNELS = Path(sys.prefix) / "fla"
-OPERATORS = ("gated_delta_rule", "ssd")
+OPERATORS = ("gated_delta_rule", "kimi_delta_attention", "ssd")
 TOLERANCE = {"o": 1e-5, "S": 1e-5}
 """Relative errors allowed in float32; 1e-4 for the gradients."""
 
@@ -45,6 +45,8 @@ def interpreted():
         "our chunked form against fla's fused_recurrent_simple_gla",
         "our operator around fla's gated delta rule, whole rows",
         "our operator around fla's gated delta rule, documents and states",
+        "our operator around fla's KDA, whole rows",
+        "our operator around fla's KDA, documents and states",
         "our operator around fla's simple GLA, whole rows",
         "our operator around fla's simple GLA, documents and states",
     ],
@@ -133,6 +135,7 @@ def make_the_interpreter_fit_for_fla():
 
     Autotuner.run = run_first
     import fla.ops.gated_delta_rule
+    import fla.ops.kda
     import fla.ops.simple_gla  # noqa: F401
 
     class Index(int):
@@ -179,6 +182,8 @@ def under_the_interpreter():
 
     from models.mixers.gdn import fla as gdn_fla
     from models.mixers.gdn import gated_delta_rule
+    from models.mixers.kda import fla as kda_fla
+    from models.mixers.kda import kimi_delta_attention
     from models.mixers.mamba2 import fla as mamba2_fla
     from models.mixers.mamba2 import ssd
 
@@ -192,6 +197,8 @@ def under_the_interpreter():
     v, g, beta = randn(B, T, H, V), -randn(B, T, H).abs(), 2 * torch.sigmoid(randn(B, T, H))
     borders = torch.tensor([0, 3, T, T + 65, B * T])
     delta, shared = [q, k, v, g, beta], [q[:, :, :1], k[:, :, :1], v, g]
+    # By e^-100 in a chunk and more, where dividing by decays overflows.
+    channels = [q, k, v, g[..., None] * 4 * torch.rand(B, T, H, K, generator=generator), beta]
     state, states = randn(B, H, K, V), randn(4, H, K, V)
     found = {}
 
@@ -216,13 +223,14 @@ def under_the_interpreter():
     )
 
     gdr = gdn_fla.gated_delta_rule, gdn_fla._gdr, gated_delta_rule.naive
+    kda = kda_fla.kimi_delta_attention, kda_fla._kda, kimi_delta_attention.naive
     dual = mamba2_fla.ssd, mamba2_fla._ssd, ssd.naive
-    for name, (kernel, operator, naive), arguments, scalars in (
-        ("gated_delta_rule", gdr, delta, (None, None, 0.25)),
-        ("ssd", dual, shared, (None, None)),
+    for name, title, (kernel, operator, naive), arguments, scalars in (
+        ("gated_delta_rule", "gated delta rule", gdr, delta, (None, None, 0.25)),
+        ("kimi_delta_attention", "KDA", kda, channels, (None, None, 0.25)),
+        ("ssd", "simple GLA", dual, shared, (None, None)),
     ):
         exact = [x.double() for x in arguments]
-        title = "gated delta rule" if name == "gated_delta_rule" else "simple GLA"
         found[f"our operator around fla's {title}, whole rows"] = compare(
             results(kernel, [x[:1] for x in arguments], None),
             results(naive, [x[:1] for x in exact], None),

@@ -151,7 +151,7 @@ def test_one_seed_gives_two_mixes_the_same_shared_parameters():
 def test_initial_statistics_by_role():
     """Normal matrices, and the published draws of A, dt and the convolution, by their moments."""
     size = Blueprint("x", 1024, 4, 64, 2048)
-    layers = build(Mix("three", ("gdn", "mamba2", "attn", "attn")), size=size)
+    layers = build(Mix("four", ("gdn", "mamba2", "kda", "attn")), size=size)
     parameters = dict(layers.named_parameters())
     for name, parameter in parameters.items():
         role = name.rsplit(".", 1)[-1]
@@ -167,7 +167,7 @@ def test_initial_statistics_by_role():
             assert parameter.std().item() == pytest.approx(12**-0.5, rel=0.05), name
         else:
             assert role in ("A_log", "dt_bias"), name
-    for layer, low in ((0, 0.0), (1, 1.0)):
+    for layer, low in ((0, 0.0), (1, 1.0), (2, 1.0)):
         A = parameters[f"blocks.{layer}.mixer.A_log"].exp()
         assert low <= A.min() <= A.max() <= 16
         # 64 heads: the mean of U(low, 16) within three standard errors.
@@ -191,6 +191,21 @@ def test_initial_statistics_of_kimi_delta_attention_and_of_qwen3_next():
         weight = parameters[f"blocks.0.mixer.{name}.weight"]
         assert weight.std().item() == pytest.approx(0.02, rel=0.05)
     assert (parameters["blocks.1.mixer.dt_bias"] == 1).all()
+
+
+@pytest.mark.parametrize("mixer", ["gdn", "kda"])
+def test_a_gate_by_silu_is_that_by_sigmoid_times_what_the_gate_is_made_of(mixer):
+    x = torch.randn(2, 40, SIZE.d_model, generator=torch.Generator().manual_seed(0))
+    gated = {}
+    for activation in ("silu", "sigmoid"):
+        options = {f"{mixer}_gate_activation": activation}
+        layer = build(Mix("x", (mixer,), options=options)).blocks[0].mixer
+        layer.o_proj.register_forward_pre_hook(
+            lambda _, inputs, activation=activation: gated.update({activation: inputs[0]})
+        )
+        layer(x)
+    gate = layer.g_proj(x) if mixer == "gdn" else layer.g_up(layer.g_down(x))
+    torch.testing.assert_close(gated["silu"], gated["sigmoid"] * gate, rtol=1e-5, atol=1e-9)
 
 
 def test_fresh_models_predict_about_uniformly():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from models.mixers.kda import fla
 from models.mixers.kda.kimi_delta_attention import chunked, naive
 from models.ops import backend
 from models.ops.inputs import decaying_attention
@@ -52,6 +53,7 @@ OPERATOR = Operator(
     name="kimi_delta_attention",
     naive=naive,
     chunked=chunked,
+    fla=fla.kimi_delta_attention,
     inputs=inputs,
     tensors=("o", "dq", "dk", "dv", "dg", "dbeta"),
 )
