@@ -28,7 +28,7 @@ from models.mixer import Mixer, Place
 from models.mixers import MIXERS, lookup
 from models.settings import from_dict, open_field, to_dict, unknown
 
-PLACEMENTS = ("interleaved", "middle")
+PLACEMENTS = ("interleaved", "middle", "spread")
 MLP_LETTER = "-"
 RESERVED = ("mixer", "letter")
 """Of a kind's definition, what is no option of its mixer."""
@@ -133,7 +133,10 @@ class Mix:
     """Layer kinds in order, repeated over the depth (`interleaved`), or their letters."""
     placement: str = "interleaved"
     """`interleaved` repeats the pattern; `middle` puts its attention layers side by side at
-    mid-depth, and one last."""
+    mid-depth, and one last; `spread` takes a mixer, attention and an MLP of its own, each once, and
+    spreads a share `attention` of the layers evenly, as Nemotron-H does."""
+    attention: float | None = None
+    """Share of all layers that attend, with `placement: spread`."""
     last: str | None = None
     """Kind that the last layer is made to be, whatever the pattern says (None: as it falls)."""
     norm: str | None = None
@@ -173,7 +176,14 @@ class Mix:
             raise SettingError(f"mix.pattern of {self.name} has no mixer.")
         if self.last is not None and self.last not in known and self.last not in self.pattern:
             raise one_of("mix.last", self.last, {*known, *self.pattern})
-        if MLP in self.pattern:
+        if (self.attention is not None) != (self.placement == "spread"):
+            raise SettingError(
+                "mix.attention and mix.placement=spread go together; "
+                f"mix={self.name} has one of them."
+            )
+        if self.placement == "spread":
+            self._check_spread(known)
+        elif MLP in self.pattern:
             self._check_mlps()
         elif self.placement == "middle":
             self._check_middle(known)
@@ -195,6 +205,40 @@ class Mix:
                 f"mix.last={self.last} would take the place of an MLP of its own ({MLP_LETTER}) in "
                 f"mix.pattern of {self.name}; write the pattern out to its end."
             )
+
+    def _check_spread(self, known: Mapping[str, Mixer]) -> None:
+        kinds = [k for k in self.pattern if k != MLP]
+        attends = [known[kind].attends for kind in kinds]
+        if len(self.pattern) != 3 or sorted(attends) != [False, True] or self.last is not None:
+            raise SettingError(
+                f"mix.placement=spread needs a mixer, attention and an MLP of its own "
+                f"({MLP_LETTER}), each once, and no mix.last; mix={self.name} has "
+                f"mix.pattern={list(self.pattern)}."
+            )
+        if self.mlp == "none":
+            raise SettingError("mix.mlp=none leaves mix.placement=spread no MLPs; give it a kind.")
+        if self.attention is not None and not 0 < self.attention <= 0.5:
+            raise SettingError(f"mix.attention={self.attention:g} must be above 0, at most 0.5.")
+
+    def _spread(self, n: int) -> list[str]:
+        """The kinds of n layers: pairs of the mixer and an MLP, and attention before the MLPs of
+        some pairs. The number of attention layers is the nearest to the share that leaves pairs."""
+        assert self.attention is not None
+        (mixer,) = [k for k in self.pattern if k != MLP and not self.mixer(k).attends]
+        (attends,) = [k for k in self.pattern if k != MLP and self.mixer(k).attends]
+        count = max(2 * round(self.attention * n / 2), 2)
+        pairs = (n - count) // 2
+        if pairs < count:
+            raise SettingError(
+                f"size.n_layers={n // 2} leaves mix={self.name} too few pairs ({pairs}) for "
+                f"{count} attention layers; give a deeper size."
+            )
+        before = {round(i * (pairs + 1) / (count + 1)) for i in range(1, count + 1)}
+        return [
+            kind
+            for pair in range(1, pairs + 1)
+            for kind in ((mixer, attends, MLP) if pair in before else (mixer, MLP))
+        ]
 
     def _check_middle(self, known: Mapping[str, Mixer]) -> None:
         if all(known[kind].attends for kind in self.pattern):
@@ -246,6 +290,8 @@ class Mix:
         """
         pattern, period = self.pattern, len(self.pattern)
         n = 2 * n_layers if MLP in pattern else n_layers
+        if self.placement == "spread":
+            return tuple(self._spread(n))
         if self.placement == "middle":
             # Olmo Hybrid, "middle": n/r attention layers centred, and the final one.
             attention = [k for k in pattern if k != MLP and self.mixer(k).attends]

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
-from models.confound import Confound, Facts, Pair, differs
+from models.confound import EQUAL, Confound, Facts, Pair, differs
 from models.mixers import loaded
 
 
@@ -64,6 +64,25 @@ def windows(pairs: Sequence[Pair]) -> Confound | None:
         f"{baseline.size}",
         "attention sees less of the context where windows fall, and costs less there",
         tuple(sorted(_window_fields(baseline) | _window_fields(other))),
+    )  # fmt: skip
+
+
+def share(pairs: Sequence[Pair]) -> Confound | None:
+    """The share of a mix's layers that attend, where it is not the same at every size."""
+    sizes, shares = [], []
+    for _, other in pairs:
+        if other.layers:
+            sizes.append(other.size)
+            shares.append(sum(map(_attends, other.layers)) / len(other.layers))
+    if not shares or max(shares) - min(shares) < EQUAL:
+        return None
+    baseline, other = pairs[0]
+    words = " → ".join(f"{100 * shares[i]:.0f} %" for i in (0, -1))
+    return Confound(
+        "attention share", baseline.mix, other.mix, tuple(sizes),
+        tuple(share - shares[0] for share in shares), words,
+        f"layers of {other.mix} that attend: {words} of all from {sizes[0]} to {sizes[-1]}",
+        "changes from size to size: part of any trend in N",
     )  # fmt: skip
 
 

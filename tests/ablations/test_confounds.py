@@ -185,6 +185,8 @@ def test_hybrids_differ_in_what_their_mix_files_say():
     assert between["output gate"].short == "silu → sigmoid"
     assert "eigenvalues" not in between
     assert "key width" not in between
+    shares = named("nemotron_h", ("50k", "60m", "1b"), "controlled")["attention share"]
+    assert shares.short == "25 % → 6 %"
     kimi = {one.name for one in confounds([runs[0], facts("kimi_linear", "60m", "controlled")],
                                           "gdn3_attn1", "kimi_linear")}  # fmt: skip
     assert {"eigenvalues", "positions", "QK-norm", "norm placement"} <= kimi

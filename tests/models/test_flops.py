@@ -138,7 +138,9 @@ def ssd(q, k, v, g, **_):
     K = q.shape[-1]
     C = chunk_tokens(V, T)
     log_decay, decay = decays(g, C)
-    q, k = (chunks(x.view(B, T, 1, K), C) for x in (q, k))
+    heads = H // q.shape[2]
+    scores = (chunks(q, C) @ chunks(k, C).mT).repeat_interleave(heads, 1)  # once for each group
+    q, k = (chunks(x, C).repeat_interleave(heads, 1) for x in (q, k))
     v = chunks(v, C)
     last = log_decay[..., -1:, :]
     written = k.mT @ (v * (last - log_decay).exp())
@@ -147,7 +149,7 @@ def ssd(q, k, v, g, **_):
         return S * last[:, :, i].exp() + written[:, :, i]
 
     starts, S = walk(B, H, K, V, step, T // C)
-    o = (q @ starts) * log_decay.exp() + ((q @ k.mT) * decay) @ v
+    o = (q @ starts) * log_decay.exp() + (scores * decay) @ v
     return o.permute(0, 2, 3, 1, 4).reshape(B, T, H, V) + 0 * S.sum(), S
 
 
@@ -184,13 +186,15 @@ def counted(run):
 
 
 # One head of keys to two of queries, and windows, so that both are in the count.
-@pytest.mark.parametrize("mixer", [*MIXERS, "window", "grouped", "gated"])
+@pytest.mark.parametrize("mixer", [*MIXERS, "window", "grouped", "gated", "groups"])
 def test_a_mixers_training_flops_are_those_of_its_products(plain, mixer):
     context = 128
-    name = mixer if mixer in MIXERS else "attn"
+    name = mixer if mixer in MIXERS else "mamba2" if mixer == "groups" else "attn"
     geometry = Geometry(windows=(24,) if mixer == "window" else ())
     size = replace(LADDER, n_kv_heads=1 if mixer == "grouped" else None)
-    options = {"attn_output_gate": mixer == "gated"}
+    if mixer == "groups":
+        size = replace(size, n_heads=8)
+    options = {"attn_output_gate": mixer == "gated", "mamba2_groups": 2 if mixer == "groups" else 1}
     config = build_config(Mix("x", (name,), options=options), size, geometry, 256)
     layer = MIXERS[name].layer_class()(config, 0)
     for parameter in layer.parameters():

@@ -37,6 +37,7 @@ EXPECTED = {
     "positive": "OlmoHybridForCausalLM",
     "mamba2": "GraniteMoeHybridForCausalLM",
     "kimi_linear": "KimiLinearForCausalLM",
+    "nemotron_h": "NemotronHForCausalLM",
     "qwen3_next": "Qwen3NextForCausalLM",
     "gdn1_gattn1": "ArchladderForCausalLM",
     "kda3_mla1": "ArchladderForCausalLM",

@@ -1,5 +1,6 @@
 """Patterns, kinds of a mix's own and settings of mixers: what they come to, and what is refused."""
 
+import itertools
 import re
 import sys
 
@@ -135,6 +136,26 @@ def test_rotary_positions_may_be_rounded_to_pairs():
     assert config.settings(0).rotary * 20 == pytest.approx(4)
     with pytest.raises(SettingError, match="turns 5 of the 20 channels"):
         build_config(Mix("x", "*", options={"attn_rotary": 0.25}), size, Geometry(), 256)
+
+
+@pytest.mark.parametrize(
+    ("n_layers", "share", "attention"),
+    # Of Nemotron-H 8B's 52 layers four attend, 24 each are Mamba2 and MLPs.
+    [(4, 0.08, 2), (8, 0.08, 2), (12, 0.08, 2), (16, 0.08, 2), (16, 0.125, 4), (26, 0.08, 4)],
+)
+def test_spread_keeps_the_rules_of_nemotron_h(n_layers, share, attention):
+    """First is Mamba2, last an MLP, attention directly before an MLP, as many MLPs as Mamba2, and
+    attention evenly spread."""
+    mix = Mix("x", "M*-", placement="spread", attention=share, mlp="relu2")
+    layers = mix.layers(n_layers)
+    assert len(layers) == 2 * n_layers
+    assert layers.count("attn") == attention
+    assert layers.count("mamba2") == layers.count("mlp") == n_layers - attention // 2
+    assert (layers[0], layers[-1]) == ("mamba2", "mlp")
+    places = [i for i, kind in enumerate(layers) if kind == "attn"]
+    assert all(layers[i + 1] == "mlp" for i in places)
+    gaps = [b - a for a, b in itertools.pairwise([-1, *places, len(layers)])]
+    assert max(gaps) - min(gaps) <= 3
 
 
 def test_middle_takes_any_kind_that_attends():
@@ -273,6 +294,13 @@ WRONG = {
         {"pattern": "GG", "placement": "middle"}, r"mix.placement=middle needs .*\(attn, "),
     "middle with mlps": (
         {"pattern": "G-*-", "placement": "middle"}, "mix.placement=middle has no place for MLPs"),
+    "spread without a share": (
+        {"pattern": "M*-", "placement": "spread"}, "mix.attention and mix.placement=spread go"),
+    "a share without spread": ({"pattern": "M*", "attention": 0.1}, "mix.attention and mix.placem"),
+    "spread of two": (
+        {"pattern": "M-", "placement": "spread", "attention": 0.1}, "mix.placement=spread needs a"),
+    "spread of a share too large": (
+        {"pattern": "M*-", "placement": "spread", "attention": 0.7}, "mix.attention=0.7 must be"),
     "placement": ({"pattern": "G", "placement": "top"}, "mix.placement=top .*interleaved, middle"),
     "norm": ({"pattern": "G", "norm": "both"}, "mix.norm=both is not known; valid: inputs, outpu"),
     "mlp": ({"pattern": "G", "mlp": "gelu"}, "mix.mlp=gelu is not known; valid: none, relu2, swi"),

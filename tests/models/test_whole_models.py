@@ -26,6 +26,12 @@ QWEN = {
     "gdn_allow_neg_eigval": False,
     "gdn_norm_eps": 1e-6,
 }
+NEMOTRON = Mix(
+    "x", "M*-", placement="spread", attention=0.1, norm="inputs", norm_eps=1e-5, mlp="relu2",
+    options={
+        "attn_rotary": 0.0, "attn_qk_norm": "none", "mamba2_groups": 8, "mamba2_bias": False,
+    },
+)  # fmt: skip
 CONFIGS = {
     name: build_config(mix, size, geometry, 256)
     for name, mix, size, geometry in (
@@ -45,6 +51,7 @@ CONFIGS = {
         ("kimi_linear", Mix("x", "KKK+", norm="inputs", **KIMI), SIZE, WHOLE),
         ("qwen3_next", Mix("x", "GGG*", norm="inputs", options=QWEN), GROUPED, WHOLE),
         ("gdn1_gattn1", Mix("x", "G*", options={"attn_output_gate": True}), SIZE, WHOLE),
+        ("nemotron_h", NEMOTRON, Blueprint("x", 64, 4, 8, 96, init="fan_in"), WHOLE),
         ("kda3_mla1", Mix("x", "K+"), SIZE, WHOLE),
         (
             "three",

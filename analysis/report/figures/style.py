@@ -117,6 +117,7 @@ LOOKS = {
     "mamba2_swa1": Look("#225522", (7, 1, 0), (2, 3)),
     "qwen3_next": Look("#994455", (5, 1, 36), (8, 3)),
     "transformer_qwen3": Look("#555555", (8, 0, 22), (1, 2)),
+    "nemotron_h": Look("#3D6B8E", (9, 1, 0), (12, 1, 1, 1)),
     "kimi_linear": Look("#663333", (6, 0, 15), (10, 2)),
 }
 # For mixes without a look of their own.

@@ -6,12 +6,12 @@ A class is asked whether it expresses a model, its block included; the first tha
 from __future__ import annotations
 
 from models.config import ModelConfig
-from models.hf.native import granite, kimi_linear, olmo3, olmo_hybrid, qwen3_next
+from models.hf.native import granite, kimi_linear, nemotron_h, olmo3, olmo_hybrid, qwen3_next
 from models.hf.native.record import NativeClass
 
 CLASSES = {
     module.CLASS.model_type: module.CLASS
-    for module in (olmo3, olmo_hybrid, granite, kimi_linear, qwen3_next)
+    for module in (olmo3, olmo_hybrid, granite, kimi_linear, qwen3_next, nemotron_h)
 }
 
 

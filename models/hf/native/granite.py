@@ -42,7 +42,9 @@ def expresses(config: ModelConfig) -> bool:
     if not block_is(config, {"mamba2": INPUTS}):
         return False
     mamba2 = shared_settings(config, "mamba2")
-    return mamba2 is not None and config.n_heads * mamba2.head_dim % config.d_model == 0
+    if mamba2 is None or mamba2.groups > 1 or not mamba2.bias:
+        return False
+    return config.n_heads * mamba2.head_dim % config.d_model == 0
 
 
 def settings(config: ModelConfig, _context: int) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -14,6 +14,11 @@ from models.errors import SettingError
 from models.plain import LARGEST, checked, whole_number
 
 WHERE = "config.json"
+TOP_NAMES = {
+    "embedding.weight": "model.embed_tokens.weight",
+    "norm.weight": "model.norm.weight",
+    "head.weight": "lm_head.weight",
+}
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,8 @@ class NativeClass:
     layer_names: Mapping[str, Mapping[str, str]]
     """Mixer -> our name of each weight in a block -> theirs in a layer; `NAME/0` and `NAME/1` are
     the halves of one tensor."""
+    top_names: Mapping[str, str] = field(default_factory=lambda: TOP_NAMES)
+    """Our names outside of the layers -> theirs."""
     pack: Callable[[ModelConfig, Mapping[str, Tensor]], dict[str, Tensor]] = lambda _, w: dict(w)
     """Weights by the names of `layer_names` -> the class's own tensors, where it joins several or
     stores another number."""
@@ -90,6 +97,7 @@ def read_model(
     n_heads: int,
     mlp_hidden: Any,
     norm_eps: Any,
+    mlp: str = "swiglu",
 ) -> ModelConfig:
     """Our model of a config.json; of `kinds`, those that stand in `layers`."""
     if not layers:
@@ -102,6 +110,7 @@ def read_model(
         layers=tuple(layers),
         kinds={kind: kinds[kind] for kind in dict.fromkeys(layers)},
         init="normal",
+        mlp=mlp,
         norm_eps=norm_eps,
     )
     return checked(config, WHERE)

@@ -11,11 +11,6 @@ from models.config import ModelConfig
 from models.errors import SettingError
 from models.hf.native.record import NativeClass
 
-TOP_NAMES = {
-    "embedding.weight": "model.embed_tokens.weight",
-    "norm.weight": "model.norm.weight",
-    "head.weight": "lm_head.weight",
-}
 MLP_NAMES = {
     f"mlp.{name}.weight": f"mlp.{name}.weight" for name in ("gate_proj", "up_proj", "down_proj")
 }
@@ -23,8 +18,8 @@ MLP_NAMES = {
 
 def class_name(native: NativeClass, config: ModelConfig, name: str) -> str:
     """The class's name of one of our weights."""
-    if name in TOP_NAMES:
-        return TOP_NAMES[name]
+    if name in native.top_names:
+        return native.top_names[name]
     _, index, rest = name.split(".", 2)
     return f"model.layers.{index}.{native.layer_names[config.kind(int(index)).mixer][rest]}"
 

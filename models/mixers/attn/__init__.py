@@ -172,6 +172,7 @@ MIXER = Mixer(
     attends=True,
     confounds=(
         "models.attention.confounds:windows",
+        "models.attention.confounds:share",
         "models.attention.confounds:positions",
         "models.attention.confounds:qk_norm",
         "models.attention.confounds:output_gate",

@@ -1,4 +1,4 @@
-"""The Mamba2 layer (Dao and Gu 2024, section 7): expand 2, one group, biases as published.
+"""The Mamba2 layer (Dao and Gu 2024, section 7): expand 2, by default one group and biases.
 
 One input projection gives the gate z, the convolved (x, B, C) and dt; the recurrence is
 `models.mixers.mamba2.ssd`; the skip D·x, the gated RMSNorm and the output projection follow.
@@ -21,23 +21,25 @@ from models.pointwise import rms_norm
 
 
 class Mamba2(nn.Module):
-    """Shapes: B batch, T time, H heads, P head width (expand·d_model / H), K state width."""
+    """Shapes: B batch, T time, H heads, P head width (expand·d_model / H), K state width, G groups
+    of heads."""
 
     def __init__(self, config: ModelConfig, index: int) -> None:
         super().__init__()
         settings = config.settings(index)
         d, H, P, K = config.d_model, config.n_heads, settings.head_dim, settings.state
-        self.n_heads, self.head_dim, self.state = H, P, K
+        self.n_heads, self.head_dim, self.state, self.groups = H, P, K, settings.groups
         self.inner = H * P
         self.eps = settings.norm_eps
-        self.in_proj = nn.Linear(d, 2 * self.inner + 2 * K + H)
-        self.conv = nn.Parameter(torch.empty(self.inner + 2 * K, settings.conv_kernel))
-        self.conv_bias = nn.Parameter(torch.empty(self.inner + 2 * K))
+        channels = self.inner + 2 * self.groups * K
+        self.in_proj = nn.Linear(d, self.inner + channels + H, bias=settings.bias)
+        self.conv = nn.Parameter(torch.empty(channels, settings.conv_kernel))
+        self.conv_bias = nn.Parameter(torch.empty(channels))
         self.A_log = nn.Parameter(torch.empty(H))
         self.dt_bias = nn.Parameter(torch.empty(H))
         self.D = nn.Parameter(torch.empty(H))
         self.o_norm = nn.Parameter(torch.empty(self.inner))
-        self.out_proj = nn.Linear(self.inner, d)
+        self.out_proj = nn.Linear(self.inner, d, bias=settings.bias)
 
     def forward(self, x: Tensor, documents: Documents | None = None) -> Tensor:
         """x: [B, T, d_model] -> [B, T, d_model]."""
@@ -91,18 +93,28 @@ class Mamba2(nn.Module):
         return None
 
     def _project(self, x: Tensor) -> tuple[Tensor, ...]:
-        """The gate z [B, T, inner], what is convolved [B, T, inner + 2K], and dt [B, T, H]."""
-        widths = [self.inner, self.inner + 2 * self.state, self.n_heads]
+        """The gate z [B, T, inner], what is convolved [B, T, inner + 2GK], and dt [B, T, H]."""
+        widths = [self.inner, len(self.conv_bias), self.n_heads]
         return self.in_proj(x).split(widths, dim=-1)
 
     def _operands(self, xBC: Tensor, dt: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The heads' inputs u [B, T, H, P], and q, k, v, g of the recurrence. dt: [B, T, H]."""
-        u, Bs, Cs = xBC.split([self.inner, self.state, self.state], dim=-1)
+        shared = self.groups * self.state
+        u, Bs, Cs = xBC.split([self.inner, shared, shared], dim=-1)
+        Bs, Cs = (x.unflatten(-1, (self.groups, self.state)) for x in (Bs, Cs))
         u = u.unflatten(-1, (self.n_heads, self.head_dim))
         g = -self.A_log.float().exp() * dt
         v = u * dt.unsqueeze(-1).to(u.dtype)
-        return u, (Cs.unsqueeze(2), Bs.unsqueeze(2), v, g)
+        return u, (Cs, Bs, v, g)
 
     def _merge(self, o: Tensor, u: Tensor, z: Tensor) -> Tensor:
         o = (o + u * self.D.to(u.dtype).unsqueeze(-1)).flatten(2)
-        return self.out_proj(rms_norm(o * F.silu(z), self.o_norm, self.eps))
+        return self.out_proj(self._normed(o * F.silu(z)))
+
+    def _normed(self, o: Tensor) -> Tensor:
+        """The norm over each group's channels."""
+        if self.groups == 1:
+            return rms_norm(o, self.o_norm, self.eps)
+        groups = o.unflatten(-1, (self.groups, -1))
+        one = self.o_norm.new_ones(groups.shape[-1])
+        return rms_norm(groups, one, self.eps).flatten(-2) * self.o_norm.to(o.dtype)
