@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ablations.records import SettingError, home
 from models.command import setting, spelled
-from models.format import write_table
+from models.format import count, flop_count, write_table
 
 if TYPE_CHECKING:
     from analysis.study.findings import Findings
@@ -27,6 +27,9 @@ MODELS = (
     "free", "shared_E", "shared_exponents", "shared", "only_A", "only_B", "only_E", "pooled",
 )  # fmt: skip
 LEAST_RESAMPLES = 20
+LEAST_COUNTED = 1e4
+"""From here on a number of a table is a count: 162.2M and not 1.62221e+08."""
+COEFFICIENTS = ("A", "B", "K", "G_N", "G_D")
 BASELINE = "the mix that others are compared with, at each level of other treatments, or one arm"
 REFERENCE = "levels of other treatments that ratios of savings are over, the first unless given"
 
@@ -200,7 +203,8 @@ def shown(
 
         return other_latex(literal(table.map(number)), notes=notes or ()).rstrip()
     words = [i for i, name in enumerate(table) if any(isinstance(v, str) for v in table[name])]
-    aligned = write_table([*map(str, table)], table.map(_cell).to_numpy(), left=words)
+    cells = [[_cell(str(name), value) for value in table[name]] for name in table]
+    aligned = write_table([*map(str, table)], list(zip(*cells, strict=True)), left=words)
     return "\n".join([aligned.rstrip("\n"), *(notes or [])])
 
 
@@ -208,10 +212,14 @@ def _joined(value: Any) -> Any:
     return "; ".join(map(str, value)) if isinstance(value, list | tuple) else value
 
 
-def _cell(value: Any) -> str:
-    if isinstance(value, float):
-        return "–" if math.isnan(value) else f"{value:.6g}".replace("inf", "∞")
-    return str(value)
+def _cell(column: str, value: Any) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    if math.isnan(value):
+        return "–"
+    if not math.isfinite(value) or abs(value) < LEAST_COUNTED or column in COEFFICIENTS:
+        return f"{value:.6g}".replace("inf", "∞")
+    return flop_count(value) if column == "C" else count(value)
 
 
 def _plain(value: Any) -> Any:
