@@ -1,7 +1,8 @@
 """Which tokens pay: loss, difference from the baseline and token savings by class of token.
 
 Classes partition the held-out targets (docs/contracts.md). A class's loss at a point is the mean
-over domains of its nats per token, as the overall loss is; domains without its tokens are left out.
+over domains of its nats per token, as the overall loss is. Domains with fewer than `FEWEST` of its
+tokens are left out, unless all have fewer: one bracket must not weigh as much as a thousand.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from models.format import count
 
 ALL = "all"
 """The partition of one class, for comparison."""
+FEWEST = 32
 POINT = ["run", "mix", "size", "seed", "state", "N", "D", "step"]
 CLASS = ["partition", "class"]
 SUMS = ["domain", *CLASS, "nats", "tokens", "bytes"]
@@ -99,10 +101,12 @@ def by_point(table: pd.DataFrame) -> pd.DataFrame:
     at = pd.MultiIndex.from_frame(table[["run", "step", "domain"]])
     n = domains.reindex(pd.MultiIndex.from_frame(table[["run", "step"]])).to_numpy()
     tokens = whole.reindex(at).to_numpy(float)
-    size = table["bytes"].where(table["bytes"] > 0)
+    enough = table["tokens"] >= FEWEST
+    some = enough.groupby([table[name] for name in (*CLASS, "run", "step")]).transform("any")
+    nats = table["nats"].where(enough | ~some)
     table = table.assign(
-        loss=table["nats"] / table["tokens"],
-        bpb=table["nats"] / math.log(2) / size,
+        loss=nats / table["tokens"],
+        bpb=nats / math.log(2) / table["bytes"].where(table["bytes"] > 0),
         share=table["tokens"] / tokens / n,
         part=table["nats"] / tokens / n,
     )

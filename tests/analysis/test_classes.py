@@ -53,7 +53,10 @@ def classified(sweep: SweepWriter, noise: float = 0.0, **ladder: Any) -> None:
                     "nats": nats, "tokens": 8000, "bytes": 16000, "loss": nats / 8000,
                     "bpb": nats / np.log(2) / 16000, "classes": {"repeat": own},
                 }  # fmt: skip
-            domains["b"]["classes"]["only"] = {"it": [domains["b"]["nats"], 8000, 16000]}
+            # A class of which one domain has too few tokens to be heard.
+            nats = domains["a"]["nats"]
+            domains["a"]["classes"]["rare"] = {"it": [90.0, 1, 2], "other": [nats - 90, 7999, 0]}
+            domains["b"]["classes"]["rare"] = {"it": [domains["b"]["nats"], 8000, 16000]}
             for measure in ("loss", "bpb"):
                 row[measure] = sum(one[measure] for one in domains.values()) / 2
             row["domains"] = domains
@@ -65,7 +68,8 @@ def test_savings_and_differences_of_each_class_are_those_of_its_law(sweep: Sweep
     found = load_sweep(sweep.path)
     table = classes.by_class(classes.read_classes(found), {"gdn3_attn1": "transformer"})
     rows = {(one["partition"], one["class"]): one for one in table.to_dict("records")}
-    assert list(rows) == [("all", "all"), ("repeat", "new"), ("repeat", "old"), ("only", "it")]
+    assert list(rows) == [("all", "all"), ("repeat", "new"), ("repeat", "old"),
+                          ("rare", "it"), ("rare", "other")]  # fmt: skip
     assert (table["size"] == "100k").all()
     N, D = table["N"][0], table["D"][0]
     for name, saving in SAVING.items():
@@ -79,6 +83,10 @@ def test_savings_and_differences_of_each_class_are_those_of_its_law(sweep: Sweep
     assert rows["repeat", "new"]["share"] == pytest.approx(np.mean(list(SHARES.values())))
     parts = rows["repeat", "new"]["part"] + rows["repeat", "old"]["part"]
     assert parts == pytest.approx(rows["all", "all"]["difference"])
+    whole = {mix: float(0.5 * law(mix, "new").loss(N, D) + 0.5 * law(mix, "old").loss(N, D))
+             for mix in ("transformer", "gdn3_attn1")}  # fmt: skip
+    assert rows["rare", "it"]["loss"] == pytest.approx(whole["gdn3_attn1"])
+    assert rows["rare", "it"]["loss_baseline"] == pytest.approx(whole["transformer"])
     points = found.points[found.points["size"] == "100k"]
     at = points[points["D"] == points["D"].max()].groupby("mix")["loss"].mean()
     overall = at["gdn3_attn1"] - at["transformer"]
@@ -114,14 +122,14 @@ def test_the_command_answers_and_refuses_in_a_sentence(
         assert "old" in capsys.readouterr().out
     for asked, sentence in (
         ("only=repeat/16+", "class without held-out tokens; repeat has new, old."),
-        ("only=repaet", "valid: only, repeat."),
+        ("only=repaet", "valid: rare, repeat."),
         ("baseline=gdn", "gdn"),
     ):
         assert main(["classes", folder, asked]) == 2
         assert sentence in capsys.readouterr().err
     recorded = classes.read_classes(load_sweep(sweep.path))
     with pytest.raises(SettingError, match="without held-out tokens"):
-        classes.chosen(recorded, ["only/that"])
+        classes.chosen(recorded, ["rare/that"])
 
 
 def test_a_sweep_without_classes_is_told_so_and_its_report_has_no_section(
@@ -146,5 +154,5 @@ def test_the_report_has_a_section_a_table_and_a_figure(sweep: SweepWriter) -> No
     assert "## Which tokens pay" in text
     assert "size 100k" in text
     table = cells(found)["classes"]
-    assert list(table["class"]) == ["all", "new", "old", "it"]
+    assert list(table["class"]) == ["all", "new", "old", "it", "other"]
     assert numbers(found)["classes"]["saving"].notna().all()
