@@ -13,7 +13,7 @@ from typing import Any
 from models.errors import SettingError
 from models.mixer import Mixer
 
-NAMES = ("attn", "gdn", "kda", "mamba2", "mla")
+NAMES = ("attn", "gdn", "kda", "mamba2", "mla", "s6")
 MIXERS: dict[str, Mixer] = {name: import_module(f"{__name__}.{name}").MIXER for name in NAMES}
 
 

@@ -153,6 +153,17 @@ def ssd(q, k, v, g, **_):
     return o.permute(0, 2, 3, 1, 4).reshape(B, T, H, V) + 0 * S.sum(), S
 
 
+def selective_scan(x, dt, Bs, Cs, A, **_):
+    """Write and read of the state as products, a token at a time."""
+    h = torch.zeros(len(x), *A.shape, requires_grad=True)
+    out = []
+    for t in range(x.shape[1]):
+        write = (dt[:, t] * x[:, t]).unsqueeze(-1) @ Bs[:, t].unsqueeze(1)
+        h = (dt[:, t].unsqueeze(-1) * A).exp() * h + write
+        out.append((h @ Cs[:, t].unsqueeze(-1)).squeeze(-1))
+    return torch.stack(out, 1), h
+
+
 def attention(q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False, **_):
     """A query at a time, with the keys it sees and no others."""
     T, group = q.shape[2], q.shape[1] // k.shape[1]
@@ -169,11 +180,12 @@ def attention(q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False, **_):
 
 @pytest.fixture
 def plain(monkeypatch):
-    for mixer in ("gdn", "kda", "mamba2"):
+    for mixer in ("gdn", "kda", "mamba2", "s6"):
         monkeypatch.setattr(f"models.mixers.{mixer}.layer.short_convolution", convolution)
     monkeypatch.setattr("models.mixers.gdn.layer.gated_delta_rule", gated_delta_rule)
     monkeypatch.setattr("models.mixers.kda.layer.kimi_delta_attention", kimi_delta_attention)
     monkeypatch.setattr("models.mixers.mamba2.layer.ssd", ssd)
+    monkeypatch.setattr("models.mixers.s6.layer.selective_scan", selective_scan)
     monkeypatch.setattr(F, "scaled_dot_product_attention", attention)
     # Values as wide as keys are a kernel's wish and no product of the model.
     monkeypatch.setattr("models.attention.attend.widened", lambda v, _width: v)

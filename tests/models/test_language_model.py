@@ -32,6 +32,7 @@ VARIED = (
     Mix("gated", "G*", options={"attn_output_gate": True, "gdn_gate_activation": "sigmoid"}),
     Mix("kimi", "K+", options={"kda_width": "square", "kda_gate_activation": "silu"}),
     Mix("groups", "M*", options={"mamba2_groups": 2, "mamba2_bias": False}),
+    Mix("mamba1", "S*"),
     Mix("few_mlps", "MG*-", norm="outputs", options={"attn_qk_norm": "head"}),
 )
 """Every setting of the block and of mixers away from its default, in some mix."""

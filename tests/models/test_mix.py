@@ -232,8 +232,8 @@ MIXER = Mixer(
 
 @pytest.mark.usefixtures("packages")
 def test_a_mixer_of_ones_own_stands_under_its_dotted_path():
-    kinds = {"still": {"mixer": "my_mixers.still", "letter": "S", "share": 0.5}}
-    mix = read(pattern="S*", kinds=kinds)
+    kinds = {"still": {"mixer": "my_mixers.still", "letter": "Z", "share": 0.5}}
+    mix = read(pattern="Z*", kinds=kinds)
     geometry = Geometry(options={"still_width": 6})
     config = config_of(mix, geometry=geometry)
     assert config.kinds["still"].mixer == "my_mixers.still"

@@ -118,6 +118,7 @@ LOOKS = {
     "qwen3_next": Look("#994455", (5, 1, 36), (8, 3)),
     "transformer_qwen3": Look("#555555", (8, 0, 22), (1, 2)),
     "nemotron_h": Look("#3D6B8E", (9, 1, 0), (12, 1, 1, 1)),
+    "samba": Look("#8A6D1B", (12, 1, 0), (2, 1, 5, 1)),
     "kimi_linear": Look("#663333", (6, 0, 15), (10, 2)),
 }
 # For mixes without a look of their own.
