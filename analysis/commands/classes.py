@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from ablations.records import SettingError
 from analysis.commands.common import BASELINE, REFERENCE, Leveled, Points, Shown, read, shown
 from models.command import setting
-from models.errors import SettingError
 from models.format import percent
 
 
