@@ -188,6 +188,11 @@ def _inconsistent(row: Mapping[str, Any], spec: Mapping[str, Any]) -> str:
             return f"{name} of a domain that its sums do not give"
         if own and name in row and _differ(row[name], sum(s[name] for s in own) / len(own)):
             return f"{name} that its domains do not give"
+    for sums in domains:
+        for name, partition in (sums.get("classes") or {}).items():
+            nats, tokens = (sum(own[i] for own in partition.values()) for i in (0, 1))
+            if _differ(nats, sums["nats"]) or tokens != sums.get("tokens", tokens):
+                return f"partition {name} of a domain whose classes are not all of its sums"
     recipe = spec.get("recipe")
     batch = recipe.get("batch_tokens") if isinstance(recipe, Mapping) else None
     if isinstance(batch, int) and row["D"] != row["step"] * batch:
@@ -327,9 +332,30 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_sums(value: Any) -> bool:
-    """Whether it is what was summed over a domain: numbers, but for what it was too small for."""
+    """Whether it is what was summed over a domain: numbers, but for what it was too small for, and
+    sums by class."""
     return isinstance(value, dict) and all(
-        _is_number(part) or (part is None and key in MEASURES) for key, part in value.items()
+        _is_classes(part)
+        if key == "classes"
+        else _is_number(part) or (part is None and key in MEASURES)
+        for key, part in value.items()
+    )
+
+
+def _is_classes(value: Any) -> bool:
+    """Whether it is {partition: {class: [nats, tokens, bytes]}}; bytes may be null."""
+    return isinstance(value, dict) and all(
+        isinstance(partition, dict)
+        and all(
+            isinstance(sums, list)
+            and len(sums) == 3
+            and _is_number(sums[0])
+            and _is_count(sums[1])
+            and sums[1] > 0
+            and (sums[2] is None or _is_count(sums[2]))
+            for sums in partition.values()
+        )
+        for partition in value.values()
     )
 
 

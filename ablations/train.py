@@ -28,10 +28,11 @@ from ablations import formats, micro_batch, provenance, tracking
 from ablations.checkpoint import Checkpoints
 from ablations.data.order import Batches
 from ablations.data.prepared import Corpus
-from ablations.data.source import decoder, open_corpus, read_parts
+from ablations.data.source import decoder, open_corpus, read_parts, token_texts
 from ablations.data.verify import Part, Verification, verify
 from ablations.distributed import Parallel, World, choose_parallel, environment, joined
 from ablations.evaluate import budget
+from ablations.evaluate.classes import classify
 from ablations.evaluate.loss import evaluate, held_out
 from ablations.evaluate.probes import Probes
 from ablations.evaluate.samples import Samples
@@ -158,6 +159,8 @@ class Trainer:
         self.domains = held_out(
             self.corpus, recipe.context, spec.data.eval_tokens, spec.data.eval_mode
         )
+        texts = token_texts(spec.data.name, spec.data.path, self.corpus)
+        self.classes = classify(self.domains, self.corpus.separator, texts)
         self.separator = self.corpus.separator if spec.data.document_mask else None
         self.probes = self._probes() if spec.evaluation.probes else None
         self.samples: Samples | None = None
@@ -454,6 +457,7 @@ class Trainer:
             autocast=self.hardware.autocast,
             separator=self.separator,
             world=self.world,
+            classes=self.classes,
             **self._evaluation_pass(),
         )
         D = progress.step * self.recipe.batch_tokens

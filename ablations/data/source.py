@@ -6,6 +6,7 @@ import functools
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from ablations.data.embedded import embedded_folder, embedded_manifest, open_embedded
 from ablations.data.manifest import read_manifest
@@ -67,6 +68,29 @@ def decoder(name: str, path: str | None) -> Callable[[list[int]], str]:
 
     tokenizer = parse_tokenizer(recorded["name"], file.read_bytes())
     return lambda ids: tokenizer.decode(ids, skip_special_tokens=False)
+
+
+def token_texts(name: str, path: str | None, corpus: Corpus) -> list[bytes] | None:
+    """UTF-8 bytes of each token id of the corpus that `open_corpus` opened, none of its separator.
+
+    None where the corpus holds no tokenizer whose tokens are bytes of text.
+    """
+    recorded: dict[str, Any] = BYTE_TOKENIZER
+    if name != "embedded":
+        _, folder = folders(required_path(path))[0]
+        recorded = read_manifest(folder, "data.path")["tokenizer"]
+    if recorded["name"] == BYTE_TOKENIZER["name"]:
+        texts = [bytes([i]) if i < 256 else b"" for i in range(corpus.vocab_size)]
+    else:
+        from ablations.data.tokenizer import texts_of
+
+        file = folder / str(recorded.get("file"))
+        found = texts_of(file.read_bytes(), corpus.vocab_size) if file.is_file() else None
+        if found is None:
+            return None
+        texts = found
+    texts[corpus.separator] = b""
+    return texts
 
 
 def _bytes_decoded(ids: list[int]) -> str:

@@ -176,6 +176,50 @@ def token_bytes(
     return sizes
 
 
+def texts_of(content: bytes, vocab_size: int) -> list[bytes] | None:
+    """UTF-8 bytes of each token of a tokenizer.json, none of special tokens and unused ids.
+
+    The same tokenizers as in `token_bytes`; None for others. Read as JSON, so that it does not
+    depend on which packages are installed.
+    """
+    try:
+        described = json.loads(content)
+    except ValueError:
+        return None
+    decoders = {part["type"] for part in _parts(described.get("decoder"), "decoders")}
+    vocabulary = described["model"].get("vocab")
+    byte_level = "ByteLevel" in decoders
+    if not byte_level and not decoders & {"ByteFallback", "Metaspace"}:
+        return None
+    if not isinstance(vocabulary, dict):
+        return None
+    added_tokens = described.get("added_tokens") or []
+    ids = [*vocabulary.values(), *(added["id"] for added in added_tokens)]
+    texts = [b""] * max(vocab_size, *(index + 1 for index in ids))
+    for token, index in vocabulary.items():
+        if byte_level:
+            texts[index] = bytes(BYTE_OF[letter] for letter in token if letter in BYTE_OF)
+        elif re.fullmatch(r"<0x[0-9A-F]{2}>", token):
+            texts[index] = bytes([int(token[3:5], 16)])
+        else:
+            texts[index] = token.replace("▁", " ").encode()
+    for added in added_tokens:
+        text = added["content"] if byte_level else added["content"].replace("▁", " ")
+        texts[added["id"]] = b"" if added["special"] else text.encode()
+    return texts
+
+
+def _letter_of_byte() -> dict[str, int]:
+    """The byte that each letter of a byte-level token stands for: itself where it is printed in
+    Latin-1, and the others in order from U+0100 on (GPT-2's table)."""
+    printed = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    others = [byte for byte in range(256) if byte not in printed]
+    return {chr(byte): byte for byte in printed} | {chr(256 + i): b for i, b in enumerate(others)}
+
+
+BYTE_OF = _letter_of_byte()
+
+
 def _content(name: str) -> bytes:
     path = Path(name).expanduser()
     if path.is_dir():

@@ -9,7 +9,7 @@ taken to be.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch import Tensor
 from ablations.data.prepared import Corpus
 from ablations.data.windows import HeldOut, held_out_rows
 from ablations.distributed import World
+from ablations.evaluate.classes import Partition
 from models.documents import Documents
 from models.language_model import LanguageModel
 
@@ -53,14 +54,17 @@ def evaluate(
     batch_tokens: int = 8192,
     separator: int | None = None,
     world: World = ALONE,
+    classes: Mapping[str, Mapping[str, Partition]] | None = None,
 ) -> dict[str, Any]:
     """Sums and means by domain, and their unweighted means over domains.
 
     batch_tokens: predictions of a pass, at most; separator: the token after which a document
-    begins, where documents are kept apart; world: the ranks that share the windows.
+    begins, where documents are kept apart; world: the ranks that share the windows; classes: of
+    each domain's targets (`ablations.evaluate.classes.classify`).
     Returns {"loss": nats per token, "bpb": bits per byte, "loss_se", "bpb_se": standard errors,
     "domains": {name: {"nats", "tokens", "bytes", "documents", "loss", "bpb", "loss_se",
-    "bpb_se"}}}. Standard errors are None with fewer than two documents.
+    "bpb_se", "classes": {partition: {class: [nats, tokens, bytes]}}}}}. Standard errors are None
+    with fewer than two documents; a class without targets is left out.
     """
     model.eval()
     results: dict[str, dict[str, Any]] = {}
@@ -69,6 +73,8 @@ def evaluate(
         lengths = np.full(n, context) if domain.lengths is None else domain.lengths
         n_documents = len(domain.document_bytes) if domain.document_bytes is not None else 0
         by_document = np.zeros(n_documents)
+        partitions = (classes or {}).get(name, {})
+        by_class = {key: np.zeros(len(one.names)) for key, one in partitions.items()}
         total = torch.zeros((), dtype=torch.float64, device=device)
         for mine, nll in window_nats(
             model, domain.windows, batch_tokens, lengths=lengths,
@@ -79,12 +85,14 @@ def evaluate(
                 counted = torch.arange(length) < torch.from_numpy(lengths[mine])[:, None]
                 nll = nll.where(counted.to(device), 0.0)
             total += nll.sum()
+            # On the CPU, where the order of a sum, and so its last bit, is always the same.
+            values = nll.cpu().numpy().ravel()
             if domain.documents is not None:
-                # On the CPU, where the order of a sum, and so its last bit, is always the same.
                 owners = domain.documents[mine, :length]
-                by_document += np.bincount(
-                    owners.ravel(), nll.cpu().numpy().ravel(), minlength=n_documents
-                )
+                by_document += np.bincount(owners.ravel(), values, minlength=n_documents)
+            for key, one in partitions.items():
+                of_target = one.of_target[mine, :length]
+                by_class[key] += np.bincount(of_target.ravel(), values, minlength=len(one.names))
         nats = world.sum(total).item()
         tokens = int(lengths.sum())
         result = {"nats": nats, "tokens": tokens, "bytes": domain.text_bytes}
@@ -105,6 +113,13 @@ def evaluate(
             "bpb": nats / math.log(2) / domain.text_bytes,
             **errors,
         }
+        if partitions:
+            sums = torch.from_numpy(np.concatenate(list(by_class.values()))).to(device)
+            summed = iter(world.sum(sums).tolist())
+            results[name]["classes"] = {
+                key: _class_sums(one, [next(summed) for _ in one.names])
+                for key, one in partitions.items()
+            }
     model.train()
     return {
         "loss": sum(r["loss"] for r in results.values()) / len(results),
@@ -114,6 +129,13 @@ def evaluate(
         "bpb_se": of_mean([r["bpb_se"] for r in results.values()]),
         "domains": results,
     }
+
+
+def _class_sums(one: Partition, nats: list[float]) -> dict[str, list[float | None]]:
+    """{class: [nats, tokens, bytes]} of the classes that have targets."""
+    sizes = [None] * len(one.names) if one.bytes is None else one.bytes.tolist()
+    rows = zip(one.names, nats, one.tokens.tolist(), sizes, strict=True)
+    return {name: [own, tokens, size] for name, own, tokens, size in rows if tokens}
 
 
 def window_nats(

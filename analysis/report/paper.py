@@ -90,6 +90,12 @@ REPORT = {
         "Intervals: 95 % (Wilson) over examples; how seeds scatter is not in them.", keys=4,
         dash="not probed at this length",
     ),
+    "classes": Table(
+        [("Held-out loss by class of token, and token savings over {baseline}.", "")],
+        "Difference: nats per token of the class; its part is of all tokens, and parts of a "
+        "partition add up to the overall difference. Savings are free of any fit.", POINTS,
+        keys=3, ours=8, dash="too few seeds or budgets",
+    ),
     "ladder": Table(
         [("Shapes and parameters N (without the input embedding) by mix and size.", "")],
         ours=1, dash="not recorded, or not trained at this size",

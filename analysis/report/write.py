@@ -21,7 +21,7 @@ from analysis.report.figures.losses import domains
 from analysis.report.figures.style import csv_text
 from analysis.report.page import page
 from analysis.stats.savings import seconds_per_token
-from analysis.study import probes
+from analysis.study import classes, probes
 from analysis.study.answer import answers
 from analysis.study.findings import Findings
 from analysis.study.savings_answer import interaction_row
@@ -80,6 +80,8 @@ def cells(found: Findings) -> dict[str, pd.DataFrame]:
         made["domains"] = results.domains_table(found)
     if not probes.is_empty(found.probes, positions=False):
         made["probes"] = probes.accuracy_cells(probes.accuracies(found.probes))
+    if len(found.classes):
+        made["classes"] = classes.cells(found.classes)
     if len(result.free):
         made["fit_free"] = tables.fit_free_table(result.free, result.level)
     if result.fit is not None:
@@ -137,6 +139,8 @@ def numbers(found: Findings) -> dict[str, pd.DataFrame]:
         made["probes"] = probes.accuracies(found.probes)
     if not probes.is_empty(found.probes, positions=True):
         made["positions"] = probes.by_position(found.probes)
+    if len(found.classes):
+        made["classes"] = found.classes
     speeds = seconds_per_token(found.sweep.points)
     if len(speeds):
         made["speed"] = speeds.assign(tokens_per_second=1 / speeds["seconds"])

@@ -12,6 +12,7 @@ import pandas as pd
 from analysis.foreign import literal
 from analysis.stats.holdout import holdout
 from analysis.stats.interval import LEVEL
+from analysis.study.classes import by_class, read_classes
 from analysis.study.compare import Comparison, compare
 from analysis.study.load import Run, Sweep
 from analysis.study.probes import read_probes
@@ -56,6 +57,11 @@ class Findings:
         )  # fmt: skip
 
     @cached_property
+    def classes(self) -> pd.DataFrame:
+        """Losses and savings by class of token (`analysis.study.classes.by_class`)."""
+        return by_class(read_classes(self.sweep), self.study.versus, self.study.level)
+
+    @cached_property
     def samples(self) -> pd.DataFrame:
         """How each mix continued the same prompts at the largest size; empty without samples."""
         order = list(dict.fromkeys(self.points["mix"]))
@@ -94,7 +100,7 @@ class Findings:
         # Read by names as they are in folders.
         self.study.make()
         _ = self.metrics, self.probes, self.samples, self.holdout, self.speeds, self.sizes
-        _ = self.sealed
+        _ = self.sealed, self.classes
         return literal(self)
 
     @property

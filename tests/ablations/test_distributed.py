@@ -83,6 +83,11 @@ def test_ranks_give_the_losses_of_one(make_run, alone, how, n):
     for a, b in zip(run.rows("points.jsonl"), alone.rows("points.jsonl"), strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
         assert a["data_hash"] == b["data_hash"]
+        for domain, sums in a["domains"].items():
+            for partition, classes in sums["classes"].items():
+                assert sum(own[0] for own in classes.values()) == pytest.approx(sums["nats"])
+                for name, own in b["domains"][domain]["classes"][partition].items():
+                    assert classes[name] == pytest.approx(own, rel=1e-4)
     ours, theirs = (list(r.rows("probes.jsonl")) for r in (run, alone))
     assert len(ours) == len(theirs) == 3 * (2 + 4)
     for a, b in zip(ours, theirs, strict=True):

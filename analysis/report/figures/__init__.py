@@ -4,6 +4,7 @@
 those of a column and of a page). Save with `analysis.report.figures.style.save`.
 """
 
+from analysis.report.figures.classes import loss_by_class
 from analysis.report.figures.fits import coefficients, fit_with_residuals, heldout
 from analysis.report.figures.losses import (
     bpb_by_domain,
@@ -42,6 +43,7 @@ __all__ = [
     "loss_against_rate",
     "loss_against_tokens",
     "loss_along",
+    "loss_by_class",
     "loss_by_position",
     "predictions_by_place",
     "probe_accuracy",

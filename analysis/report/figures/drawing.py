@@ -16,7 +16,7 @@ from analysis.stats.fit import each_mix
 from analysis.stats.isoflop_draws import draw_isoflop
 from analysis.stats.rays import IsoFlop, fit_isoflop
 from analysis.stats.uncertainty import METHOD_WORDS
-from analysis.study import probes, published
+from analysis.study import classes, probes, published
 from analysis.study.answer import lacking_words
 from analysis.study.findings import Findings, note
 from models.format import count, percent
@@ -352,6 +352,22 @@ def _probe_accuracy(found: Findings, told: str, width: float) -> Drawn:
     return figures.probe_accuracy(means, probes.largest(found.probes), told, width)
 
 
+def _no_classes(found: Findings) -> str:
+    if len(found.classes):
+        return ""
+    if not found.sweep.runs:
+        return "losses by class of token are recorded by runs, and these are points alone"
+    return "no losses by class of token are recorded of two mixes"
+
+
+def _classes_words(found: Findings) -> str:
+    return (
+        f"At {classes.place_words(found.classes)}. Bars: {percent(found.study.level, 'g')} by "
+        "Student's t on seeds that both mixes have, their scatter pooled over sizes; savings "
+        "without a fit."
+    )
+
+
 def _loss_by_position(found: Findings, told: str, width: float) -> Drawn:
     return figures.loss_by_position(probes.largest(probes.by_position(found.probes)), told, width)
 
@@ -374,6 +390,9 @@ PICTURES = (
             lambda f: _no_probes(f, positions=False), _probes_words),
     Picture("positions", "Loss by position in a long window", _loss_by_position,
             lambda f: _no_probes(f, positions=True), _positions_words),
+    Picture("classes", "Loss and token savings by class of token",
+            lambda f, told, w: figures.loss_by_class(f.classes, told, w), _no_classes,
+            _classes_words),
     Picture("fits", "Fits and their residuals", _fits, _no_fit, _fit_words, of_laws=True),
     Picture("heldout", "Errors of predictions on what was left out",
             lambda f, told, w: figures.heldout(f.holdout, told, w), _no_holdout,
