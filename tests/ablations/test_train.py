@@ -212,7 +212,9 @@ def test_the_manifest_says_which_backend_every_operator_had(make_run):
             train(run, spec, stop=lambda run=run: bool(rows(run)), say=said.append) == "preempted"
         )
         # Of an operator that the run does not have the form is the usual one.
-        assert run.read_manifest()["backends"] == {"gated_delta_rule": "chunked", "ssd": backend}
+        backends = run.read_manifest()["backends"]
+        assert backends.pop("ssd") == backend
+        assert set(backends.values()) == {"chunked"}
         lines = [line for line in said if "operators" in line]
         assert len(lines) == (reason is not None)
         assert all(line.startswith(reason) and "times as long as chunked" in line for line in lines)

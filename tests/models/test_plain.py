@@ -30,7 +30,7 @@ def configs(mix):
     """The mix at two sizes and in two protocols."""
     for size, vocab in map(load_size, ("50k", "60m")):
         for geometry in GEOMETRIES.values():
-            yield build_config(mix, size, geometry, vocab)
+            yield build_config(mix, size, geometry, vocab, 8192)
 
 
 @pytest.mark.parametrize(
@@ -240,7 +240,7 @@ def test_nothing_at_its_default_is_kept():
     assert kept == {
         "name": "x", "pattern": ["gdn", "swa"], "kinds": SLIDING, "gdn_output_gate": True
     }  # fmt: skip
-    assert set(defaults) == {"placement", "last", "norm", "mlp", "norm_eps"}
+    assert set(defaults) == {"placement", "attention", "last", "norm", "mlp", "norm_eps"}
     kept, defaults = split_defaults(build_config(mix, SIZE, Geometry(), 256))
     assert "mlp" not in kept
     assert kept["kinds"]["gdn"]["settings"] == {"key_dim": 32, "value_dim": 64}
