@@ -154,6 +154,7 @@ class Assembled(torch.nn.Module):
         "mamba2x3_attn1",
         "kimi_linear",
         "qwen3_next",
+        "nemotron_h",
     ],
 )
 def test_model_equals_transformers_in_logits_and_gradients(name):
@@ -189,3 +190,27 @@ def test_model_equals_transformers_in_logits_and_gradients(name):
         assert scale > 0, target
         gradient = gradients[target] - shifts[target]
         assert (gradient - parameter.grad).abs().max() / scale < 1e-3, target
+
+
+def test_nemotron_h_steps_in_transformers_as_it_reads_at_once():
+    """The class bounds dt from below where it reads many tokens, and not token by token."""
+    config = CONFIGS["nemotron_h"]
+    assert config.settings(0).groups == 2
+    ours = varied(config)
+    with torch.no_grad():
+        for name, parameter in ours.named_parameters():
+            if name.endswith("dt_bias"):
+                parameter.fill_(-9)  # dt of about 1e-4, below the 1e-3 that the class has by itself
+    theirs = published(config).eval()
+    native = native_class(config)
+    theirs.load_state_dict(native.join(to_folder(native, config, dict(ours.named_parameters()))))
+    ids = tokens(2, 20)
+    with torch.no_grad():
+        read = ours(ids)
+        torch.testing.assert_close(theirs(ids, use_cache=False).logits, read, rtol=0, atol=1e-4)
+        state, steps = None, []
+        for t in range(ids.shape[1]):
+            out = theirs(ids[:, t : t + 1], past_key_values=state, use_cache=True)
+            state = out.past_key_values
+            steps.append(out.logits)
+    torch.testing.assert_close(torch.cat(steps, 1), read, rtol=0, atol=1e-4)
