@@ -233,7 +233,7 @@ class Mix:
                 f"size.n_layers={n // 2} leaves mix={self.name} too few pairs ({pairs}) for "
                 f"{count} attention layers; give a deeper size."
             )
-        before = {round(i * (pairs + 1) / (count + 1)) for i in range(1, count + 1)}
+        before = {i * pairs // (count + 1) for i in range(1, count + 1)}  # as in the 8B model
         return [
             kind
             for pair in range(1, pairs + 1)

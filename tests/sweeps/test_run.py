@@ -85,7 +85,7 @@ def test_days_of_cpu_work_are_refused_with_the_ways_out(tmp_path):
         (["mix=nope"], "mix=nope is not known; valid: gdn, gdn1_attn1"),
         (["mix=gdn3attn1"], "mix=gdn3attn1 is not known; nearest: gdn3_attn1"),
         (["size=2m"], "valid: 100k, 100m"),
-        (["experiment=nope"], "valid: demo"),
+        (["experiment=nope"], "experiment=nope is not known; valid: as_published, demo"),
         (["protocol=nope"], "valid: controlled, olmo_hybrid"),
         (["bogus=1"], "bogus is not a setting"),
         (["+mix.nope=1"], "mix.nope is not a setting"),
