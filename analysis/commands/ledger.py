@@ -15,7 +15,7 @@ class Settings:
     docs/statistics.md says what is scored.
     """
 
-    EXAMPLES = ("", "runs=results/ladder format=json")
+    EXAMPLES = ("", "runs=results format=json")
     sealed: Path | None = setting(
         None, "folder of sealed predictions, results/sealed unless given", shape="DIR"
     )
