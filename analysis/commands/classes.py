@@ -51,7 +51,7 @@ def run(asked: Settings) -> str:
         "by Student's t on seeds that both have, their scatter pooled over sizes. Each interval "
         "stands alone: of many, some miss by luck.",
     ]
-    told = classes.cells(found) if asked.format in ("table", "latex") else found
-    rows = [{str(key): value for key, value in row.items()} for row in told.to_dict("records")]
+    table = classes.cells(found) if asked.format in ("table", "latex") else found
+    rows = [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]
     document = {"classes": rows, "notes": notes, "level": asked.level}
     return shown(asked.format, document, rows, notes)

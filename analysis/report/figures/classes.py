@@ -1,4 +1,4 @@
-"""Figure of classes of tokens: differences in loss and token savings, a row a class."""
+"""Figure of classes of tokens: differences in loss and token savings, one row per class."""
 
 from __future__ import annotations
 

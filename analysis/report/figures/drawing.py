@@ -391,7 +391,7 @@ PICTURES = (
     Picture("positions", "Loss by position in a long window", _loss_by_position,
             lambda f: _no_probes(f, positions=True), _positions_words),
     Picture("classes", "Loss and token savings by class of token",
-            lambda f, told, w: figures.loss_by_class(f.classes, told, w), _no_classes,
+            lambda f, note, w: figures.loss_by_class(f.classes, note, w), _no_classes,
             _classes_words),
     Picture("fits", "Fits and their residuals", _fits, _no_fit, _fit_words, of_laws=True),
     Picture("heldout", "Errors of predictions on what was left out",
