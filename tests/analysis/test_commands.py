@@ -188,7 +188,7 @@ def test_tables_are_printed_or_written_in_each_form(
 @pytest.mark.parametrize(
     ("command", "sentence"),
     [
-        ("figures sweep=trial only=pie", "only=pie is not known; valid: bpb, classes, coefficients"),
+        ("figures sweep=trial only=pie", "only=pie is not known; valid: bpb, classes, "),
         ("figures sweep=trial only=fits", "only=fits cannot be drawn (fits: no law can be fitted"),
         ("figures sweep=trial width=wide", "width=wide is not known; valid: double, single"),
         (
