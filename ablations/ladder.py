@@ -111,6 +111,7 @@ def plan_recipe(
     tokens_per_parameter: float,
     decay_fraction: float,
     lr_multiplier: float,
+    lr_N: int | None = None,
     batch: int | None,
     batch_multiple: int = 1,
     schedule: str = "wsds",
@@ -122,7 +123,9 @@ def plan_recipe(
 ) -> Recipe:
     """Apply the rules to a size whose transformer has N parameters.
 
-    chinchilla: multiples at which points are taken, rising; batch: tokens, None for the rule;
+    chinchilla: multiples at which points are taken, rising; lr_N: the N that the rule for the
+    learning rate reads, None for N: that of the base under the maximal update parametrization,
+    whose rate is the same at every size; batch: tokens, None for the rule;
     batch_multiple: sequences that a batch is a multiple of, so that it divides over devices;
     max_steps: of a try, which ends there by a schedule of its own, evaluated once.
     Raises SettingError on a budget that is not positive, not rising, or below one batch.
@@ -185,7 +188,7 @@ def plan_recipe(
         tokens=steps * actual,
         steps=steps,
         warmup_steps=round(warmup_tokens(N) / actual),
-        peak_lr=peak_lr(N) * lr_multiplier,
+        peak_lr=peak_lr(N if lr_N is None else lr_N) * lr_multiplier,
         beta1=0.9,
         beta2=beta2(target),
         weight_decay=weight_decay,
@@ -195,19 +198,28 @@ def plan_recipe(
         skip_sigma=skip_sigma,
         schedule=schedule,
         milestones=tuple(milestones),
-        by_hand=_by_hand(N, batch, lr_multiplier, tokens_per_parameter),
+        by_hand=_by_hand(N, batch, lr_multiplier, lr_N, tokens_per_parameter),
         ladder_steps=ladder_steps if is_try else None,
     )
 
 
 def _by_hand(
-    N: int, batch: int | None, lr_multiplier: float, tokens_per_parameter: float
+    N: int,
+    batch: int | None,
+    lr_multiplier: float,
+    lr_N: int | None,
+    tokens_per_parameter: float,
 ) -> tuple[str, ...]:
     words = []
     if batch is not None:
         words.append(f"batch_tokens={batch} (the ladder: {batch_tokens(N)})")
     if lr_multiplier != 1:
         words.append(f"lr_multiplier={lr_multiplier:g} (the ladder: 1)")
+    if lr_N not in (None, N):
+        words.append(
+            f"learning rate of N = {lr_N:,}, the base of parametrization=mup (the ladder: of N = "
+            f"{N:,})"
+        )
     if tokens_per_parameter != CHINCHILLA_TOKENS:
         words.append(
             f"tokens_per_parameter={tokens_per_parameter:g} (the ladder: {CHINCHILLA_TOKENS})"

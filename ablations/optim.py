@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch.optim._muon import _adjust_lr, _zeropower_via_newtonschulz
 from ablations.ladder import Recipe
 from models.language_model import LanguageModel
 from models.mixers import lookup
+from models.parametrization import parameter_groups, scales
 
 WINDOW = 128  # steps; Olmo Hybrid's SkipStepAdamW
 ENOUGH = WINDOW // 2  # before that many, nothing is an outlier
@@ -24,7 +26,8 @@ def build_optimizers(
     """The optimizers of a run, at learning rate 0 (the loop sets it).
 
     `adamw`: one AdamW, with no decay on the embedding (Olmo Hybrid's ladder) nor on the
-    parameters that a mixer names (as their authors mark them). `muon`: Muon (Jordan et al.
+    parameters that a mixer names (as their authors mark them), and in a model with the maximal
+    update parametrization a rate, decay and eps of each by its rule. `muon`: Muon (Jordan et al.
     2024) for the matrices inside the blocks, its update scaled to AdamW's root mean square (Liu
     et al. 2025) so that one learning rate serves both, and that AdamW for everything else.
     """
@@ -32,6 +35,8 @@ def build_optimizers(
     decayed: list[nn.Parameter] = []
     undecayed: list[nn.Parameter] = []
     exempt = undecayed_names(model)
+    if model.config.mup is not None:
+        return [_scaled_adamw(model, recipe, exempt)]
     for name, parameter in model.named_parameters():
         role = name.rsplit(".", 1)[-1]
         if (
@@ -60,6 +65,26 @@ def build_optimizers(
         return [adamw]
     muon = Muon(matrices, lr=0.0, weight_decay=recipe.weight_decay, adjust_lr_fn="match_rms_adamw")
     return [adamw, muon]
+
+
+def _scaled_adamw(
+    model: LanguageModel, recipe: Recipe, exempt: Collection[str]
+) -> torch.optim.Optimizer:
+    groups = parameter_groups(
+        model.named_parameters(),
+        scales(model.config),
+        undecayed=lambda name: name.startswith("embedding.") or name in exempt,
+        weight_decay=recipe.weight_decay,
+        eps=recipe.eps,
+    )
+    betas = (recipe.beta1, recipe.beta2)
+    return torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=recipe.eps, fused=True)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Give every group its share of a learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group.get("lr_scale", 1.0)
 
 
 class Muon(torch.optim.Muon):

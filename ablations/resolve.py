@@ -25,10 +25,13 @@ from ablations.spec import (
     TrainSettings,
     too_many_epochs,
 )
+from models import parametrization
+from models.config import MupBase
+from models.cost import parameters
 from models.environment import expand
 from models.errors import SettingError, not_ascii, one_of
 from models.matching import match
-from models.mix import Geometry, Mix, check_rules_of, readable_settings
+from models.mix import TRANSFORMER, Geometry, Mix, build_config, check_rules_of, readable_settings
 from models.settings import from_dict
 
 NAME = re.compile(r"[A-Za-z0-9_.]+")
@@ -69,7 +72,7 @@ def resolve(settings: dict[str, Any], *, plan_only: bool = False) -> RunSpec:
     protocol: ProtocolSettings = parts["protocol"]
     data: DataSettings = parts["data"]
     train: TrainSettings = parts["train"]
-    _check_choices(data, train, parts["resources"], parts["logging"])
+    _check_choices(protocol, data, train, parts["resources"], parts["logging"])
     _check_ranges(parts)
 
     name = size.corpus if data.name == "auto" else data.name
@@ -94,7 +97,11 @@ def resolve(settings: dict[str, Any], *, plan_only: bool = False) -> RunSpec:
         tolerance=protocol.tolerance,
         context=size.context,
     )
-    recipe = _recipe(matched.N_target, size, protocol, train)
+    base = _mup_base(size, protocol, train)
+    model = replace(matched.config, mup=base)
+    parametrization.check(model)
+    lr_N = None if base is None else _transformer_at(base, size, geometry, model.vocab_size)
+    recipe = _recipe(matched.N_target, size, protocol, train, lr_N)
     spec = RunSpec(
         sweep=sweep,
         mix=mix,
@@ -103,7 +110,7 @@ def resolve(settings: dict[str, Any], *, plan_only: bool = False) -> RunSpec:
         data=data,
         train=train,
         seed=seed,
-        model=matched.config,
+        model=model,
         recipe=recipe,
         corpus=corpus,
         matched=str(matched),
@@ -119,10 +126,63 @@ def resolve(settings: dict[str, Any], *, plan_only: bool = False) -> RunSpec:
     return spec
 
 
-def _recipe(N: int, size: SizeSettings, protocol: ProtocolSettings, train: TrainSettings) -> Recipe:
+def _mup_base(
+    size: SizeSettings, protocol: ProtocolSettings, train: TrainSettings
+) -> MupBase | None:
+    """What the maximal update parametrization scales from; None for the standard one."""
+    settings = {
+        "d_model": protocol.mup_base_width,
+        "head_dim": protocol.mup_base_head_width,
+        "n_layers": protocol.mup_base_layers,
+    }
+    given = {name: value for name, value in settings.items() if value is not None}
+    if protocol.parametrization != "mup":
+        if given:
+            raise SettingError(
+                "protocol.mup_base_width, mup_base_head_width and mup_base_layers are read with "
+                "protocol.parametrization=mup alone; give that, or leave them out."
+            )
+        return None
+    if train.optim != "adamw":
+        raise SettingError(
+            f"protocol.parametrization=mup has its rates for train.optim=adamw alone, and "
+            f"train.optim={train.optim} is set; give one of the two another value."
+        )
+    base = replace(parametrization.BASES[size.init], **given)
+    if base.d_model % base.head_dim or base.head_dim % 2:
+        raise SettingError(
+            f"protocol.mup_base_head_width={base.head_dim} must be even and divide "
+            f"protocol.mup_base_width={base.d_model}; both are those of the ladder's smallest size "
+            "unless given."
+        )
+    return base
+
+
+def _transformer_at(base: MupBase, size: SizeSettings, geometry: Geometry, vocab_size: int) -> int:
+    """N of the transformer with the base's widths and depth, its MLP as wide for its model as the
+    size's."""
+    blueprint = replace(
+        size.blueprint,
+        d_model=base.d_model,
+        n_heads=base.d_model // base.head_dim,
+        n_kv_heads=None,
+        n_layers=base.n_layers,
+        mlp_hidden=max(1, round(size.mlp_hidden * base.d_model / size.d_model)),
+    )
+    return parameters(build_config(TRANSFORMER, blueprint, geometry, vocab_size))[0]
+
+
+def _recipe(
+    N: int,
+    size: SizeSettings,
+    protocol: ProtocolSettings,
+    train: TrainSettings,
+    lr_N: int | None = None,
+) -> Recipe:
     """How the transformer of N parameters is trained, and every mix of its size with it.
 
-    Where the protocol leaves a setting open, the size has it.
+    Where the protocol leaves a setting open, the size has it. lr_N: the N that the rule for the
+    learning rate reads, N unless given.
     """
     lr = size.lr_multiplier if protocol.lr_multiplier is None else protocol.lr_multiplier
     return plan_recipe(
@@ -132,6 +192,7 @@ def _recipe(N: int, size: SizeSettings, protocol: ProtocolSettings, train: Train
         tokens_per_parameter=protocol.tokens_per_parameter,
         decay_fraction=protocol.decay_fraction,
         lr_multiplier=lr,
+        lr_N=lr_N,
         batch=protocol.batch_tokens,
         batch_multiple=protocol.batch_multiple,
         schedule=protocol.schedule,
@@ -167,9 +228,18 @@ def each_its_own(settings: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _check_choices(
-    data: DataSettings, train: TrainSettings, resources: Resources, logging: Logging
+    protocol: ProtocolSettings,
+    data: DataSettings,
+    train: TrainSettings,
+    resources: Resources,
+    logging: Logging,
 ) -> None:
     for name, value, valid in (
+        (
+            "protocol.parametrization",
+            protocol.parametrization,
+            parametrization.PARAMETRIZATIONS,
+        ),
         ("data.name", data.name, CORPORA),
         ("data.eval_mode", data.eval_mode, EVAL_MODES),
         ("resources.device", resources.device, DEVICES),
@@ -221,6 +291,9 @@ LEAST = {
     "train.skip_sigma": 0,
     "protocol.tolerance": 0,
     "protocol.max_steps": 1,
+    "protocol.mup_base_width": 1,
+    "protocol.mup_base_head_width": 1,
+    "protocol.mup_base_layers": 1,
     "size.context": 1,
 }
 

@@ -85,6 +85,14 @@ class ProtocolSettings:
     """Sequences that every batch is a multiple of, so that it divides over devices."""
     max_steps: int | None = None
     """Steps after which a run ends, for a try; such a run is none of the ladder's."""
+    parametrization: str = "standard"
+    """`standard`, or `mup`: initial values and rates by models/parametrization.py, at the ladder's
+    peak rate for the base, whatever the size."""
+    mup_base_width: int | None = None
+    """d_model at which both are the same; None, here and below: the smallest size's of the ladder
+    with this size's `init`."""
+    mup_base_head_width: int | None = None
+    mup_base_layers: int | None = None
     options: Mapping[str, Any] = open_field()
     """Rules of the mixers that the run has, `<mixer>_<rule>`."""
 

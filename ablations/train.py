@@ -43,7 +43,14 @@ from ablations.hardware import (
     choose_hardware,
     choose_operators,
 )
-from ablations.optim import Outcome, OutlierRule, build_optimizers, decided_here, step_unless
+from ablations.optim import (
+    Outcome,
+    OutlierRule,
+    build_optimizers,
+    decided_here,
+    set_rate,
+    step_unless,
+)
 from ablations.profiling import traced
 from ablations.records import DamagedRecord, RunDirectory, project_root
 from ablations.resources import cost_of_operators, no_room
@@ -301,8 +308,7 @@ class Trainer:
             skip = self.rule.skips(step, *self._gradient(batch))
             lr = recipe.lr(step)
             for optimizer in self.optimizers:
-                for group in optimizer.param_groups:
-                    group["lr"] = lr
+                set_rate(optimizer, lr)
                 step_unless(optimizer, skip)
                 optimizer.zero_grad(set_to_none=True)
             milestone = self.milestones.get(step)

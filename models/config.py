@@ -76,6 +76,22 @@ def size_name(file: Mapping[str, Any], size: Mapping[str, Any]) -> str:
 
 
 @dataclass(frozen=True)
+class MupBase:
+    """The widths and depth at which the maximal update parametrization (models/parametrization.py)
+    and the standard one are the same."""
+
+    d_model: int
+    head_dim: int
+    n_layers: int
+    """Pairs of a mixer and an MLP."""
+
+    def __post_init__(self) -> None:
+        for name in ("d_model", "head_dim", "n_layers"):
+            if (value := getattr(self, name)) < 1:
+                raise SettingError(f"the base's {name}={value} must be at least 1.")
+
+
+@dataclass(frozen=True)
 class LayerKind:
     """What the layers of one name in a pattern are."""
 
@@ -106,10 +122,18 @@ class ModelConfig:
     init: str
     mlp: str = "swiglu"
     norm_eps: float = 1e-6
+    mup: MupBase | None = None
+    """What the maximal update parametrization scales from, which decides initial values and each
+    parameter's learning rate; None: the standard parametrization."""
 
     @property
     def n_layers(self) -> int:
         return len(self.layers)
+
+    @property
+    def n_pairs(self) -> int:
+        """Pairs of a mixer and an MLP: half the layers where MLPs are layers of their own."""
+        return self.n_layers // 2 if MLP in self.kinds else self.n_layers
 
     @property
     def head_dim(self) -> int:

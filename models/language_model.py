@@ -27,6 +27,7 @@ from models.decoding import Cache, NewTokens
 from models.documents import Documents, causal_mask
 from models.head import chunk_rows, token_losses, training_loss
 from models.mixers import lookup
+from models.parametrization import Scale, scales
 from models.pointwise import RMSNorm
 from models.recomputation import REMAKE, keep_products
 
@@ -288,21 +289,25 @@ class LanguageModel(nn.Module):
     @torch.no_grad()
     def initialize(self, seed: int) -> None:
         """Draw every parameter from its own stream: a function of seed and name alone."""
+        scale = scales(self.config)
         for name, parameter in self.named_parameters():
             digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
             generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-            parameter.copy_(self._initial(name, parameter.shape, generator))
+            parameter.copy_(self._initial(name, parameter.shape, generator, scale(name)))
 
-    def _initial(self, name: str, shape: torch.Size, generator: torch.Generator) -> Tensor:
+    def _initial(
+        self, name: str, shape: torch.Size, generator: torch.Generator, scale: Scale
+    ) -> Tensor:
         """Initial value of one parameter (float32, CPU): its mixer's word, or its role's."""
         path = name.split(".")
         if path[0] == "blocks" and path[2] == "mixer":
             value = self.blocks[int(path[1])].mixer.initial(".".join(path[3:]), shape, generator)
             if value is not None:
-                return value
+                return value * scale.value
         if len(shape) == 1:
-            return torch.zeros(shape) if "bias" in path[-1] else torch.ones(shape)
+            value = torch.zeros(shape) if "bias" in path[-1] else torch.ones(shape)
+            return value * scale.value
         std = INIT_STD
         if self.config.init == "fan_in":
             std = 1.0 if name == "embedding.weight" else shape[-1] ** -0.5
-        return torch.randn(shape, generator=generator) * std
+        return torch.randn(shape, generator=generator) * (std * scale.std)

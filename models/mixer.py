@@ -42,6 +42,37 @@ class Place:
 
 
 @dataclass(frozen=True)
+class Growth:
+    """How many times as large a model is as the base of its parametrization."""
+
+    width: float
+    """d_model over the base's; widths of MLPs and of all heads together grow as much."""
+    head: float
+    """A head's width over the base's."""
+    base_width: int
+    """The base's d_model."""
+
+
+@dataclass(frozen=True)
+class Role:
+    """What models/parametrization.py has to know of a parameter to scale it with the model."""
+
+    inputs: float = 1.0
+    """Times as many terms as at the base in each sum that the parameter makes: the growth of a
+    matrix's inputs; 1 for gains, biases, convolutions and whatever else acts a channel at a time.
+    """
+    factor: float = 1.0
+    """What the parameter counts in the forward pass, relative to the base."""
+    last: bool = False
+    """Whether the parameter is of the last linear map, which makes the layer's output."""
+
+
+def vectors(*names: str) -> dict[str, Role]:
+    """Parameters that act a channel at a time, or a head."""
+    return {name: Role() for name in names}
+
+
+@dataclass(frozen=True)
 class Mixer:
     """A mixer's facts. Counts hold everything inside of the layer, the norms around it not.
 
@@ -87,6 +118,9 @@ class Mixer:
     `placement: middle` puts such layers at mid-depth."""
     undecayed: tuple[str, ...] = ()
     """Names of the layer's parameters that take no weight decay."""
+    roles: Callable[[ModelConfig, int, Growth], Mapping[str, Role]] | None = None
+    """(config, layer, growth) -> the role of every parameter of the layer, by its name; None: the
+    mixer has no rule for `protocol.parametrization=mup`, which is then refused."""
     operators: tuple[str, ...] = ()
     """`module:OPERATOR` of each recurrent operator (models.ops.operator) that it computes with."""
     confounds: tuple[str, ...] = ()

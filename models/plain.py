@@ -12,7 +12,7 @@ import typing
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from models.config import INITS, MLP, MLPS, NORMS, LayerKind, ModelConfig
+from models.config import INITS, MLP, MLPS, NORMS, LayerKind, ModelConfig, MupBase
 from models.errors import SettingError
 from models.mixers import lookup
 from models.settings import from_dict, merge
@@ -60,7 +60,15 @@ def model_from_plain(
     for name, kind in built.items():
         if (name == MLP) != (kind.mixer == MLP):
             raise _refuse(where, f"kinds.{name}.mixer", kind.mixer, f"{MLP} for {MLP} alone")
-    config = ModelConfig(**{**values, "kinds": built, "layers": tuple(layers)})
+    base = values.get("mup")
+    config = ModelConfig(
+        **{
+            **values,
+            "kinds": built,
+            "layers": tuple(layers),
+            "mup": None if base is None else from_dict(MupBase, base, f"{where}'s mup"),
+        }
+    )
     return checked(config, where)
 
 
@@ -114,6 +122,9 @@ def checked(config: ModelConfig, where: str) -> ModelConfig:
     for name, valid in (("init", INITS), ("mlp", tuple(MLPS))):
         if getattr(config, name) not in valid:
             raise _refuse(where, name, getattr(config, name), ", ".join(valid))
+    if config.mup is not None:
+        for field in dataclasses.fields(config.mup):
+            whole_number(getattr(config.mup, field.name), f"{where}'s mup.{field.name}")
     if config.mlp == "none" and MLP in config.kinds:
         raise _refuse(where, "mlp", config.mlp, "a kind of MLP, as some layers are MLPs")
     for kind in config.kinds.values():

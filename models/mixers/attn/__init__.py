@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from models.attention.windows import check_window, layer_windows, mean_keys, windows_problem
 from models.config import ModelConfig
 from models.errors import SettingError, one_of
-from models.mixer import FP32_BYTES, Mixer, Place, not_positive
+from models.mixer import FP32_BYTES, Growth, Mixer, Place, Role, not_positive, vectors
 
 QK_NORMS = ("full", "head", "none")
 
@@ -155,6 +155,21 @@ def activation_bytes(config: ModelConfig, layer: int, _context: int, element_byt
     return elements * element_bytes + config.n_heads * FP32_BYTES
 
 
+def roles(config: ModelConfig, layer: int, growth: Growth) -> dict[str, Role]:
+    """Logits are divided by the width of a head instead of its root (Yang et al. 2022, definition
+    4.1): the gain of the queries' norm takes that over, or the queries' matrix where there is no
+    norm. All projections are hidden matrices (ibid., Table 3)."""
+    hidden, to_logits = Role(inputs=growth.width), growth.head**-0.5
+    normed = config.settings(layer).qk_norm != "none"
+    return {
+        **{f"{name}_proj.weight": hidden for name in ("k", "v", "g")},
+        "q_proj.weight": hidden if normed else Role(inputs=growth.width, factor=to_logits),
+        "o_proj.weight": Role(inputs=growth.width, last=True),
+        "q_norm.weight": Role(factor=to_logits),
+        **vectors("k_norm.weight"),
+    }
+
+
 MIXER = Mixer(
     name="attn",
     letter="*",
@@ -169,6 +184,7 @@ MIXER = Mixer(
     activation_bytes=activation_bytes,
     products=products,
     problem=problem,
+    roles=roles,
     attends=True,
     confounds=(
         "models.attention.confounds:windows",

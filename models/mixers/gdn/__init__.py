@@ -6,7 +6,17 @@ from dataclasses import dataclass
 
 from models.config import ModelConfig, round_up
 from models.errors import SettingError, one_of
-from models.mixer import FP32_BYTES, Mixer, Place, at_least, chunk_tokens, not_positive
+from models.mixer import (
+    FP32_BYTES,
+    Growth,
+    Mixer,
+    Place,
+    Role,
+    at_least,
+    chunk_tokens,
+    not_positive,
+    vectors,
+)
 
 GATES = ("silu", "sigmoid")
 DT_INITS = ("log_uniform", "ones")
@@ -125,6 +135,24 @@ def activation_bytes(config: ModelConfig, layer: int, context: int, element_byte
     return elements * element_bytes + (2 * H + H * C + H * K * V / C) * FP32_BYTES
 
 
+def roles(_config: ModelConfig, _layer: int, growth: Growth) -> dict[str, Role]:
+    """After Liu and Gu 2026 (arXiv 2606.04048), section 4 and the AdamW groups of their code: all
+    projections are hidden matrices, those of decay and write strength too (section 4.4); A_log and
+    dt_bias keep their values and their rate.
+
+    Their code scales the rate of the norm's gain and of the convolutions as a hidden matrix's; here
+    both act a channel at a time and keep it (Yang et al. 2022, Table 3). Their factor √width before
+    the norm of the heads' outputs is left out: that norm takes every factor out again, but for its
+    eps.
+    """
+    hidden = Role(inputs=growth.width)
+    return {
+        **{f"{name}_proj.weight": hidden for name in ("q", "k", "v", "a", "b", "g")},
+        "o_proj.weight": Role(inputs=growth.width, last=True),
+        **vectors("conv", "A_log", "dt_bias", "o_norm"),
+    }
+
+
 MIXER = Mixer(
     name="gdn",
     letter="G",
@@ -140,6 +168,7 @@ MIXER = Mixer(
     activation_bytes=activation_bytes,
     products=products,
     problem=problem,
+    roles=roles,
     undecayed=("A_log", "dt_bias"),
     operators=("models.mixers.gdn.operator:OPERATOR",),
     confounds=(

@@ -7,7 +7,17 @@ from dataclasses import dataclass
 
 from models.config import ModelConfig, round_up
 from models.errors import one_of
-from models.mixer import FP32_BYTES, Mixer, Place, at_least, chunk_tokens, not_positive
+from models.mixer import (
+    FP32_BYTES,
+    Growth,
+    Mixer,
+    Place,
+    Role,
+    at_least,
+    chunk_tokens,
+    not_positive,
+    vectors,
+)
 
 WIDTHS = ("wide", "square")
 GATES = ("sigmoid", "silu")
@@ -117,6 +127,19 @@ def activation_bytes(config: ModelConfig, layer: int, context: int, element_byte
     return elements * element_bytes + (H * K + H + H * C + H * K * V / C) * FP32_BYTES
 
 
+def roles(_config: ModelConfig, _layer: int, growth: Growth) -> dict[str, Role]:
+    """Derived here, as Liu and Gu 2026 (arXiv 2606.04048, section 4) derive Gated DeltaNet's: the
+    two low-rank products are hidden matrices, the second with as many inputs as a head is wide."""
+    hidden, from_rank = Role(inputs=growth.width), Role(inputs=growth.head)
+    return {
+        **{f"{name}_proj.weight": hidden for name in ("q", "k", "v", "b")},
+        **{f"{name}_down.weight": hidden for name in ("f", "g")},
+        **{f"{name}_up.weight": from_rank for name in ("f", "g")},
+        "o_proj.weight": Role(inputs=growth.width, last=True),
+        **vectors("conv", "A_log", "dt_bias", "o_norm"),
+    }
+
+
 MIXER = Mixer(
     name="kda",
     letter="K",
@@ -132,6 +155,7 @@ MIXER = Mixer(
     activation_bytes=activation_bytes,
     products=products,
     problem=problem,
+    roles=roles,
     undecayed=("A_log", "dt_bias"),
     operators=("models.mixers.kda.operator:OPERATOR",),
     confounds=(

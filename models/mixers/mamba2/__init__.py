@@ -5,7 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from models.config import ModelConfig, round_up
-from models.mixer import FP32_BYTES, Mixer, Place, at_least, chunk_tokens, not_positive
+from models.mixer import (
+    FP32_BYTES,
+    Growth,
+    Mixer,
+    Place,
+    Role,
+    at_least,
+    chunk_tokens,
+    not_positive,
+    vectors,
+)
 
 FEWEST_HEADS = 4
 """Of a group, where there are several; Nemotron-H has 16. Each group has a B and C to project."""
@@ -110,6 +120,31 @@ def activation_bytes(config: ModelConfig, layer: int, context: int, element_byte
     return elements * element_bytes + (2 * H + inner * s.state / C) * FP32_BYTES
 
 
+def roles(config: ModelConfig, layer: int, growth: Growth) -> dict[str, Role]:
+    """Derived here. One matrix makes gate, inputs, B, C and dt: a hidden matrix for all of them.
+
+    What the recurrence reads, C·(Σ B x), is a sum over the state's K channels and grows as K, as
+    B and C are behind a SiLU and so have a mean. Attention has 1/K for such a sum; here the skip
+    D·x beside it is multiplied by K instead, as the norm that follows takes out a factor of both.
+    """
+    hidden = growth.width
+    return {
+        "in_proj.weight": Role(inputs=hidden),
+        "out_proj.weight": Role(inputs=hidden, last=True),
+        "out_proj.bias": Role(last=True),
+        "D": Role(factor=_state_growth(config, layer, growth)),
+        **vectors("in_proj.bias", "conv", "conv_bias", "A_log", "dt_bias", "o_norm"),
+    }
+
+
+def _state_growth(config: ModelConfig, layer: int, growth: Growth) -> float:
+    """The state's width over the base's, which by `settings` is half of d_model up to a limit."""
+    K = config.settings(layer).state
+    at_base = round_up(growth.base_width / 2, 16)
+    limited = round_up(config.d_model / 2, 16) != K
+    return K / (min(K, at_base) if limited else at_base)
+
+
 MIXER = Mixer(
     name="mamba2",
     letter="M",
@@ -125,6 +160,7 @@ MIXER = Mixer(
     activation_bytes=activation_bytes,
     products=products,
     problem=problem,
+    roles=roles,
     undecayed=("A_log", "dt_bias", "D"),
     operators=("models.mixers.mamba2.operator:OPERATOR",),
 )

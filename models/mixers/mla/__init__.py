@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from models.attention.windows import check_window, layer_windows, mean_keys, windows_problem
 from models.config import ModelConfig
-from models.mixer import FP32_BYTES, Mixer, Place, not_positive
+from models.mixer import FP32_BYTES, Growth, Mixer, Place, Role, not_positive, vectors
 
 LATENT = 4
 """Width of the latent in head widths, as at Kimi Linear 48B (512 for heads of 128)."""
@@ -106,6 +106,19 @@ def activation_bytes(config: ModelConfig, layer: int, _context: int, element_byt
     return elements * element_bytes + H * FP32_BYTES
 
 
+def roles(_config: ModelConfig, _layer: int, growth: Growth) -> dict[str, Role]:
+    """Logits are divided by the width of a query instead of its root (Yang et al. 2022, definition
+    4.1), which the queries take over; the rest is derived here: hidden matrices all, the one from
+    the latent with as many inputs as the latent is wide, a number of heads' widths."""
+    return {
+        "q_proj.weight": Role(inputs=growth.width, factor=growth.head**-0.5),
+        "kv_a_proj.weight": Role(inputs=growth.width),
+        "kv_b_proj.weight": Role(inputs=growth.head),
+        "o_proj.weight": Role(inputs=growth.width, last=True),
+        **vectors("kv_norm.weight"),
+    }
+
+
 MIXER = Mixer(
     name="mla",
     letter="+",
@@ -122,6 +135,7 @@ MIXER = Mixer(
     activation_bytes=activation_bytes,
     products=products,
     problem=problem,
+    roles=roles,
     attends=True,
     confounds=(
         "models.attention.confounds:windows",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from models.config import ModelConfig
-from models.mixer import FP32_BYTES, Mixer, Place, not_positive
+from models.mixer import FP32_BYTES, Growth, Mixer, Place, Role, not_positive, vectors
 
 CHUNK = 32
 """Tokens between two states that training keeps."""
@@ -26,7 +26,7 @@ class Settings:
 
 def settings(_options: object, _rules: object, place: Place) -> Settings:
     d = place.size.d_model
-    return Settings(inner=2 * d, rank=-(-d // 16))
+    return Settings(inner=2 * d, rank=_rank(d))
 
 
 def problem(_config: ModelConfig, s: Settings) -> str:
@@ -71,6 +71,27 @@ def activation_bytes(config: ModelConfig, layer: int, context: int, element_byte
     return elements * element_bytes + s.inner * (1 + s.state / min(CHUNK, context)) * FP32_BYTES
 
 
+def roles(config: ModelConfig, layer: int, growth: Growth) -> dict[str, Role]:
+    """Derived here: states are 16 a channel at every width, so that only the matrices grow. Those
+    from the channels are hidden matrices, dt's second one with as many inputs as its rank.
+
+    Vankadara et al. 2024 (On Feature Learning in Structured State Space Models) treat states that
+    grow with the width, which these do not.
+    """
+    rank = config.settings(layer).rank
+    return {
+        **{f"{name}_proj.weight": Role(inputs=growth.width) for name in ("in", "x")},
+        "dt_proj.weight": Role(inputs=rank / _rank(growth.base_width)),
+        "out_proj.weight": Role(inputs=growth.width, last=True),
+        **vectors("conv", "conv_bias", "dt_bias", "A_log", "D"),
+    }
+
+
+def _rank(width: int) -> int:
+    """Of dt at a d_model (Gu and Dao 2023, section 3.6)."""
+    return -(-width // 16)
+
+
 MIXER = Mixer(
     name="s6",
     letter="S",
@@ -84,6 +105,7 @@ MIXER = Mixer(
     activation_bytes=activation_bytes,
     products=products,
     problem=problem,
+    roles=roles,
     undecayed=("A_log", "dt_bias", "D"),
     operators=("models.mixers.s6.operator:OPERATOR",),
 )
