@@ -85,11 +85,6 @@ class MupBase:
     n_layers: int
     """Pairs of a mixer and an MLP."""
 
-    def __post_init__(self) -> None:
-        for name in ("d_model", "head_dim", "n_layers"):
-            if (value := getattr(self, name)) < 1:
-                raise SettingError(f"the base's {name}={value} must be at least 1.")
-
 
 @dataclass(frozen=True)
 class LayerKind:

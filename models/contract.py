@@ -22,7 +22,7 @@ from models.documents import Documents
 from models.errors import SettingError
 from models.language_model import LanguageModel
 from models.mix import Geometry, Mix, build_config
-from models.mixer import Mixer, attribute
+from models.mixer import Growth, Mixer, attribute
 from models.mixers import lookup
 from models.ops.preflight import first_line
 from models.settings import from_dict, to_dict
@@ -213,6 +213,15 @@ def _undecayed(record: Mixer, _config: ModelConfig, layers: Sequence[Any]) -> tu
     return f"not {', '.join(missing)}" if missing else f"all {len(record.undecayed)}", not missing
 
 
+def _role_names(record: Mixer, config: ModelConfig, layers: Sequence[Any]) -> tuple[str, bool]:
+    if record.roles is None:
+        return "no roles, so no parametrization=mup", True
+    growth = Growth(width=2.0, head=1.0, base_width=config.d_model // 2)
+    names = {name for layer in layers for name, _ in layer.named_parameters()}
+    missing = sorted(names - record.roles(config, 0, growth).keys())
+    return f"none for {', '.join(missing)}" if missing else f"all {len(names)}", not missing
+
+
 LAYER_CHECKS: dict[str, Callable[[Mixer, ModelConfig, Sequence[Any]], tuple[str, bool]]] = {
     "parameters, counted = built": _parameters,
     "decode_bytes, counted = allocated": _decode_bytes,
@@ -222,6 +231,7 @@ LAYER_CHECKS: dict[str, Callable[[Mixer, ModelConfig, Sequence[Any]], tuple[str,
     "documents are read as if alone": _documents,
     "every parameter has a gradient": _gradients,
     "names in undecayed exist": _undecayed,
+    "every parameter has a role, or none has": _role_names,
 }
 
 

@@ -42,7 +42,8 @@ def test_a_rule_of_a_mixer_is_compared_between_the_runs_that_read_it():
     [("train__weight_decay", 0.0), ("protocol__lr_multiplier", 2.0), ("data__eval_tokens", 4096),
      ("protocol__chinchilla", [0.002]), ("size__init", "normal"), ("size__n_heads", 1),
      ("protocol__match", "blueprint"), ("protocol__rope_theta", 1e4), ("size__context", 128),
-     ("train__optim", "muon"), ("data__document_mask", True), ("size__mlp_hidden", 80)],
+     ("train__optim", "muon"), ("protocol__parametrization", "mup"), ("data__document_mask", True),
+     ("size__mlp_hidden", 80)],
 )  # fmt: skip
 def test_an_undeclared_difference_stops_the_sweep_by_name_values_and_runs(field, value):
     pair = specs_of(settings("transformer"), settings("gdn3_attn1", **{field: value}))

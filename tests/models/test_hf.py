@@ -180,6 +180,28 @@ def test_the_wrapper_pads_decodes_and_trains(tmp_path, name):
         assert (gradients[key] - parameter.grad).abs().max() / scale < 1e-3, key
 
 
+@pytest.mark.parametrize("name", ["gdn3_attn1", "mamba2"])
+def test_a_model_with_mup_is_exported_as_any_other(tmp_path, name):
+    """Its factors are in its weights: the same class, and the logits of one without."""
+    config = CONFIGS[name]
+    scaled = dataclasses.replace(config, mup=MupBase(config.d_model // 2, config.head_dim // 2, 1))
+    ours = LanguageModel(scaled)
+    ours.initialize(0)
+    expected, _ = hf.export(config, ours.state_dict(), tmp_path / "plain", context=128)
+    opened_as, _ = hf.export(scaled, ours.state_dict(), tmp_path / "out", context=128)
+    assert opened_as == expected
+    theirs = [
+        opened(tmp_path / out, remote=opened_as == "ArchladderForCausalLM")
+        for out in ("plain", "out")
+    ]
+    ids = tokens(2, 70)
+    with torch.no_grad():
+        logits = ours(ids)
+        assert all((one(ids).logits - logits).abs().max() <= 1e-4 for one in theirs)
+    assert torch.equal(theirs[1].generate(ids[:, :9], max_new_tokens=8, do_sample=False,
+        attention_mask=torch.ones_like(ids[:, :9])), continued(ours, ids[:, :9], 8))
+
+
 def test_a_model_made_from_the_config_alone_starts_as_ours(tmp_path):
     ours, _ = export(tmp_path / "out", "three")
     config = transformers.AutoConfig.from_pretrained(tmp_path / "out", trust_remote_code=True)

@@ -39,6 +39,7 @@ PRESETS = {
     "tune_lr": 4 * 4,
     "norm_place": 4 * 3 * 2,
     "rate_by_mix": 2 * 2 * 2 * 3,
+    "mup_transfer": 2 * 4 * 2 * 5,
 }
 
 
@@ -85,7 +86,7 @@ def test_a_prepared_sweep_plans_and_costs_what_its_file_says(name):
         some = [e.gpu_hours for e in plan.estimates if e.spec.size.name in part.split(",")]
         assert sum(some) == pytest.approx(float(hours.replace(",", "")), rel=0.005)
     else:
-        assert name in ("demo", "norm_place", "tune_lr", "rate_by_mix")
+        assert name in ("demo", "norm_place", "tune_lr", "rate_by_mix", "mup_transfer")
 
 
 def test_every_experiment_is_among_those_tested():
