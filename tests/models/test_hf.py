@@ -1,5 +1,6 @@
 """Exports open in transformers with our logits, generate as we would, and come back bit for bit."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from ablations.data.embedded import SEPARATOR
 from ablations.data.prepared import write_prepared
 from ablations.resolve import resolve
 from models import hf
-from models.config import Blueprint
+from models.config import Blueprint, MupBase
 from models.errors import SettingError
 from models.hf.__main__ import main
 from models.hf.run import EMBEDDED_SEPARATOR
@@ -180,7 +181,7 @@ def test_the_wrapper_pads_decodes_and_trains(tmp_path, name):
         assert (gradients[key] - parameter.grad).abs().max() / scale < 1e-3, key
 
 
-@pytest.mark.parametrize("name", ["gdn3_attn1", "mamba2"])
+@pytest.mark.parametrize("name", ["gdn3_attn1", "mamba2", "kda3_mla1"])
 def test_a_model_with_mup_is_exported_as_any_other(tmp_path, name):
     """Its factors are in its weights: the same class, and the logits of one without."""
     config = CONFIGS[name]
@@ -198,8 +199,12 @@ def test_a_model_with_mup_is_exported_as_any_other(tmp_path, name):
     with torch.no_grad():
         logits = ours(ids)
         assert all((one(ids).logits - logits).abs().max() <= 1e-4 for one in theirs)
-    assert torch.equal(theirs[1].generate(ids[:, :9], max_new_tokens=8, do_sample=False,
-        attention_mask=torch.ones_like(ids[:, :9])), continued(ours, ids[:, :9], 8))
+    prompt = ids[:, :9]
+    made = theirs[1].generate(
+        prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=8, do_sample=False,
+        eos_token_id=None,
+    )  # fmt: skip
+    assert torch.equal(made, continued(ours, prompt, 8))
 
 
 def test_a_model_made_from_the_config_alone_starts_as_ours(tmp_path):
