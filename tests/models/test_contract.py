@@ -17,7 +17,7 @@ from models.mixers.gdn.layer import GatedDeltaNet
 @pytest.mark.parametrize("mixer", MIXERS)
 def test_every_mixer_of_the_project_keeps_the_contract(mixer):
     checks = check(mixer)
-    assert len(checks) == 10
+    assert len(checks) == 11
     assert [str(line) for line in checks if not line.right] == []
 
 
@@ -100,6 +100,7 @@ PIECES, PADDING = "decoding in pieces is one pass", "padding leaves no trace"
 FUTURE = "no token changes what came before it"
 DOCUMENTS = "documents are read as if alone"
 GRADIENTS = "every parameter has a gradient"
+ROLES = "every parameter has a role, or none has"
 BYTES, COUNTED = "decode_bytes, counted = allocated", "parameters, counted = built"
 
 
@@ -110,7 +111,7 @@ BYTES, COUNTED = "decode_bytes, counted = allocated", "parameters, counted = bui
         ("gdn", OneDocument, {DOCUMENTS}),
         ("gdn", ReadsPadding, {PADDING}),
         ("gdn", Forgets, {PIECES, PADDING}),
-        ("gdn", Unused, {GRADIENTS, COUNTED}),
+        ("gdn", Unused, {GRADIENTS, COUNTED, ROLES}),
         ("gdn", HalfState, {BYTES, PIECES, PADDING}),
         ("attn", WholeCache, {BYTES}),
         ("gdn", NotANumber, {FUTURE, DOCUMENTS, PIECES, PADDING, GRADIENTS}),

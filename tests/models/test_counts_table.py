@@ -56,7 +56,8 @@ def test_every_mix_at_every_size_is_listed_transformer_first_and_matched(capsys)
     mixes = sorted(MIXES, key=lambda m: (m != "transformer", m))
     assert [mix for size, mix in listed if size == "50k"] == mixes
     sizes = list(dict.fromkeys(size for size, _ in listed))
-    assert sizes[:3] + sizes[-3:] == ["50k", "100k", "200k", "600m", "760m", "1b"]
+    assert sizes[:4] == ["50k", "100k", "width64", "200k"]  # by N
+    assert sizes[-3:] == ["600m", "760m", "1b"]
     assert all(abs(float(row["residual"])) <= 0.005 for row in read(out).values())
 
 
