@@ -182,13 +182,14 @@ class Tuned:
         if self.response is None:
             return None
         kept = [k for k, one in enumerate(self.optima) if not one.edge[s]]
-        if len({self.cells[k].N for k in kept}) < 2:
+        if len({self.cells[k].N_ladder for k in kept}) < 2:
             return None
         x = np.array([self.optima[k].x[s] for k in kept])
         variance = np.array(
             [self.response.optimum_draws(k, self.drawn)[0][:, s].var() for k in kept]
         )
-        N = np.array([self.cells[k].N for k in kept])
+        # The size's own N, equal for all mixes, by which a size that was not tuned is known too.
+        N = np.array([self.cells[k].N_ladder for k in kept])
         D = np.array([self.cells[k].D for k in kept])
         return power_law(x, np.maximum(variance, 1e-6), N, D, self.response.dof, self.level)
 
@@ -199,8 +200,8 @@ def power_law(x: Array, variance: Array, N: Array, D: Array, dof: int, level: fl
     from scipy.stats import t as student
 
     quantities = ["N"] if len(np.unique(N)) > 1 else []
-    ladder = np.stack([np.ones(len(N)), np.log2(N), np.log2(D)], 1)
-    if np.isfinite(D).all() and len(x) > 3 and np.linalg.matrix_rank(ladder, tol=1e-3) == 3:
+    ladder = np.stack([np.ones(len(N)), np.log2(N), np.log2(np.maximum(D, 1))], 1)
+    if (D > 0).all() and len(x) > 3 and np.linalg.matrix_rank(ladder, tol=1e-3) == 3:
         within = np.log2(D) - ladder[:, :2] @ np.linalg.lstsq(ladder[:, :2], np.log2(D))[0]
         quantities += ["D"] if within.std() > 0.1 else []
     values = {"N": N, "D": D}
@@ -288,11 +289,13 @@ def check_values(tuned: Mapping[str, Tuned], source: str) -> None:
             )
 
 
-def read_trials(folder: Path, over: Sequence[str] = ("lr",), finished: bool = True) -> list[Trial]:
+def read_trials(
+    folder: Path, over: Sequence[str] = ("lr",), finished: bool = True, corpus: str = ""
+) -> list[Trial]:
     """The runs of a tuning sweep, each by its last point.
 
-    Raises SettingError where there is no such sweep, where runs have not ended and `finished` ones
-    are asked for, and where runs differ in corpus.
+    finished: whether all must have ended; corpus: fingerprint of the only one that will do. Raises
+    SettingError where there is no such sweep, where runs have not ended, and on other corpora.
     """
     settings = settings_of(over)
     trials: list[Trial] = []
@@ -306,8 +309,8 @@ def read_trials(folder: Path, over: Sequence[str] = ("lr",), finished: bool = Tr
         if trial is None:
             open_runs.append(run.name)
             continue
-        corpus = str((spec.get("corpus") or {}).get("fingerprint", ""))
-        corpora.setdefault(corpus, run.name)
+        read = str((spec.get("corpus") or {}).get("fingerprint", ""))
+        corpora.setdefault(read, run.name)
         trials.append(trial)
     if finished and open_runs:
         raise SettingError(
@@ -321,6 +324,11 @@ def read_trials(folder: Path, over: Sequence[str] = ("lr",), finished: bool = Tr
         raise SettingError(
             f"sweep={folder.name} holds runs of {len(corpora)} corpora, like "
             f"{' and '.join(list(corpora.values())[:2])}; an optimum is of one."
+        )
+    if corpus and corpus not in corpora:
+        raise SettingError(
+            f"sweep={folder.name} was trained on another corpus than these runs; an optimum is of "
+            "one, so tune on theirs."
         )
     return trials
 

@@ -142,6 +142,7 @@ def sweep(composed: list[dict[str, Any]], command: str, says_next: bool = True) 
     from sweeps.cluster import Slurm, check_ranks, parse
     from sweeps.compose import of_the_run
     from sweeps.plan import make_plan, show, show_arrays
+    from sweeps.tuned import with_optima
 
     console = view.console()
     driver = composed[0]
@@ -156,6 +157,9 @@ def sweep(composed: list[dict[str, Any]], command: str, says_next: bool = True) 
     settings = each_its_own(asked)
 
     specs = [resolve(s, plan_only=True) for s in settings]
+    if any(spec.protocol.tuning for spec in specs):
+        settings = with_optima(settings, specs, runs_root)
+        specs = [resolve(s, plan_only=True) for s in settings]
     kept = _each_once(specs, asked, console)
     specs, settings = [specs[i] for i in kept], [settings[i] for i in kept]
     _check_paths(specs, runs_root)
