@@ -232,12 +232,12 @@ def _trials(table: pd.DataFrame, over: Sequence[str]) -> list[Trial]:
     size = table["size"] if "size" in table else table["N"].map(lambda n: count(float(n)))
     values = np.stack([pd.to_numeric(table[name]).to_numpy(float) for name in over], 1)
     if "seed" in table:
-        seed = pd.factorize(table["seed"])[0].astype(np.int64)
+        seed: Any = pd.factorize(table["seed"])[0]
     else:  # rows that repeat a value are other seeds of it
         keys = pd.DataFrame({"mix": table["mix"], "size": size, "D": D}).join(
             pd.DataFrame(values).add_prefix("x")
         )
-        seed = keys.groupby(list(keys.columns), sort=False).cumcount().to_numpy(np.int64)
+        seed = keys.groupby(list(keys.columns), sort=False).cumcount().to_numpy()
     return [
         Trial(str(mix), str(name), float(n), float(d), int(s), tuple(map(float, x)), float(y),
               (math.nan,) * len(over), float(n))
