@@ -158,6 +158,7 @@ class Tuned:
     mix: str
     settings: tuple[str, ...]
     cells: tuple[Cell, ...]
+    trials: tuple[Trial, ...]
     response: Response | None
     problem: str
     level: float
@@ -273,7 +274,7 @@ def _tuned(
         response = fit_response(cell, seeds, x, loss, within)
     except ValueError as reason:
         problem = str(reason)
-    return Tuned(mix, settings, tuple(cells), response, problem, level, seed)
+    return Tuned(mix, settings, tuple(cells), tuple(trials), response, problem, level, seed)
 
 
 def check_values(tuned: Mapping[str, Tuned], source: str) -> None:

@@ -3,12 +3,15 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ablations.records import SettingError, home
 from analysis.commands.common import COLUMNS, Leveled, Shown, shown
-from models.command import setting
+from models.command import setting, spelled
 from models.format import count, percent
+
+if TYPE_CHECKING:
+    from analysis.study.tuning import TuningAnswer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +43,8 @@ class Settings(Shown, Leveled):
         0.25, "share above the lowest loss up to which runs are fitted", above=0
     )
     unfinished: bool = setting(False, "read a sweep whose runs have not all ended")
+    out: Path | None = setting(None, "folder to draw the surfaces in, if given")
+    width: str = setting("double", "columns of a paper", choices=("double", "single"))
 
 
 def run(asked: Settings) -> str:
@@ -60,6 +65,7 @@ def run(asked: Settings) -> str:
             Path(str(asked.points)), asked.over, asked.level, asked.within, asked.columns,
             asked.where,
         )  # fmt: skip
+    drawn = _drawn(asked, answer) if asked.out else []
     if asked.format != "table":
         return shown(asked.format, answer.document, answer.optima)
     laws = [_law_words(row) for row in answer.laws]
@@ -70,8 +76,34 @@ def run(asked: Settings) -> str:
         f"Scatter of one run: {noise}.",
         *laws,
         *answer.notes,
+        *drawn,
     ]
     return shown("table", {}, [_brief(row) for row in answer.optima], notes)
+
+
+def _drawn(asked: Settings, answer: "TuningAnswer") -> list[str]:
+    """The figure of the surfaces, and where it lies."""
+    from analysis.report.figures import response_surfaces
+    from analysis.report.figures.style import WIDTHS, save
+    from analysis.report.write import make_writable
+
+    if len(asked.over) > 1:
+        raise SettingError(
+            f"over={','.join(asked.over)} has no figure, which is of one setting; leave out= out."
+        )
+    assert asked.out is not None
+    make_writable(asked.out)
+    command = f"python -m analysis tune {spelled(asked, ('format',))}"
+    runs = sum(cell.runs for own in answer.tuned.values() for cell in own.cells)
+    told = (
+        f"Loss against {asked.over[0]} by size with the fitted surface of each mix; bars: "
+        f"{percent(asked.level, 'g')} intervals of the optima. {answer.source}, {runs} runs. "
+        f"$ {command}"
+    )
+    figure, table = response_surfaces(answer.tuned, "", WIDTHS[asked.width])
+    facts = {"figure": "tuning", "caption": told, "command": command, "source": answer.source}
+    save(figure, asked.out / "tuning", table, facts)
+    return ["", str(asked.out / "tuning.pdf")]
 
 
 def _brief(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -31,9 +31,6 @@ from analysis.study.load import Run, Sweep, load_sweep
 from analysis.study.study import Study, savings_at, study
 from models.format import count
 
-FREE_DRAWS = 200
-"""Of the excess, for savings without a law."""
-
 
 @dataclass(frozen=True)
 class Excess:
@@ -50,6 +47,8 @@ class Excess:
     low: float
     high: float
     words: str
+    runs: int
+    """Of the mix in the tuning sweep."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +113,7 @@ def at_optimum(
         excess = _by_surface(ladder, surfaces, setting, folder.name, resamples, rng)
     points = _corrected(ladder.points, {key: one.best for key, one in excess.items()})
     result = study(points, baseline, resamples, seed, ladder.arms, level)
-    free = _widened(ladder.points, result, excess, level)
+    free = widened(ladder.points, result.free, result.versus, excess, level)
     savings = _savings(result, excess, resamples, seed, level)
     return AtOptimum(folder.name, setting, level, savings, free, excess, retrained)
 
@@ -164,6 +163,7 @@ def _as_trained(
         found[mix, size] = Excess(
             0.0, np.minimum(float(one["curvature"]) * off**2 / loss, 0.5), value / rule,
             value / rule, low / rule, high / rule, f"{one['sweep']}, by {one['by']}",
+            int(one["runs"]),
         )  # fmt: skip
     return found
 
@@ -213,7 +213,7 @@ def _by_surface(
             words = f"{name}, by law"
         found[mix, size] = Excess(
             best / bottom, np.minimum(draws / bottom, 0.5), value / rule,
-            ends[0] / rule, ends[1] / rule, ends[2] / rule, words,
+            ends[0] / rule, ends[1] / rule, ends[2] / rule, words, len(own.trials),
         )  # fmt: skip
     return found
 
@@ -250,29 +250,52 @@ def _savings(
     return savings_at(result.fit, draws, result.compared, result._asked)
 
 
-def _widened(
-    points: pd.DataFrame, result: Study, excess: Mapping[tuple[str, str], Excess], level: float
+def widened(
+    points: pd.DataFrame,
+    free: pd.DataFrame,
+    versus: Mapping[str, str],
+    excess: Mapping[tuple[str, str], Excess],
+    level: float = LEVEL,
 ) -> pd.DataFrame:
-    """Savings without a law; their log half-widths and the doubt about the optima in quadrature."""
+    """Savings without a law, those of means of seeds, with intervals from draws of the seeds' luck
+    and of each mix's excess, to first order in the latter.
+
+    points: as trained; free: `fit_free` of them with `excess` taken off; versus: each baseline.
+    """
     from scipy.stats import norm
 
-    free = result.free[result.free["seed"] == "mean"].reset_index(drop=True)
+    free = free[free["seed"] == "mean"].reset_index(drop=True)
     if free.empty:
         return free
-    key = ["mix", "size"]
-    logs = []
-    for r in range(min(FREE_DRAWS, *(len(one.draws) for one in excess.values()))):
-        drawn = _corrected(points, {cell: float(one.draws[r]) for cell, one in excess.items()})
-        means = drawn.groupby(["mix", "size", "D"], as_index=False).agg(
-            N=("N", "mean"), loss=("loss", "mean")
-        )
-        own = fit_free(means.assign(seed=0), result.versus, level)
-        value = own[own["seed"] == "mean"].set_index(key)["value"]
-        logs.append(np.log(value.reindex(pd.MultiIndex.from_frame(free[key])).to_numpy(float)))
-    doubt = float(norm.ppf((1 + level) / 2)) * np.nanstd(np.array(logs), axis=0)
-    middle = free["value"].to_numpy(float)
-    low = np.exp(-np.hypot(np.log(middle / free["low"].to_numpy(float)), doubt)) * middle
-    high = np.exp(np.hypot(np.log(free["high"].to_numpy(float) / middle), doubt)) * middle
+    place = pd.MultiIndex.from_frame(free[["mix", "size"]])
+    means = _corrected(points, {key: one.best for key, one in excess.items()})
+    means = means.groupby(["mix", "size", "D"], as_index=False).agg(
+        N=("N", "mean"), loss=("loss", "mean")
+    )
+
+    def logs(moved: str) -> Array:
+        """Log savings where one mix's excess is a standard deviation larger."""
+        more = {key: float(one.draws.std()) if key[0] == moved else 0.0
+                for key, one in excess.items()}  # fmt: skip
+        own = fit_free(_corrected(means, more).assign(seed=0), versus, level)
+        value = own[own["seed"] == "mean"].set_index(["mix", "size"])["value"]
+        return np.asarray(np.log(value.reindex(place).to_numpy(float)))
+
+    still = logs("")
+    slopes = {mix: logs(mix) - still for mix in dict.fromkeys(mix for mix, _ in excess)}
+    tail = (1 - level) / 2
+    rng = np.random.default_rng(0)
+    ends = []
+    for k, row in enumerate(free.to_dict("records")):
+        middle = math.log(row["value"])
+        spread = (math.log(row["high"]) - math.log(row["low"])) / (2 * float(norm.ppf(1 - tail)))
+        drawn = middle + spread * rng.standard_normal(len(next(iter(excess.values())).draws))
+        for mix in (row["mix"], versus[row["mix"]]):
+            one = excess.get((mix, row["size"]))
+            if one is not None and one.draws.std() > 0:
+                drawn += slopes[mix][k] * (one.draws - one.best) / one.draws.std()
+        ends.append(np.exp(np.quantile(drawn, [tail, 1 - tail])))
+    low, high = np.array(ends).T
     return free.assign(low=low, high=high)
 
 

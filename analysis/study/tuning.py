@@ -76,7 +76,7 @@ class TuningAnswer:
             if row["edge"]:
                 at = f" at {count(row['D'])} tokens" if row["D"] == row["D"] else ""
                 words = f"{row['mix']} {row['size']}{at}: no minimum in {row['setting']}; "
-                if row["side"] == "flat":
+                if row["side"] in ("flat", ""):
                     found.append(words + "the runs do not show that the loss rises on either side.")
                 else:
                     way = "larger" if row["side"] == "high" else "smaller"
@@ -109,13 +109,27 @@ def _optima_of(own: Tuned) -> list[dict[str, Any]]:
             row: dict[str, Any] = {
                 "mix": own.mix, "size": cell.size, "N": cell.N, "D": cell.D or math.nan,
                 "setting": name, "value": math.nan, "multiplier": math.nan, "low": math.nan,
-                "high": math.nan, "edge": True, "side": "", "half": math.nan, "double": math.nan,
+                "high": math.nan, "edge": True, "side": _side(own, k, s), "half": math.nan,
+                "double": math.nan,
                 "runs": cell.runs, "values": len(cell.values[s]), "step_law": _step_law(name, cell),
             }  # fmt: skip
             if own.response is not None:
                 row |= _optimum(own, k, s)
             found.append(row)
     return found
+
+
+def _side(own: Tuned, k: int, s: int) -> str:
+    """The end of what was tried that has the lowest mean loss; empty where it lies inside."""
+    cell = own.cells[k]
+    losses: dict[float, list[float]] = {}
+    for trial in own.trials:
+        if (trial.size, trial.D) == (cell.size, cell.D):
+            losses.setdefault(trial.values[s], []).append(trial.loss)
+    best = min(losses, key=lambda value: sum(losses[value]) / len(losses[value]))
+    if len(losses) < 2:
+        return ""
+    return {min(losses): "low", max(losses): "high"}.get(best, "")
 
 
 def _optimum(own: Tuned, k: int, s: int) -> dict[str, Any]:
