@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from ablations import control
+from ablations.confounds import Facts, confounds
 from ablations.ladder import peak_lr
 from ablations.records import read_sweep
 from ablations.resolve import resolve
@@ -132,6 +133,13 @@ def test_control_lets_what_was_taken_differ_and_nothing_else() -> None:
         spec["protocol"]["tuning"] = []
     with pytest.raises(SettingError, match="protocol"):
         control.check(without, ["mix"])
+
+
+@pytest.mark.usefixtures("tuning")
+def test_rates_that_differ_are_listed() -> None:
+    facts = [Facts(spec.plain(), spec.counts.N, 1.0) for spec in specs()]
+    listed = {one.name: one for one in confounds(facts, "transformer", "gdn3_attn1")}
+    assert all(-0.45 < off < -0.35 for off in listed["learning rate"].magnitudes)
 
 
 @pytest.mark.usefixtures("tuning")
