@@ -184,6 +184,11 @@ def _of_mixers(pairs: Sequence[Pair]) -> list[Rule]:
     return [attribute(rule) for rule in dict.fromkeys(rules)]
 
 
+def _where_tuned(field: str) -> Callable[[Facts], float | None]:
+    """A setting of runs that took it, or another, from a tuning sweep."""
+    return lambda run: run.get(field) if run.get("protocol.tuned") else None
+
+
 BEFORE: tuple[Rule, ...] = (
     _relative("parameters", "N", lambda run: run.N, _worth),
     _relative(
@@ -193,6 +198,17 @@ BEFORE: tuple[Rule, ...] = (
     _relative(
         "tokens per parameter", "tokens per parameter", _tokens_per_parameter,
         _says("the same tokens are another Chinchilla multiple of the mix's own N"),
+    ),
+    *(
+        _relative(
+            name, name, _where_tuned(field), _says("each mix at its own, from a tuning sweep"),
+            fields=(field, "protocol.tuned", set_by),
+        )
+        for name, field, set_by in (
+            ("learning rate", "recipe.peak_lr", "protocol.lr_multiplier"),
+            ("weight decay", "recipe.weight_decay", "train.weight_decay"),
+            ("batch", "recipe.batch_tokens", "protocol.batch_tokens"),
+        )
     ),
 )  # fmt: skip
 """Rules that come before those of mixers, in the order in which people ask."""

@@ -3,8 +3,9 @@
 Runs of one size may differ in their seed, in a declared treatment (the mix, by default) and in what
 follows from it by rule: the model's layers and widths, and what the match moved. Runs of different
 sizes differ in the size, in the recipe it decides, and in the corpus where the sizes are named for
-different ones. Anything else stops the sweep, by field, values and runs. What a rule brings along
-is allowed, and listed: ablations/confounds.py.
+different ones. Where every run takes settings from a tuning sweep (protocol.tuning), these follow
+the mix and the size by rule. Anything else stops the sweep, by field, values and runs. What a rule
+brings along is allowed, and listed: ablations/confounds.py.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,11 @@ BY_MIX = ("model", "matched")
 """What a mix decides by rule."""
 BY_SIZE = ("size", "recipe", "corpus", "data.name")
 """What a size decides by rule; all are one inside a size."""
+BY_TUNING = (
+    *("protocol.tuned", "protocol.lr_multiplier", "protocol.batch_tokens", "train.weight_decay"),
+    "recipe",
+)
+"""What follows from a run's mix and size where it takes settings from a tuning sweep."""
 BY_CORPUS = ("corpus", "data.name")
 """One for all sizes that are named for the same corpus (`size.corpus`)."""
 FREE = ("sweep", "evaluation", "resources", "logging", "data.path", "corpus.name")
@@ -37,7 +43,8 @@ def check(specs: Mapping[str, Mapping[str, Any]], treatments: Sequence[str]) -> 
     flat = {name: _flat(name, spec) for name, spec in specs.items()}
     _check_treatments(flat, treatments)
     varied = [t for t in treatments if t != "mix"]
-    declared = (*treatments, "seed", *FREE)
+    tuned = BY_TUNING if all(spec.get("protocol.tuning") for spec in flat.values()) else ()
+    declared = (*treatments, "seed", *FREE, *tuned)
     follows = (*BY_MIX, *(("recipe",) if varied else ()))
     _compare(flat, (*declared, *BY_MIX, *BY_SIZE), treatments, "the sweep")
     for (corpus,), runs in _grouped(flat, ("size.corpus",)):
@@ -50,7 +57,7 @@ def check(specs: Mapping[str, Mapping[str, Any]], treatments: Sequence[str]) -> 
         _one(runs, ("mix",), parts, f"runs named mix={mix}", "give each its own mix.name=NAME")
     # What follows by rule is the same wherever the rule was given the same.
     drift = "as by another version of the code; take another sweep=NAME"
-    for _, runs in _grouped(flat, ("size", *varied)):
+    for _, runs in _grouped(flat, ("size", *varied, *(("mix",) if tuned else ()))):
         _one(runs, ("recipe",), (), "runs of the same settings", drift)
     for _, runs in _grouped(flat, ("size", "mix", *varied)):
         _one(runs, BY_MIX, (), "runs of the same settings", drift)

@@ -63,6 +63,27 @@ class SizeSettings:
 
 
 @dataclass(frozen=True)
+class TunedSetting:
+    """A setting that a run took from a tuning sweep, and what was known of its optimum then."""
+
+    setting: str
+    """Of ablations.tuning.SETTINGS."""
+    sweep: str
+    by: str
+    """`size`: the mix was tuned at this size; `law`: by the law of its optima over others."""
+    value: float
+    low: float
+    high: float
+    """Ends of the interval; 0 or infinite where it is open."""
+    curvature: float
+    """Nats that being off costs, per octave squared."""
+    dof: int
+    """Of the runs that told it."""
+    runs: int
+    """Of this mix in the tuning sweep."""
+
+
+@dataclass(frozen=True)
 class ProtocolSettings:
     """conf/protocol: the rules every run of a sweep obeys."""
 
@@ -93,6 +114,12 @@ class ProtocolSettings:
     with this size's `init`."""
     mup_base_head_width: int | None = None
     mup_base_layers: int | None = None
+    tuning: tuple[str, ...] = ()
+    """Tuning sweeps, by name, whose optima the runs of each mix and size are trained at."""
+    over: tuple[str, ...] = ()
+    """The settings that are taken from them."""
+    tuned: tuple[TunedSetting, ...] = ()
+    """What was taken, frozen."""
     options: Mapping[str, Any] = open_field()
     """Rules of the mixers that the run has, `<mixer>_<rule>`."""
 

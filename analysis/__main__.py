@@ -14,7 +14,7 @@ from models.command import choose, ended
 
 COMMANDS = (
     "report", "figures", "tables", "compare", "pull", "fit", "savings", "predict", "design",
-    "ledger", "serving", "classes",
+    "ledger", "serving", "classes", "tune",
 )  # fmt: skip
 """Each a file of analysis/commands with a dataclass Settings and run(Settings) → text."""
 SUMMARY = "What the runs say: fits, savings, reports."

@@ -15,6 +15,7 @@ import os
 import re
 import shlex
 import sys
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,15 +45,26 @@ OPEN = re.compile(r"(mix|protocol)\.\w+=")
 
 def main() -> int:
     """Exit code 0 when all runs are done, 1 when one is not, 2 on a setting that cannot be used."""
+    from sweeps.usage import usage
+
+    return ended(_run, usage)
+
+
+def _run(arguments: list[str]) -> int:
+    settings = composed(arguments)
+    given = [a for a in arguments if not a.startswith("dry_run=")]
+    return sweep(settings, "python sweeps/run.py " + shlex.join(given)) if settings else 0
+
+
+def ended(command: Callable[[list[str]], int], usage: Callable[[], str]) -> int:
+    """The exit code of a command that starts sweeps: its own, or 2 with a sentence on what the user
+    can mend."""
     readable()
     if {"-h", "--help"} & set(sys.argv[1:]):
-        from sweeps.usage import usage
-
         print(usage())
         return 0
     try:
-        composed = _composed(sys.argv[1:])
-        return _sweep(composed) if composed else 0
+        return command(sys.argv[1:])
     except KeyboardInterrupt:
         return 130
     except Exception as error:
@@ -65,7 +77,7 @@ def main() -> int:
         return 2
 
 
-def _composed(arguments: list[str]) -> list[dict[str, Any]]:
+def composed(arguments: list[str]) -> list[dict[str, Any]]:
     """The settings of every run; none where Hydra was asked to show something, and did."""
     from hydra._internal.utils import get_args_parser
 
@@ -90,17 +102,17 @@ def _composed(arguments: list[str]) -> list[dict[str, Any]]:
     here = Path(__file__).resolve().parent  # what a relative --config-path begins at
     conf = (here / given.config_path).resolve() if given.config_path else CONF
     beside = Path(given.config_dir).resolve() if given.config_dir else None
-    composed = compose_sweep(
+    settings = compose_sweep(
         [_open(override) for override in given.overrides],
         several=given.multirun,
         conf=conf,
         name=given.config_name or "config",
         beside=beside,
     )
-    check_names(composed)
-    for renamed in name_by_blueprint(composed, [beside, conf] if beside else [conf]):
+    check_names(settings)
+    for renamed in name_by_blueprint(settings, [beside, conf] if beside else [conf]):
         view.console().print(renamed, soft_wrap=True)
-    return composed
+    return settings
 
 
 def _open(override: str) -> str:
@@ -109,15 +121,28 @@ def _open(override: str) -> str:
     return f"++{override}" if OPEN.match(override) else override
 
 
-def _sweep(composed: list[dict[str, Any]]) -> int:
-    # Imported here: a mistyped name answers before numpy is loaded.
+def runs_folder(settings: Mapping[str, Any]) -> Path:
+    """Where the sweeps lie, of one run's settings as composed."""
     from ablations.records import project_root
+    from models.environment import expand
+
+    return project_root() / Path(expand(settings["runs"], "runs")).expanduser()
+
+
+def sweep(composed: list[dict[str, Any]], command: str, says_next: bool = True) -> int:
+    """Plan the runs of a sweep, and start or submit those that are not done.
+
+    composed: settings of every run as composed; command: what goes on with it when given again;
+    says_next: whether it ends by naming the next command. The exit code is 0 when all are done.
+    """
+    # Imported here: a mistyped name answers before numpy is loaded.
     from ablations.resolve import each_its_own, resolve
     from models.environment import expand
     from sweeps import view
     from sweeps.cluster import Slurm, check_ranks, parse
     from sweeps.compose import of_the_run
     from sweeps.plan import make_plan, show, show_arrays
+    from sweeps.tuned import with_optima
 
     console = view.console()
     driver = composed[0]
@@ -127,11 +152,14 @@ def _sweep(composed: list[dict[str, Any]]) -> int:
     if isinstance(cluster, Slurm):
         cluster = replace(cluster, max_gpus=driver["max_gpus"])
     root = expand(driver["runs"], "runs")
-    runs_root = project_root() / Path(root).expanduser()
+    runs_root = runs_folder(driver)
     asked = [of_the_run(c) for c in composed]
     settings = each_its_own(asked)
 
     specs = [resolve(s, plan_only=True) for s in settings]
+    if any(spec.protocol.tuning for spec in specs):
+        settings = with_optima(settings, specs, runs_root)
+        specs = [resolve(s, plan_only=True) for s in settings]
     kept = _each_once(specs, asked, console)
     specs, settings = [specs[i] for i in kept], [settings[i] for i in kept]
     _check_paths(specs, runs_root)
@@ -147,8 +175,6 @@ def _sweep(composed: list[dict[str, Any]]) -> int:
     show(plan, console)
     show_arrays(plan, console)
     _check_gpu_hours(plan, driver["max_gpu_hours"])
-    given = [a for a in sys.argv[1:] if not a.startswith("dry_run=")]
-    command = "python sweeps/run.py " + shlex.join(given)
     if driver["dry_run"] and not driver["plan"]:
         from sweeps.dry import show_dry
 
@@ -174,7 +200,7 @@ def _sweep(composed: list[dict[str, Any]]) -> int:
             _say_new(requests, console)
             sizes = plan.parallel, plan.threads, plan.devices
             on_this_machine(requests, cluster, *sizes, command, console)
-    return _finish(specs, runs_root, root, console)
+    return _finish(specs, runs_root, root, console, says_next)
 
 
 def _requests(plan: Plan, specs: list[RunSpec], runs_root: Path) -> list[Request]:
@@ -420,7 +446,9 @@ def _say_new(requests: list[Request], console: Console) -> None:
                 )
 
 
-def _finish(specs: list[RunSpec], runs_root: Path, root: str, console: Console) -> int:
+def _finish(
+    specs: list[RunSpec], runs_root: Path, root: str, console: Console, says_next: bool
+) -> int:
     from ablations.records import directory_of
     from sweeps import state, view
 
@@ -431,7 +459,7 @@ def _finish(specs: list[RunSpec], runs_root: Path, root: str, console: Console) 
     console.print(view.counted(states))
     if set(states) & {"preempted", "cancelled", "lost", "failed", "damaged"}:
         console.print("The same command again goes on from their last checkpoints.")
-    if "done" in states:
+    if "done" in states and says_next:
         sweep = runs[0].path.parent.name
         where = "" if root == "runs" else f" runs={root}"
         if tries := {s.recipe.steps for s in specs if s.recipe.ladder_steps is not None}:

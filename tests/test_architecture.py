@@ -24,6 +24,8 @@ ALLOWED = {
     "analysis": {
         "ablations.records",
         "ablations.confounds",
+        "ablations.response",
+        "ablations.tuning",
         "models.command",
         "models.format",
         "analysis",

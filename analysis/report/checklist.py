@@ -61,12 +61,35 @@ def _control(found: Findings) -> Iterator[tuple[str, str, str]]:
         yield question, _verdict(not hand), "; ".join(hand) or "by the ladder's rules everywhere"
     else:
         yield question, UNKNOWN, "points carry no specs"
+    yield _tuned_mixes(found)
     confounds = sum(len(one.confounds) for one in found.comparisons)
     if found.comparisons:
         told = f"{confounds} confound(s), listed under What differed" if confounds else "none found"
         yield "Nothing else differed?", _verdict(confounds == 0), told
     else:
         yield "Nothing else differed?", UNKNOWN, "points carry no specs"
+
+
+def _tuned_mixes(found: Findings) -> tuple[str, str, str]:
+    """Which mixes were tuned, over what, with how many runs each."""
+    question = "Was every mix tuned as well?"
+    names = list(dict.fromkeys(found.points["mix"]))
+    if found.tuned is not None:
+        told = {mix: one.runs for (mix, _), one in found.tuned.excess.items()}
+        runs = ", ".join(f"{mix} {n} runs" for mix, n in told.items())
+        return question, _verdict(set(names) <= set(told)), f"{found.tuned.setting}: {runs}"
+    taken = {
+        run.mix: (run.spec.get("protocol") or {}).get("tuned") or [] for run in found.sweep.runs
+    }
+    if not taken:
+        return question, UNKNOWN, "points carry no specs"
+    if not any(taken.values()):
+        return question, NO, "one learning rate by rule for all; tuned=SWEEP says what it does"
+    runs = "; ".join(
+        f"{mix}: " + ", ".join(f"{one['setting']} {one['runs']} runs" for one in own)
+        for mix, own in taken.items()
+    )
+    return question, _verdict(all(taken.values())), runs
 
 
 def _statistics(found: Findings) -> Iterator[tuple[str, str, str]]:

@@ -30,7 +30,7 @@ from analysis.report.words import words_of
 from analysis.stats.fit import MODEL_WORDS
 from analysis.stats.mixed import MixedModel
 from analysis.stats.savings import matched_factor, seconds_per_token
-from analysis.study import classes, probes
+from analysis.study import at_optimum, classes, probes
 from analysis.study.answer import answers, caveats, lacking_words
 from analysis.study.compare import Comparison, control_table
 from analysis.study.findings import Findings
@@ -111,6 +111,7 @@ def _without_markup(texts: Iterable[str]) -> Iterator[str]:
 def _sections(found: Findings, gallery: Gallery) -> Iterator[Block]:
     """What the answer and its caveats rest on."""
     yield from _savings(found, gallery)
+    yield from _tuned(found)
     yield from _control(found)
     yield from _fits(found, gallery)
     yield from _losses(found, gallery)
@@ -163,6 +164,28 @@ def _savings(found: Findings, gallery: Gallery) -> Iterator[Block]:
         yield from _fit_free(found)
     yield from _figures(gallery, "savings_loss")
     yield from _interactions(found, gallery)
+
+
+def _tuned(found: Findings) -> Iterator[Block]:
+    both = found.tuned
+    if both is None:
+        return
+    yield Heading("Each mix at its own optimum")
+    how = (
+        f"`{both.tuned}` trained every mix at its own {both.setting}"
+        if both.retrained
+        else "what each run lies above its mix's lowest loss is taken off, by the surfaces of "
+        f"`{both.tuned}`"
+    )
+    yield Text(
+        f"Token savings with one {both.setting} for all, and with each mix at its own: {how}. The "
+        "doubt about each optimum and about the bottom of its curve is in the intervals of the "
+        f"second ({percent(both.level, 'g')}). The excess is of the tuning sweep's budget; it is "
+        "taken as the same share of the loss at the others."
+    )
+    yield Table(at_optimum.cells(both, found.study.free))
+    yield Text(f"Optima in multiples of the ladder's {both.setting}:")
+    yield Table(at_optimum.optimum_cells(both))
 
 
 def _interactions(found: Findings, gallery: Gallery) -> Iterator[Block]:

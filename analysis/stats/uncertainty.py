@@ -76,15 +76,19 @@ def bootstrap(
     paired: bool = False,
     model: MixedModel | None = None,
     level: float = LEVEL,
+    shift: Array | None = None,
 ) -> Draws:
     """Refit `fit` to `resamples` resamples of its points; the same seed gives the same draws.
 
-    `model` is the fit's mixed model where it has been made already; its draws surround its `best`.
+    `shift` (resamples, n) is added to the log losses of each resample of `mixed`: a doubt that is
+    not the ladder's own noise. `model` is the fit's mixed model where it has been made already; its
+    draws surround its `best`.
     """
     rng = np.random.default_rng(seed)
     if method == "mixed":
         model = model or mixed_model(fit)
-        drawn = _laws_of(fit, model.refitted(model.draw(rng, resamples)))
+        noise = model.draw(rng, resamples)
+        drawn = _laws_of(fit, model.refitted(noise if shift is None else noise + shift))
         return Draws(drawn, method, False, resamples, seed, level)
     clusters = cluster_ids(fit.points, paired)
     if method in ("case", "stratified"):

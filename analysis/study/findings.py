@@ -12,6 +12,7 @@ import pandas as pd
 from analysis.foreign import literal
 from analysis.stats.holdout import holdout
 from analysis.stats.interval import LEVEL
+from analysis.study.at_optimum import AtOptimum
 from analysis.study.classes import by_class, read_classes
 from analysis.study.compare import Comparison, compare
 from analysis.study.load import Run, Sweep
@@ -31,6 +32,8 @@ class Findings:
     study: Study
     comparisons: tuple[Comparison, ...]
     facts: dict[str, Any]
+    tuned: AtOptimum | None = None
+    """Savings with every mix at its own optimum, where a tuning sweep was named."""
 
     @property
     def points(self) -> pd.DataFrame:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -26,7 +27,8 @@ SIZES = {"50k": 50_112, "100k": 99_840, "200k": 201_024, "400k": 399_360}
 
 @dataclass(frozen=True)
 class SweepWriter:
-    """Writes run directories as training would; noise sd is relative, for runs and for points."""
+    """Writes run directories as training would; noise sd is relative, for runs and for points, and
+    `factor` multiplies a run's losses."""
 
     path: Path
     run_sd: float = 0.003
@@ -35,7 +37,7 @@ class SweepWriter:
     def run(
         self, mix: str, size: str, seed: int, multiples: tuple[float, ...] = (1, 2, 4),
         finished: int | None = None, state: str = "done", n_factor: float = 1.0,
-        lr: float = 3e-3, protocol: dict[str, float] | None = None,
+        lr: float = 3e-3, protocol: dict[str, Any] | None = None, factor: float = 1.0,
     ) -> RunDirectory:  # fmt: skip
         N = round(SIZES[size] * n_factor)
         key = f"{mix}-{size}-{seed}{protocol or ''}"
@@ -46,12 +48,13 @@ class SweepWriter:
                 "sweep": self.path.name,
                 "mix": {"name": mix, "pattern": mix.split("_")},
                 "size": {"name": size},
-                "protocol": {"name": "controlled"} | (protocol or {}),
+                "protocol": {"name": "controlled", "tokens_per_parameter": 20} | (protocol or {}),
                 "data": {"name": "embedded"},
                 "train": {"optimizer": "adamw"},
                 "seed": seed,
                 "model": {"layers": [mix] * 4, "d_model": 32, "mlp_hidden": 96 + len(mix)},
                 "recipe": {
+                    "N": SIZES[size], "tokens": round(20 * multiples[-1] * SIZES[size]),
                     "batch_tokens": batch, "context": 256, "peak_lr": lr,
                     "milestones": [{"chinchilla": c} for c in multiples],
                 },
@@ -84,7 +87,7 @@ class SweepWriter:
             D = step * batch
             rate = (protocol or {}).get("lr_multiplier") or 1.0
             loss = float(TRUTH[mix].loss(N, D)) * rate**0.1
-            loss *= np.exp(luck + rng.normal(0, self.point_sd))
+            loss *= factor * np.exp(luck + rng.normal(0, self.point_sd))
             logged = {"step": step, "tokens": D, "lr": lr, "seconds": D / 5e4, "grad_norm": 0.4}
             run.append("metrics.jsonl", logged)
             run.append(

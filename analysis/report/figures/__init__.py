@@ -27,6 +27,7 @@ from analysis.report.figures.savings import (
 from analysis.report.figures.serving import serving_against_context
 from analysis.report.figures.surfaces import frontier, iso_loss
 from analysis.report.figures.training import throughput_against_context, training_stability
+from analysis.report.figures.tuning import response_surfaces
 
 __all__ = [
     "bpb_by_domain",
@@ -48,6 +49,7 @@ __all__ = [
     "predictions_by_place",
     "probe_accuracy",
     "ratios_of_savings",
+    "response_surfaces",
     "savings_against_loss",
     "savings_against_size",
     "savings_by_place",

@@ -1,0 +1,80 @@
+"""Which values of a setting to train next: a response surface decides, a few runs at a time.
+
+A search begins with three values around the ladder's rule. Where the lowest loss lies at the end of
+what was tried, it goes on by a factor of two beyond that end. Else it adds the value, on a grid of
+half octaves, that makes the interval of the optimum narrowest by the surface fitted so far
+(c-optimal design: Atkinson, Donev & Tobias 2007). benchmarks/tuning.py counts the runs that this
+needs beside Optuna's samplers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ablations.response import Response
+from ablations.tuning import Tuned
+
+STEP = 0.5
+"""Octaves between values that a search may add."""
+REACH = 2.0
+"""Octaves from the optimum as fitted within which values are added."""
+FURTHEST = 4.0
+"""Octaves beyond the first values at which a search ends without a minimum."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """When a search of a cell ends: its interval's ends within a factor, or so many values."""
+
+    width: float = 1.6
+    values: int = 6
+
+
+def next_value(tuned: Tuned, cell: int, wanted: Wanted, first: Sequence[float]) -> float | None:
+    """The value, octaves, that a cell of a mix is to be trained at next; None where its search is
+    over. One setting only. first: octaves that the search of this cell began with."""
+    tried = [math.log2(value) for value in tuned.cells[cell].values[0]]
+    if len(tried) >= wanted.values:
+        return None
+    if tuned.response is None:
+        return _untried(tried, max(tried) + 1, min(first) - FURTHEST, max(first) + FURTHEST)
+    response, optimum = tuned.response, tuned.optima[cell]
+    lowest = float(response.lowest[cell, 0])
+    if lowest <= min(tried) + 1e-9 or optimum.edge[0] == "low":
+        return _untried(tried, min(tried) - 1, min(first) - FURTHEST, max(first) + FURTHEST)
+    if lowest >= max(tried) - 1e-9 or optimum.edge[0] == "high":
+        return _untried(tried, max(tried) + 1, min(first) - FURTHEST, max(first) + FURTHEST)
+    if optimum.high[0] - optimum.low[0] <= math.log2(wanted.width):
+        return None
+    return _narrowest(response, cell, tried, float(optimum.x[0]))
+
+
+def _untried(tried: Sequence[float], value: float, low: float, high: float) -> float | None:
+    within = low - 1e-9 <= value <= high + 1e-9
+    return value if within and min(abs(value - one) for one in tried) > 1e-6 else None
+
+
+def _narrowest(response: Response, cell: int, tried: Sequence[float], x: float) -> float | None:
+    """Of the values near the optimum that were not tried, the one after which the slope there is
+    known best."""
+    start = min(tried, key=lambda value: abs(value - x))
+    steps = round(REACH / STEP)
+    offered = [start + STEP * k for k in range(-steps, steps + 1)]
+    offered = [one for one in offered if min(abs(one - value) for value in tried) > STEP / 2]
+    if not offered:
+        return None
+    slope = response._terms(cell, np.array([[x]]), derivative=0)[0]
+    information = np.linalg.pinv(response.covariance / response.sd**2)
+    blocks = np.flatnonzero(response.block_cell == cell)
+
+    def variance(value: float) -> float:
+        rows = np.repeat(response._terms(cell, np.array([[value]])), len(blocks), 0)
+        rows[np.arange(len(blocks)), blocks] = 1  # each seed of the cell is trained
+        after = np.linalg.pinv(information + rows.T @ rows)
+        return float(slope @ after @ slope)
+
+    return min(offered, key=variance)

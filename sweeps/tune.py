@@ -1,0 +1,199 @@
+"""Tune a setting for each mix and size by few runs, each round chosen by what came before.
+
+    python sweeps/tune.py mix=transformer,gdn3_attn1 size=50k,100k,200k over=lr
+    python sweeps/tune.py mix=gdn3_attn1 size=50k over=weight_decay seed=0,1 values=8 plan=true
+
+The runs are those of a sweep (sweep=tuning unless named), planned, started and resumed as
+sweeps/run.py does; the same command goes on where it stopped. What they say:
+`python -m analysis tune sweep=tuning`. What a ladder takes from them: `protocol=tuned`.
+"""
+
+from __future__ import annotations
+
+import math
+import shlex
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from models.errors import SettingError
+from sweeps import run
+
+if TYPE_CHECKING:
+    from ablations.tuning import Setting
+    from sweeps.search import Wanted
+
+HELP = """\
+archladder: tune a setting for each mix and size
+
+python sweeps/tune.py mix=MIX[,MIX…] size=SIZE[,SIZE…] [over=lr] [KEY=VALUE…]
+  over=lr         what is tuned: lr, weight_decay or batch
+  start=0.5,1,2   first values, as multiples of what the ladder or the settings say
+  values=6        most values a mix and size is trained at, each with every seed
+  width=1.6       a search ends once its optimum is known within this factor
+  sweep=tuning    the sweep that the runs belong to
+  plan=true       show the first round and what the whole may cost, start nothing
+
+All other settings are those of python sweeps/run.py; seed=0,1 trains each value twice, which tells
+the noise. Afterwards: python -m analysis tune sweep=tuning over=lr
+"""
+OWN = {"over": "lr", "start": "0.5,1,2", "values": "6", "width": "1.6"}
+MOST_ROUNDS = 20
+
+
+def main() -> int:
+    """Exit code 0 when all searches ended, 1 when a run did not, 2 on a setting that cannot be
+    used."""
+    return run.ended(_tune, lambda: HELP)
+
+
+def _tune(arguments: list[str]) -> int:
+    from ablations.tuning import settings_of
+    from sweeps.search import Wanted
+
+    own, overrides = _parted(arguments)
+    over = own["over"].split(",")
+    if len(over) > 1:
+        raise SettingError(
+            f"over={own['over']} names several settings; tune one at a time, in a sweep each."
+        )
+    (setting,) = settings_of(over)
+    start = sorted(_number("start", text) for text in own["start"].split(","))
+    wanted = Wanted(_number("width", own["width"]), int(_number("values", own["values"])))
+    if len(set(start)) < 2:
+        raise SettingError(
+            f"start={own['start']} is one value; a search begins with two or more, like 0.5,1,2."
+        )
+    if wanted.width <= 1 or wanted.values < len(start):
+        raise SettingError(
+            f"width={own['width']} must be above 1 and values={own['values']} at least the "
+            f"{len(start)} of start."
+        )
+    named = {o.lstrip("+").partition("=")[0] for o in overrides}
+    if setting.field in named:
+        raise SettingError(f"{setting.field} is what over={over[0]} varies; leave it out.")
+    if "sweep" not in named:
+        overrides.append("sweep=tuning")
+    if "treatments" not in named:
+        overrides.append(f"treatments=[mix,{setting.field}]")
+    command = "python sweeps/tune.py " + shlex.join(arguments)
+    return _rounds(overrides, setting, start, wanted, command)
+
+
+def _parted(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
+    """The settings of this command, and Hydra's overrides."""
+    own, overrides = dict(OWN), []
+    for argument in arguments:
+        key, mark, value = argument.removeprefix("--").partition("=")
+        if key in OWN and mark:
+            own[key] = value
+        elif argument != "-m":
+            overrides.append(argument)
+    return own, overrides
+
+
+def _number(key: str, text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and value > 0):
+        raise SettingError(f"{key}={text} must be a number above 0.")
+    return value
+
+
+@dataclass
+class _Search:
+    """The search of one mix and size: its seeds' settings as composed, and the values so far."""
+
+    mix: str
+    size: str
+    N: float
+    """Of the size's transformer, which the ladder's rule reads."""
+    start: list[float]
+    values: list[float] = field(default_factory=list)
+    composed: list[dict[str, Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.values = list(self.start)
+
+
+def _rounds(
+    overrides: list[str], setting: Setting, start: list[float], wanted: Wanted, command: str
+) -> int:
+    """Train round after round until every search has ended."""
+    from ablations.tuning import read_trials, tuned_of
+    from sweeps.search import next_value
+
+    composed = run.composed(["-m", *overrides])
+    searches = _searches(composed, setting, start)
+    folder = run.runs_folder(composed[0]) / composed[0]["sweep"]
+    for number in range(MOST_ROUNDS):
+        asked = [
+            _with(settings, setting.field, setting.set_to(value, search.N))
+            for search in searches
+            for value in search.values
+            for settings in search.composed
+        ]
+        if number == 0:
+            _say_cost(searches, start, wanted)
+        code = run.sweep(asked, command, says_next=False)
+        if code or composed[0]["plan"] or composed[0]["dry_run"]:
+            return code
+        trials = read_trials(folder, (setting.name,))
+        tuned = tuned_of(trials, (setting.name,))
+        added = 0
+        for search in searches:
+            own = tuned[search.mix]
+            cell = [one.size for one in own.cells].index(search.size)
+            value = next_value(own, cell, wanted, [math.log2(v) for v in search.start])
+            if value is not None:
+                search.values.append(2**value)
+                added += 1
+        if not added:
+            break
+    print(f"next: python -m analysis tune sweep={composed[0]['sweep']} over={setting.name}")
+    return 0
+
+
+def _searches(
+    composed: list[dict[str, Any]], setting: Setting, start: list[float]
+) -> list[_Search]:
+    """One search per mix and size, with the first values, rising."""
+    from ablations.resolve import each_its_own, resolve
+    from sweeps.compose import of_the_run
+
+    found: dict[tuple[str, str], _Search] = {}
+    for one, asked in zip(
+        composed, each_its_own([of_the_run(one) for one in composed]), strict=True
+    ):
+        spec = resolve(asked, plan_only=True)
+        key = spec.mix.name, spec.size.name
+        if key not in found:
+            middle = setting.rule(spec.recipe.N) if setting.rule else setting.value(spec.plain())
+            values = [middle * factor for factor in start]
+            found[key] = _Search(*key, spec.recipe.N, values)
+        found[key].composed.append(one)
+    return list(found.values())
+
+
+def _with(settings: dict[str, Any], field_name: str, value: float) -> dict[str, Any]:
+    """Settings as composed, with another value of one."""
+    group, _, key = field_name.partition(".")
+    return {**settings, group: {**settings[group], key: value}}
+
+
+def _say_cost(searches: list[_Search], start: list[float], wanted: Wanted) -> None:
+    runs = sum(len(search.composed) for search in searches)
+    print(
+        f"Search: {len(searches)} mixes and sizes, {len(start)} values each to begin with "
+        f"({runs * len(start)} runs, planned below) and at most {wanted.values} "
+        f"({runs * wanted.values} runs, at most {wanted.values / len(start):.3g} times that time)."
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
