@@ -10,55 +10,75 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ablations.ladder import batch_tokens, peak_lr
+from ablations.ladder import batch_tokens
 from ablations.records import RunDirectory, read_sweep
 from ablations.response import LEVEL, WITHIN, Array, Optimum, Response, fit_response
 from models.errors import SettingError, one_of
+from models.settings import flatten
 
 DRAWS = 2000
+VARIED = ("mix", "protocol", "train", "data")
+"""Groups of settings that may differ inside a mix and size beside what is tuned."""
 DIVERGED = "diverged"
 """How the error of a run begins that ended because its loss grew."""
 
 
+Spec = Mapping[str, Any]
+"""A run's spec as plain nested values."""
+
+
 @dataclass(frozen=True)
 class Setting:
-    """A setting that can be tuned: what a run's spec says of it, and what the ladder's rule would
-    have been at N; None where there is no rule."""
+    """A setting that can be tuned: what a run's spec says of it, and what the ladder's rule says
+    for such a run; None where there is no rule."""
 
     name: str
     field: str
     """The setting that a sweep varies."""
-    value: Callable[[Mapping[str, Any]], float]
-    rule: Callable[[float], float] | None
+    value: Callable[[Spec], float]
+    rule: Callable[[Spec], float] | None
     is_multiplier: bool = False
     """Whether the setting is a multiple of the ladder's rule, and not the value itself."""
 
-    def set_to(self, value: float, N: float) -> float:
-        """What `field` is set to so that the value comes out at a size of N parameters."""
-        if self.is_multiplier and self.rule:
-            value = value / self.rule(N)
+    def ruled(self, spec: Spec) -> float:
+        """The ladder's value for a run, NaN without a rule."""
+        return float(self.rule(spec)) if self.rule else math.nan
+
+    def set_to(self, value: float, spec: Spec) -> float:
+        """What `field` is set to so that the value comes out for such a run."""
+        if self.is_multiplier:
+            value = value / self.ruled(spec)
         # Whole tokens; else six digits, so that a search's values have short names.
         return round(value) if self.name == "batch" else float(f"{value:.6g}")
 
 
+def _ladder_rate(spec: Spec) -> float:
+    """The ladder's peak rate of a run: its own, less what the protocol or the size multiply."""
+    multiplier = spec["protocol"].get("lr_multiplier")
+    if multiplier is None:
+        multiplier = spec["size"].get("lr_multiplier") or 1.0
+    return float(spec["recipe"]["peak_lr"] / multiplier)
+
+
 SETTINGS = {
     "lr": Setting(
-        "lr", "protocol.lr_multiplier", lambda spec: spec["recipe"]["peak_lr"], peak_lr, True
+        "lr", "protocol.lr_multiplier", lambda spec: spec["recipe"]["peak_lr"], _ladder_rate, True
     ),
     "weight_decay": Setting(
         "weight_decay", "train.weight_decay", lambda spec: spec["train"]["weight_decay"], None
     ),
     "batch": Setting(
-        "batch", "protocol.batch_tokens", lambda spec: spec["recipe"]["batch_tokens"], batch_tokens
+        "batch", "protocol.batch_tokens", lambda spec: spec["recipe"]["batch_tokens"],
+        lambda spec: batch_tokens(spec["recipe"]["N"]),
     ),
-}
+}  # fmt: skip
 """Settings that `over=` names: peak learning rate, decoupled weight decay, batch in tokens."""
 
 
@@ -300,6 +320,7 @@ def read_trials(
     """
     settings = settings_of(over)
     trials: list[Trial] = []
+    specs: list[Spec] = []
     open_runs: list[str] = []
     corpora: dict[str, str] = {}
     for run in read_sweep(folder):
@@ -313,6 +334,7 @@ def read_trials(
         read = str((spec.get("corpus") or {}).get("fingerprint", ""))
         corpora.setdefault(read, run.name)
         trials.append(trial)
+        specs.append(spec)
     if finished and open_runs:
         raise SettingError(
             f"sweep={folder.name} is unfinished: {len(open_runs)} of "
@@ -331,7 +353,32 @@ def read_trials(
             f"sweep={folder.name} was trained on another corpus than these runs; an optimum is of "
             "one, so tune on theirs."
         )
-    return trials
+    return _by_arms(trials, specs, settings)
+
+
+def _by_arms(trials: list[Trial], specs: list[Spec], settings: Sequence[Setting]) -> list[Trial]:
+    """Trials whose mix also names what else was varied inside a mix and size, as arms do."""
+    tuned = {one.field for one in settings}
+    flat = [
+        {k: v for k, v in flatten({g: spec.get(g) or {} for g in VARIED}).items() if k not in tuned}
+        for spec in specs
+    ]
+    inside: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for trial, fields in zip(trials, flat, strict=True):
+        inside.setdefault((trial.mix, trial.size), []).append(fields)
+    varied = {
+        field
+        for own in inside.values()
+        for field in own[0]
+        if len({str(fields.get(field)) for fields in own}) > 1
+    }
+    return [
+        replace(
+            trial,
+            mix=trial.mix + "".join(f"@{f.rpartition('.')[2]}={fields[f]}" for f in sorted(varied)),
+        )
+        for trial, fields in zip(trials, flat, strict=True)
+    ]
 
 
 def _trial(run: RunDirectory, spec: Mapping[str, Any], settings: Sequence[Setting]) -> Trial | None:
@@ -344,7 +391,7 @@ def _trial(run: RunDirectory, spec: Mapping[str, Any], settings: Sequence[Settin
         "D": multiple * spec["protocol"]["tokens_per_parameter"] * N,
         "mix": spec["mix"]["name"], "size": spec["size"]["name"], "seed": int(spec["seed"]),
         "values": tuple(float(one.value(spec)) for one in settings),
-        "rules": tuple(one.rule(N) if one.rule else math.nan for one in settings),
+        "rules": tuple(one.ruled(spec) for one in settings),
         "N_ladder": N,
     }  # fmt: skip
     if run.state == "done":

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import shlex
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -111,8 +112,8 @@ class _Search:
 
     mix: str
     size: str
-    N: float
-    """Of the size's transformer, which the ladder's rule reads."""
+    spec: Mapping[str, Any]
+    """Of a run at the settings as given, by which the ladder's rule goes."""
     start: list[float]
     values: list[float] = field(default_factory=list)
     composed: list[dict[str, Any]] = field(default_factory=list)
@@ -133,7 +134,7 @@ def _rounds(
     folder = run.runs_folder(composed[0]) / composed[0]["sweep"]
     for number in range(MOST_ROUNDS):
         asked = [
-            _with(settings, setting.field, setting.set_to(value, search.N))
+            _with(settings, setting.field, setting.set_to(value, search.spec))
             for search in searches
             for value in search.values
             for settings in search.composed
@@ -173,9 +174,10 @@ def _searches(
         spec = resolve(asked, plan_only=True)
         key = spec.mix.name, spec.size.name
         if key not in found:
-            middle = setting.rule(spec.recipe.N) if setting.rule else setting.value(spec.plain())
+            plain = spec.plain()
+            middle = setting.ruled(plain) if setting.rule else setting.value(plain)
             values = [middle * factor for factor in start]
-            found[key] = _Search(*key, spec.recipe.N, values)
+            found[key] = _Search(*key, plain, values)
         found[key].composed.append(one)
     return list(found.values())
 

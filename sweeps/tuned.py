@@ -45,7 +45,7 @@ def _set(
                 f"{setting.field}={settings[group][key]} is what protocol=tuned takes from "
                 f"sweep={sweep}; leave it out, or take it out of protocol.over."
             )
-        settings[group][key] = setting.set_to(one.value, spec.recipe.N)
+        settings[group][key] = setting.set_to(one.value, spec.plain())
         taken.append(one)
     settings["protocol"]["tuned"] = [vars(one) for one in taken]
     return settings

@@ -219,8 +219,8 @@ def _by_surface(
 
 
 def _rule(setting: str, run: Run) -> float:
-    rule = SETTINGS[setting].rule
-    return rule(float(run.spec["recipe"]["N"])) if rule else 1.0
+    one = SETTINGS[setting]
+    return one.ruled(run.spec) if one.rule else 1.0
 
 
 def _last_loss(sweep: Sweep, mix: str, size: str) -> float:

@@ -51,8 +51,9 @@ def write_tuning(
                 for seed in seeds:
                     sweep.run(
                         mix, size, seed, (1.0,), lr=rate * peak_lr(SIZES[size]),
-                        protocol={"lr_multiplier": None, "rate": rate},
-                        factor=factor(mix, rate, best),
+                        protocol={"lr_multiplier": rate},
+                        # The writer's losses rise with the rate by themselves.
+                        factor=factor(mix, rate, best) / rate**0.1,
                     )  # fmt: skip
 
 
@@ -146,12 +147,14 @@ def test_a_sweep_has_optima_in_multiples_of_the_ladders_rule(sweep: SweepWriter)
     quiet = replace(sweep, run_sd=0.001)
     write_tuning(quiet)
     found = tuning.of_sweep(sweep.path)
+    held = 0
     for row in found.optima:
         low, high = (row[end] / peak_lr(SIZES[row["size"]]) for end in ("low", "high"))
-        assert low * 0.97 <= BEST[row["mix"]] <= high * 1.03
+        held += low <= BEST[row["mix"]] <= high
         assert row["multiplier"] == pytest.approx(BEST[row["mix"]], rel=0.1)
         # Losses are 1.6 to 2.1 nats there.
         assert row["half"] == pytest.approx(CURVATURE * 1.85, rel=0.4)
+    assert held >= 5  # of 6
     figure, table = response_surfaces(found.tuned)
     assert set(table["kind"]) == {"run", "curve", "optimum"}
     assert len(figure.axes) == 4
@@ -216,7 +219,8 @@ def test_a_ladder_trained_at_its_optima_is_read_itself(tmp_path: Path) -> None:
                 taken = {"setting": "lr", "sweep": "tuning", "by": "size", "value": rate,
                          "low": rate / 1.3, "high": rate * 1.3, "curvature": 0.05, "dof": 20,
                          "runs": 30}  # fmt: skip
-                own.run(mix, size, seed, lr=rate, protocol={"tuned": [taken], "tuning": ["tuning"]})
+                protocol = {"tuned": [taken], "tuning": ["tuning"], "lr_multiplier": best}
+                own.run(mix, size, seed, lr=rate, protocol=protocol)
     both = at.at_optimum(load_sweep(ladder.path), own.path, "transformer", resamples=200)
     assert both.retrained
     one = both.excess["gdn3_attn1", "50k"]
@@ -229,6 +233,20 @@ def test_a_ladder_trained_at_its_optima_is_read_itself(tmp_path: Path) -> None:
     assert one.draws.mean() == pytest.approx(expected / loss, rel=0.4)
     values = both.free.set_index(["mix", "size"])
     assert (values["low"] < values["value"]).all()
+
+
+def test_what_else_was_varied_makes_surfaces_of_their_own(sweep: SweepWriter) -> None:
+    for rate in RATES:
+        for seed in (0, 1):
+            for decay in (0.1, 0.2):
+                sweep.run(
+                    "gdn", "50k", seed, (1.0,), lr=rate * peak_lr(SIZES["50k"]),
+                    protocol={"lr_multiplier": rate, "decay_fraction": decay},
+                    factor=factor("gdn", rate, {"gdn": 4 * decay}) / rate**0.1,
+                )  # fmt: skip
+    found = {row["mix"]: row for row in tuning.of_sweep(sweep.path).optima}
+    assert found["gdn@decay_fraction=0.1"]["multiplier"] == pytest.approx(0.4, rel=0.15)
+    assert found["gdn@decay_fraction=0.2"]["multiplier"] == pytest.approx(0.8, rel=0.15)
 
 
 def test_tuned_of_another_corpus_or_mix_is_refused(tmp_path: Path) -> None:

@@ -214,6 +214,7 @@ def test_what_cannot_be_tuned_is_one_sentence(arguments: tuple[str, ...], named:
 
 def test_settings_come_out_as_they_were_asked_for() -> None:
     lr, decay, batch = (SETTINGS[name] for name in ("lr", "weight_decay", "batch"))
-    assert lr.set_to(2 * peak_lr(49_696), 49_696) == 2.0
-    assert decay.set_to(0.1, 49_696) == 0.1
-    assert batch.set_to(2048.4, 49_696) == 2048
+    spec = resolve(settings(protocol__lr_multiplier=0.5)).plain()
+    assert lr.set_to(2 * peak_lr(49_696), spec) == 2.0
+    assert decay.set_to(0.1, spec) == 0.1
+    assert batch.set_to(2048.4, spec) == 2048
