@@ -1,9 +1,10 @@
 """Response surfaces of tuning: loss against the logarithm of a setting, and where it is lowest.
 
-The surface of one mix is a polynomial in octaves, log2 of the setting, joint over its cells (sizes,
-or sizes and budgets): each cell has its own offsets and its own slope, and so its own optimum, and
-the curvature is shared (Box & Wilson 1951; Myers et al., Response Surface Methodology). Seeds of a
-cell shift its whole curve: runs of one seed see the same batches at every value.
+The surface of one mix is a polynomial of log loss in octaves, log2 of the setting, joint over its
+cells (sizes, or sizes and budgets): each cell has its own offsets and its own slope, and so its own
+optimum, and the curvature, as a share of the loss, is one (Box & Wilson 1951; Myers et al.,
+Response Surface Methodology). Seeds of a cell shift its whole curve: runs of one seed see the same
+batches at every value.
 
 An interval of the optimum is Fieller's: it ends where the slope of the curve differs from 0 by
 Student's t, which is exact for normal noise where the polynomial is right. It stays open on a side
@@ -23,7 +24,7 @@ Array = NDArray[np.float64]
 Indices = NDArray[np.int64]
 
 LEVEL = 0.95
-WITHIN = 0.25
+WITHIN = 0.4
 """Share above a cell's lowest loss up to which values are fitted: far up, also where runs diverge,
 the loss says nothing of the bottom."""
 LEAST_LEVELS_CUBIC = 4
@@ -96,9 +97,9 @@ class Response:
         return rows
 
     def curve(self, cell: int, x: Array) -> Array:
-        """Mean loss over a cell's seeds at x (m, S)."""
+        """Geometric mean of the loss over a cell's seeds at x (m, S), nats per token."""
         offset = self.coefficients[: len(self.block_cell)][self.block_cell == cell].mean()
-        return np.asarray(offset + self._terms(cell, x) @ self.coefficients)
+        return np.asarray(np.exp(offset + self._terms(cell, x) @ self.coefficients))
 
     def grid(self, cell: int) -> Array:
         """Values searched for the lowest loss, from end to end of what was tried, (m, S)."""
@@ -115,22 +116,22 @@ class Response:
         return np.asarray(self.coefficients + (normal * spread[:, None]) @ root.T)
 
     def optimum_draws(self, cell: int, drawn: Array) -> tuple[Array, Array]:
-        """(optima (draws, S), their losses less the cell's offset (draws,)) of drawn curves."""
+        """(optima (draws, S), their log losses less the cell's offset (draws,)) of drawn curves."""
         grid = self.grid(cell)
         losses = drawn @ self._terms(cell, grid).T
         best = losses.argmin(1)
         return grid[best], losses[np.arange(len(losses)), best]
 
     def excess_draws(self, cell: int, x: Array, drawn: Array) -> Array:
-        """Nats by which drawn curves at x (S,) lie above their lowest, (draws,), at least 0."""
+        """Share of the loss by which drawn curves at x (S,) lie above their lowest, (draws,)."""
         lowest = self.optimum_draws(cell, drawn)[1]
         here = drawn @ self._terms(cell, x[None]).T
-        return np.asarray(np.maximum(here[:, 0] - lowest, 0.0))
+        return np.asarray(-np.expm1(-np.maximum(here[:, 0] - lowest, 0.0)))
 
     def excess(self, cell: int, x: Array) -> float:
-        """Nats by which the fitted curve at x (S,) lies above its lowest inside what was tried."""
+        """Share of the loss by which the fitted curve at x (S,) lies above its lowest."""
         grid = self.grid(cell)
-        return float(self.curve(cell, x[None])[0] - self.curve(cell, grid).min())
+        return max(0.0, 1 - float(self.curve(cell, grid).min() / self.curve(cell, x[None])[0]))
 
     def optimum(self, cell: int, level: float = LEVEL, drawn: Array | None = None) -> Optimum:
         """The optimum of a cell with its interval: Fieller's for one setting; for several, of
@@ -180,7 +181,8 @@ class Response:
 
     @cached_property
     def curvature(self) -> Array:
-        """Half the second derivative by each setting at a cell's origin, nats an octave², (S,)."""
+        """Share of the loss that an octave off costs at a cell's origin, by setting, (S,): half the
+        second derivative of log loss."""
         at = len(self.block_cell) + self.n_cells * self.n_settings
         shared = self.coefficients[at:]
         own = [k for k, (i, j) in enumerate(_pairs(self.n_settings)) if i == j]
@@ -200,7 +202,7 @@ def fit_response(
     if min(_freedom(cell[used], seed[used], x[used])) < 1:
         used = _near(cell, x, loss, math.inf)
     levels, dof = _freedom(cell[used], seed[used], x[used])
-    cell, seed, x, y = cell[used], seed[used], x[used], loss[used]
+    cell, seed, x, y = cell[used], seed[used], x[used], np.log(loss[used])
     if min(levels, dof) < 1:
         raise ValueError(
             f"{len(y)} runs that ended cannot show a curve and its noise; it takes three values or "

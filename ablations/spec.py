@@ -76,7 +76,7 @@ class TunedSetting:
     high: float
     """Ends of the interval; 0 or infinite where it is open."""
     curvature: float
-    """Nats that being off costs, per octave squared."""
+    """Share of the loss that being off costs, per octave squared."""
     dof: int
     """Of the runs that told it."""
     runs: int

@@ -39,9 +39,7 @@ class Settings(Shown, Leveled):
     columns: Mapping[str, str] = setting(
         {}, "a CSV's own names of columns", example="N=params", choices=COLUMNS
     )
-    within: float = setting(
-        0.25, "share above the lowest loss up to which runs are fitted", above=0
-    )
+    within: float = setting(0.4, "share above the lowest loss up to which runs are fitted", above=0)
     unfinished: bool = setting(False, "read a sweep whose runs have not all ended")
     out: Path | None = setting(None, "folder to draw the surfaces in, if given")
     width: str = setting("double", "columns of a paper", choices=("double", "single"))
@@ -69,11 +67,11 @@ def run(asked: Settings) -> str:
     if asked.format != "table":
         return shown(asked.format, answer.document, answer.optima)
     laws = [_law_words(row) for row in answer.laws]
-    noise = "; ".join(f"{row['mix']} {row['noise']:.3g}" for row in answer.surfaces)
+    scatter = "; ".join(f"{row['mix']} {100 * row['scatter']:.2g} %" for row in answer.surfaces)
     notes = [
         f"value: the optimum; low, high: its {percent(asked.level, 'g')} interval, open where the "
         "runs do not show that the loss rises. half, double: nats lost at half and twice of it. "
-        f"Scatter of one run: {noise}.",
+        f"Scatter of one run: {scatter}.",
         *laws,
         *answer.notes,
         *drawn,

@@ -158,10 +158,9 @@ def _as_trained(
         reach = min(abs(math.log2(end / value)) for end in (low, high) if 0 < end < math.inf)
         error = reach / float(student.ppf((1 + LEVEL) / 2, one["dof"]))
         off = error * student.rvs(one["dof"], size=resamples, random_state=rng)
-        loss = _last_loss(sweep, mix, size)
         rule = _rule(setting, run)
         found[mix, size] = Excess(
-            0.0, np.minimum(float(one["curvature"]) * off**2 / loss, 0.5), value / rule,
+            0.0, -np.expm1(-float(one["curvature"]) * off**2), value / rule,
             value / rule, low / rule, high / rule, f"{one['sweep']}, by {one['by']}",
             int(one["runs"]),
         )  # fmt: skip
@@ -190,7 +189,6 @@ def _by_surface(
         sizes = [cell.size for cell in own.cells]
         if size in sizes:
             k = sizes.index(size)
-            bottom = float(own.response.curve(k, own.optima[k].x[None])[0])
             best = own.response.excess(k, x)
             draws = own.response.excess_draws(k, x, drawn[mix])
             ends = [float(2.0 ** end[0]) for end in (own.optima[k].x, own.optima[k].low,
@@ -206,13 +204,12 @@ def _by_surface(
             ends = list(law.at(float(run.spec["recipe"]["N"]), 1.0))
             error = abs(math.log2(ends[2] / ends[0])) / law.quantile
             at = math.log2(ends[0]) + error * rng.standard_normal(resamples)
-            bottom = _last_loss(sweep, mix, size)
             curvature = float(own.response.curvature[0])
-            best = curvature * (x[0] - math.log2(ends[0])) ** 2
-            draws = curvature * (x[0] - at) ** 2
+            best = -math.expm1(-curvature * (x[0] - math.log2(ends[0])) ** 2)
+            draws = -np.expm1(-curvature * (x[0] - at) ** 2)
             words = f"{name}, by law"
         found[mix, size] = Excess(
-            best / bottom, np.minimum(draws / bottom, 0.5), value / rule,
+            best, np.minimum(draws, 0.5), value / rule,
             ends[0] / rule, ends[1] / rule, ends[2] / rule, words, len(own.trials),
         )  # fmt: skip
     return found
@@ -221,11 +218,6 @@ def _by_surface(
 def _rule(setting: str, run: Run) -> float:
     one = SETTINGS[setting]
     return one.ruled(run.spec) if one.rule else 1.0
-
-
-def _last_loss(sweep: Sweep, mix: str, size: str) -> float:
-    own = sweep.points[(sweep.points["mix"] == mix) & (sweep.points["size"] == size)]
-    return float(own.loc[own["D"] == own["D"].max(), "loss"].mean())
 
 
 def _corrected(points: pd.DataFrame, share: Mapping[tuple[str, str], float]) -> pd.DataFrame:

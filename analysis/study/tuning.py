@@ -58,7 +58,7 @@ class TuningAnswer:
             {
                 "mix": mix,
                 "runs": int(own.response.used.sum()),
-                "noise": own.response.sd,
+                "scatter": own.response.sd,
                 "dof": own.response.dof,
                 "curvature": [float(c) for c in own.response.curvature],
                 "lack_p": own.response.lack_p,

@@ -21,16 +21,17 @@ def campaign(
     optima: Array,
     values: tuple[float, ...] = FIVE,
     seeds: int = 2,
-    noise: float = 0.02,
+    noise: float = 0.01,
 ) -> Response:
     """A tuning campaign of one mix: a cell per optimum, every value with every seed, a shift per
     seed, as of the batches that its runs share."""
     rows = []
     for k, best in enumerate(optima):
         for seed in range(seeds):
-            shift = 0.015 * rng.normal()
+            shift = 0.007 * rng.normal()
             for x in values:
-                loss = 2.5 - 0.2 * k + shape(x - best) + shift + noise * rng.normal()
+                off = shape(x - best) + shift + noise * rng.normal()
+                loss = (2.5 - 0.2 * k) * math.exp(off)
                 rows.append((k, seed, x, loss))
     cell, seed, x, loss = (np.array(column) for column in zip(*rows, strict=True))
     return fit_response(cell, seed, x[:, None], loss)
@@ -39,9 +40,9 @@ def campaign(
 @pytest.mark.parametrize(
     "shape",
     [
-        lambda u: 0.05 * u**2,
-        lambda u: 0.05 * u**2 + 0.012 * u**3,
-        lambda u: 0.15 * (math.exp(0.6 * u) - 1 - 0.6 * u),
+        lambda u: 0.025 * u**2,
+        lambda u: 0.025 * u**2 + 0.006 * u**3,
+        lambda u: 0.075 * (math.exp(0.6 * u) - 1 - 0.6 * u),
     ],
     ids=["parabola", "cubic", "exponential"],
 )
@@ -62,9 +63,9 @@ def test_an_interval_is_that_of_fieller_for_a_parabola() -> None:
     """Against the textbook's form: the roots of b² - t² var(slope at x) of one regression."""
     rng = np.random.default_rng(1)
     x = np.array([-1.0, 0.0, 1.0] * 4)
-    y = 2 + 0.3 * (x - 0.2) ** 2 + 0.02 * rng.normal(size=len(x))
+    y = 0.7 + 0.3 * (x - 0.2) ** 2 + 0.02 * rng.normal(size=len(x))
     zeros = np.zeros(len(x), int)
-    one = fit_response(zeros, zeros, x[:, None], y).optimum(0)
+    one = fit_response(zeros, zeros, x[:, None], np.exp(y)).optimum(0)
     design = np.stack([np.ones_like(x), x, x**2], 1)
     coefficients, residual, *_ = np.linalg.lstsq(design, y)
     covariance = float(residual[0]) / 9 * np.linalg.inv(design.T @ design)
@@ -96,7 +97,7 @@ def test_two_settings_are_found_together() -> None:
 
 @pytest.mark.parametrize(("best", "side"), [(-3.0, "low"), (3.5, "high")])
 def test_a_minimum_beyond_what_was_tried_is_none(best: float, side: str) -> None:
-    response = campaign(np.random.default_rng(3), lambda u: 0.05 * u**2, np.array([best]))
+    response = campaign(np.random.default_rng(3), lambda u: 0.025 * u**2, np.array([best]))
     assert response.optimum(0).edge == (side,)
     assert not response.optimum(0).is_minimum
 
@@ -125,9 +126,9 @@ def test_runs_that_diverge_are_left_out_and_move_nothing() -> None:
 
 def test_two_minima_fail_the_test_of_the_curve() -> None:
     rng = np.random.default_rng(5)
-    shape = lambda u: 0.2 * (1 + math.cos(1.57 * u))  # noqa: E731
+    shape = lambda u: 0.1 * (1 + math.cos(1.57 * u))  # noqa: E731
     assert campaign(rng, shape, np.zeros(1), noise=0.005, seeds=4).lack_p < 1e-3
-    assert campaign(rng, lambda u: 0.05 * u**2, np.zeros(1), seeds=4).lack_p > 0.01
+    assert campaign(rng, lambda u: 0.025 * u**2, np.zeros(1), seeds=4).lack_p > 0.01
 
 
 def test_too_few_runs_are_named() -> None:
@@ -138,11 +139,13 @@ def test_too_few_runs_are_named() -> None:
 
 def test_the_excess_is_what_a_setting_costs() -> None:
     response = campaign(
-        np.random.default_rng(6), lambda u: 0.05 * u**2, np.array([0.25]), noise=1e-6
+        np.random.default_rng(6), lambda u: 0.025 * u**2, np.array([0.25]), noise=1e-6
     )
-    assert response.excess(0, np.array([1.25])) == pytest.approx(0.05, abs=1e-4)
+    assert response.excess(0, np.array([1.25])) == pytest.approx(1 - math.exp(-0.025), abs=1e-4)
     drawn = response.drawn(np.random.default_rng(0), 100)
-    assert response.excess_draws(0, np.array([1.25]), drawn) == pytest.approx(0.05, abs=1e-3)
+    assert response.excess_draws(0, np.array([1.25]), drawn) == pytest.approx(
+        1 - math.exp(-0.025), abs=1e-3
+    )
 
 
 def test_laws_of_optima_cover_their_exponents() -> None:

@@ -144,8 +144,7 @@ def test_a_table_that_tells_no_optimum_is_refused(change: object, named: str) ->
 
 
 def test_a_sweep_has_optima_in_multiples_of_the_ladders_rule(sweep: SweepWriter) -> None:
-    quiet = replace(sweep, run_sd=0.001)
-    write_tuning(quiet)
+    write_tuning(replace(sweep, run_sd=0.004))
     found = tuning.of_sweep(sweep.path)
     held = 0
     for row in found.optima:
@@ -228,9 +227,7 @@ def test_a_ladder_trained_at_its_optima_is_read_itself(tmp_path: Path) -> None:
     assert one.optimum == pytest.approx(0.5)
     # a · E[off²] with off of Student's t, whose reach is log2 1.3.
     expected = 0.05 * (math.log2(1.3) / 2.086) ** 2 * 20 / 18
-    loss = float(load_sweep(own.path).points.query("mix == 'gdn3_attn1' and size == '50k'")
-                 ["loss"].min())  # fmt: skip
-    assert one.draws.mean() == pytest.approx(expected / loss, rel=0.4)
+    assert one.draws.mean() == pytest.approx(expected, rel=0.3)
     values = both.free.set_index(["mix", "size"])
     assert (values["low"] < values["value"]).all()
 
@@ -272,8 +269,7 @@ def test_the_law_of_a_published_grid_comes_out() -> None:
     excess = []
     for k, cell in enumerate(own.cells):
         rate, batch = 1.79 * cell.N**-0.713 * cell.D**0.307, 0.58 * cell.D**0.571 / 2048
-        bottom = float(own.response.curve(k, own.optima[k].x[None])[0])
-        excess.append(own.response.excess(k, np.log2([rate, batch])) / bottom)
+        excess.append(own.response.excess(k, np.log2([rate, batch])))
     assert np.mean(excess) < 0.0009
 
 
@@ -314,8 +310,7 @@ def simulate_savings(campaigns: int, draws: int) -> dict[str, float]:
             for k, cell in enumerate(own.cells):
                 x = own.optima[k].x
                 off = 2.0 ** float(x[0])
-                bottom = float(own.response.curve(k, x[None])[0])
-                share = np.minimum(own.response.excess_draws(k, x, drawn) / bottom, 0.5)
+                share = np.minimum(own.response.excess_draws(k, x, drawn), 0.5)
                 excess[mix, cell.size] = at.Excess(0.0, share, off, off, off, off, "", 12)
                 for seed, multiple in product(range(8), (1, 2, 4)):
                     if cell.size == "200k":
