@@ -46,7 +46,9 @@ class SwiGLU(nn.Module):
         self.down_proj = nn.Linear(hidden, d_model, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        gate, up = F.silu(self.gate_proj(x)), self.up_proj(x)
+        # In place where no gradient needs it: fresh memory costs more than the arithmetic does.
+        return self.down_proj(gate * up if torch.is_grad_enabled() else gate.mul_(up))
 
     def step_function(self) -> Callable[[Tensor], Tensor]:
         """The same for a step of decoding."""

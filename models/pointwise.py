@@ -36,7 +36,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     if x.device.type != "cpu":
         return F.rms_norm(x.float(), weight.shape, weight.float(), eps).to(x.dtype)
     if not torch.is_grad_enabled():
-        return (_normed(x, eps)[0] * weight).to(x.dtype)
+        return _normed(x, eps)[0].mul_(weight).to(x.dtype)
     return _RMSNorm.apply(x, weight, eps)
 
 

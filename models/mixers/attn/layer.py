@@ -39,7 +39,10 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     if (width := cos.shape[-1]) < x.shape[-1]:
         turned, rest = x[..., :width], x[..., width:]
         return torch.cat([rotate(turned, cos, sin), rest], dim=-1)
-    return (x * cos + x.roll(width // 2, -1) * sin).to(x.dtype)
+    # In place where it can be: fresh memory costs a long prompt more than the arithmetic does.
+    rolled = x.roll(width // 2, -1)
+    rolled = rolled.mul_(sin) if rolled.dtype == sin.dtype else rolled * sin
+    return (x * cos).add_(rolled).to(x.dtype)
 
 
 class Attention(nn.Module):
