@@ -296,6 +296,7 @@ class Parallel:
                 for method in ("new_state", "extend"):
                     register_fsdp_forward_method(block, method)
             fully_shard(model, mesh=mesh)
+            model.sharded = True
             if bf16:
                 for linear in filter(_is_linear, model.blocks.modules()):
                     _gather_in_bf16(linear.weight)

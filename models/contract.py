@@ -246,7 +246,8 @@ def _cache(layer: Any) -> Cache:
 
 def _extend(layer: Any, x: Tensor, cache: Cache, count: Tensor | None = None) -> Tensor:
     new = cache.take(len(x), x.shape[1], count)
-    out = layer.extend(x, cache.layers[0], new)
+    extend = layer.step_function() if new.step and hasattr(layer, "step_function") else layer.extend
+    out = extend(x, cache.layers[0], new)
     cache.took(new, x.shape[1])
     return out
 

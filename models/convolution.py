@@ -38,10 +38,6 @@ def extend_convolution(
     """
     J = weight.shape[1]
     joined = torch.cat([before.to(x.dtype), x], dim=1)
-    if count is None and x.shape[1] == 1 and not torch.is_grad_enabled():
-        y = (joined * weight.mT).sum(1, keepdim=True)
-        y = F.silu(y if bias is None else y + bias).to(x.dtype)
-        return y, before.copy_(joined[:, 1:])
     if count is None:
         # A copy: a view would keep all T inputs.
         held = joined[:, joined.shape[1] - J + 1 :].to(before.dtype, copy=True)
@@ -49,6 +45,15 @@ def extend_convolution(
     last = count[:, None] + torch.arange(J - 1, device=x.device)
     held = joined.gather(1, last[..., None].expand(-1, -1, x.shape[2]))
     return short_convolution(joined, weight, bias)[:, J - 1 :], held.to(before.dtype)
+
+
+def step_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, before: Tensor) -> Tensor:
+    """The convolution of one new input [B, 1, channels], which `before` [B, J-1, channels], the
+    last inputs, then holds too. Returns silu(…), [B, 1, channels]."""
+    joined = torch.cat([before.to(x.dtype), x], dim=1)
+    before.copy_(joined[:, 1:])
+    y = (joined * weight.mT).sum(1, keepdim=True)
+    return F.silu(y if bias is None else y + bias).to(x.dtype)
 
 
 class _Taps(torch.autograd.Function):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,25 @@ from torch import Tensor, nn
 
 JOINED_AT_MOST = 2**17
 """Elements of weights up to which a step joins those that read the same."""
+
+Step = Callable[[Tensor, dict[str, Tensor], "NewTokens"], Tensor]
+"""`step(x, state, new)`: a layer for one token a row, x [B, 1, d] -> [B, 1, d], that writes into
+its state in place. At small widths a step takes as long as its calls do: such a function has looked
+up its weights once, and calls no modules."""
+
+
+def projection(*layers: nn.Linear) -> Callable[[Tensor], Tensor]:
+    """What linear layers make of the same x, side by side, for a step.
+
+    Weights of several small layers, which have no biases, are joined: a call costs more than a
+    product.
+    """
+    if len(layers) == 1:
+        return partial(F.linear, weight=layers[0].weight, bias=layers[0].bias)
+    weights = [layer.weight for layer in layers]
+    if sum(weight.numel() for weight in weights) <= JOINED_AT_MOST:
+        return partial(F.linear, weight=torch.cat(weights))
+    return lambda x: torch.cat([F.linear(x, weight) for weight in weights], -1)
 
 
 @dataclass(frozen=True)
@@ -36,24 +56,15 @@ class NewTokens:
     even: bool = False
     """Whether each row has seen `most_seen` tokens, as far as is known likewise."""
     step: bool = False
-    """Whether this is one token a row, no padding, and no gradient is asked for: a layer may then
-    write into its state in place."""
+    """Whether a `Step` serves: one token a row, no padding, and no gradient is asked for."""
+    last_only: bool = False
+    """Whether a layer may leave out all outputs but those of each row's last token."""
     shared: dict[Hashable, Any] = field(default_factory=dict, repr=False, compare=False)
-    weights: dict[Hashable, Tensor | None] = field(default_factory=dict, repr=False, compare=False)
-    """Joined weights of small layers, the cache's; None for those of large ones."""
 
-    def project(self, x: Tensor, *layers: nn.Linear) -> Tensor:
-        """What several layers without biases make of x: [B, 1, d], side by side, in a step.
-
-        Of small layers the weights are joined, once a cache, as a call costs more than a product.
-        """
-        if torch.compiler.is_compiling():
-            return torch.cat([layer(x) for layer in layers], -1)
-        if layers not in self.weights:
-            small = sum(layer.weight.numel() for layer in layers) <= JOINED_AT_MOST
-            self.weights[layers] = torch.cat([p.weight for p in layers]) if small else None
-        weight = self.weights[layers]
-        return torch.cat([p(x) for p in layers], -1) if weight is None else F.linear(x, weight)
+    def wanted(self, x: Tensor) -> Tensor:
+        """[B, T, …] -> the tokens whose outputs are wanted: all, or with `last_only` each row's
+        last, [B, 1, …], where no row is padded."""
+        return x[:, -1:] if self.last_only and self.whole else x
 
     def last(self, x: Tensor) -> Tensor:
         """[B, T, …] -> each row's last that is no padding, [B, 1, …]."""
@@ -80,8 +91,8 @@ class Cache:
     most_seen: int = 0
     even: bool = True
     """Whether no row was ever padded, so that all have seen `most_seen` tokens."""
-    weights: dict[Hashable, Tensor | None] = field(default_factory=dict, repr=False)
-    """What steps made of the model's weights; a cache belongs to the weights it was filled by."""
+    step: Callable[..., Tensor] | None = field(default=None, repr=False)
+    """The model's `step_function`; a cache belongs to the weights it was filled by."""
 
     @property
     def nbytes(self) -> int:
@@ -103,9 +114,7 @@ class Cache:
         count = torch.full((B,), T, device=device)
         valid = torch.ones((B, T), dtype=torch.bool, device=device)
         step = T == 1 and not torch.is_grad_enabled()
-        return NewTokens(
-            self.seen, count, valid, self.most_seen, True, self.even, step, weights=self.weights
-        )
+        return NewTokens(self.seen, count, valid, self.most_seen, True, self.even, step)
 
     def take_static(self) -> NewTokens:
         """One more token of each row, for a compiled step: nothing but tensors differs between

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -60,7 +60,7 @@ def decode(
     """
     generator = torch.Generator(prompts.device).manual_seed(seed)
     B, T = prompts.shape
-    run = torch.compile(model.logits, dynamic=False, fullgraph=True) if compiled else None
+    run = torch.compile(_step(model), dynamic=False, fullgraph=True) if compiled else None
     token = prompts[:, 0]
     for position in range(new_tokens):
         # Entered anew for each token: a generator would leave it in force for its caller.
@@ -81,3 +81,9 @@ def decode(
             else:
                 token = logits.argmax(-1)
         yield token
+
+
+def _step(model: LanguageModel) -> Callable[..., Tensor]:
+    """(tokens [B, 1], layers of a cache, how they meet) -> logits [B, V]."""
+    read, head = model.step_function(), model.head
+    return lambda tokens, layers, new: head(read(tokens, layers, new))[:, 0]

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,12 +24,12 @@ from torch._functorch import config as functorch_config
 from torch.utils.checkpoint import checkpoint, noop_context_fn
 
 from models.config import OUTPUTS, ModelConfig
-from models.decoding import Cache, NewTokens
+from models.decoding import Cache, NewTokens, Step, projection
 from models.documents import Documents, causal_mask
 from models.head import chunk_rows, token_losses, training_loss
 from models.mixers import lookup
 from models.parametrization import Scale, scales
-from models.pointwise import RMSNorm
+from models.pointwise import RMSNorm, step_norm
 from models.recomputation import REMAKE, keep_products
 
 FORMS_OF_A_KIND = 16  # compiled: with and without gradients, and lengths of held-out documents
@@ -46,7 +47,19 @@ class SwiGLU(nn.Module):
         self.down_proj = nn.Linear(hidden, d_model, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        gate, up = F.silu(self.gate_proj(x)), self.up_proj(x)
+        # In place where no gradient needs it: fresh memory costs more than the arithmetic does.
+        return self.down_proj(gate * up if torch.is_grad_enabled() else gate.mul_(up))
+
+    def step_function(self) -> Callable[[Tensor], Tensor]:
+        """The same for a step of decoding."""
+        read, write = projection(self.gate_proj, self.up_proj), projection(self.down_proj)
+
+        def step(x: Tensor) -> Tensor:
+            gate, up = read(x).chunk(2, -1)
+            return write(F.silu(gate) * up)
+
+        return step
 
 
 class SquaredReLU(nn.Module):
@@ -59,6 +72,11 @@ class SquaredReLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(F.relu(self.up_proj(x)).square())
+
+    def step_function(self) -> Callable[[Tensor], Tensor]:
+        """The same for a step of decoding."""
+        read, write = projection(self.up_proj), projection(self.down_proj)
+        return lambda x: write(F.relu(read(x)).square())
 
 
 MLP_CLASSES = {"swiglu": SwiGLU, "relu2": SquaredReLU}
@@ -88,9 +106,35 @@ class Block(nn.Module):
         self, x: Tensor, state: dict[str, Tensor], new: NewTokens, last: bool = False
     ) -> Tensor:
         """The same for new tokens x after what `state` holds; `last`: of each row the last's."""
+        if new.step:
+            return self.step_function()(x, state, new)
+        if last:
+            new = replace(new, last_only=True)
         return self._around(
             x, lambda y: self.mixer.extend(y, state, new), new.last if last else None
         )
+
+    def step_function(self) -> Step:
+        """`extend` for one token a row, by the mixer's own `step_function` where it has one."""
+        outputs, mix, mlp = self.norm_output, None, None
+        if self.mixer is not None:
+            make = getattr(self.mixer, "step_function", None)
+            mix = self.mixer.extend if make is None else make()
+            mixer_norm = step_norm(self.mixer_norm.weight, self.mixer_norm.eps)
+        if self.mlp is not None:
+            mlp = self.mlp.step_function()
+            mlp_norm = step_norm(self.mlp_norm.weight, self.mlp_norm.eps)
+
+        def step(x: Tensor, state: dict[str, Tensor], new: NewTokens) -> Tensor:
+            if mix is not None:
+                y = mix(x if outputs else mixer_norm(x), state, new)
+                x = x + (mixer_norm(y) if outputs else y)
+            if mlp is not None:
+                y = mlp(x if outputs else mlp_norm(x))
+                x = x + (mlp_norm(y) if outputs else y)
+            return x
+
+        return step
 
     def new_state(self, batch: int, capacity: int, dtype: torch.dtype) -> dict[str, Tensor]:
         """What decoding keeps of the mixer; nothing for an MLP."""
@@ -103,8 +147,9 @@ class Block(nn.Module):
         pick: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
         if self.mixer is not None:
-            x = x + (self.mixer_norm(mix(x)) if self.norm_output else mix(self.mixer_norm(x)))
-        if pick is not None:
+            y = self.mixer_norm(mix(x)) if self.norm_output else mix(self.mixer_norm(x))
+            x = x + y if pick is None else pick(x) + pick(y)
+        elif pick is not None:
             x = pick(x)
         if self.mlp is not None:
             x = x + (self.mlp_norm(self.mlp(x)) if self.norm_output else self.mlp(self.mlp_norm(x)))
@@ -122,6 +167,8 @@ class LanguageModel(nn.Module):
         more time; `selective`, what is neither a matrix product nor attention."""
         self.compiled = False
         """By `compile_blocks`."""
+        self.sharded = False
+        """A block's weights are gathered for each call of it, so that a step cannot keep them."""
         self.head_compiled = False
         """Compile the head's losses, a chunk of rows at a time."""
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
@@ -205,29 +252,42 @@ class LanguageModel(nn.Module):
         count: [B] how many of the T are no padding (on the right), at least 1; None: all. A
         whole prompt, a part of one, and a single step of decoding are all this.
         """
-        new = cache.take(tokens.shape[0], tokens.shape[1], count)
-        logits = self.logits(tokens, cache.layers, new)
-        cache.took(new, tokens.shape[1])
-        return logits
-
-    def logits(self, tokens: Tensor, layers: list[dict[str, Tensor]], new: NewTokens) -> Tensor:
-        """`extend` without counting the tokens: what a compiled step is made of."""
-        return self.head(self.norm(self._read(tokens, layers, new, last=True)))[:, 0]
+        return self.head(self._read(tokens, cache, count, last=True))[:, 0]
 
     def extend_features(self, tokens: Tensor, cache: Cache, count: Tensor | None = None) -> Tensor:
         """As `extend`, but what the head reads of every token, [B, T, d]; a count may be 0."""
-        new = cache.take(tokens.shape[0], tokens.shape[1], count)
-        x = self._read(tokens, cache.layers, new)
-        cache.took(new, tokens.shape[1])
-        return self.norm(x)
+        return self._read(tokens, cache, count)
+
+    def step_function(self) -> Callable[[Tensor, list[dict[str, Tensor]], NewTokens], Tensor]:
+        """A step of decoding: one token a row, [B, 1], and the layers of a cache, which it writes
+        into -> what the head reads, [B, 1, d]. It keeps the weights that it was made with."""
+        embedding, norm = self.embedding.weight, step_norm(self.norm.weight, self.norm.eps)
+        steps = [block.step_function() for block in self.blocks]
+
+        def read(tokens: Tensor, layers: list[dict[str, Tensor]], new: NewTokens) -> Tensor:
+            x = F.embedding(tokens, embedding)
+            for step, state in zip(steps, layers, strict=True):
+                x = step(x, state, new)
+            return norm(x)
+
+        return read
 
     def _read(
-        self, tokens: Tensor, layers: list[dict[str, Tensor]], new: NewTokens, last: bool = False
+        self, tokens: Tensor, cache: Cache, count: Tensor | None, last: bool = False
     ) -> Tensor:
-        x = self.embedding(tokens)
-        for i, (block, state) in enumerate(zip(self.blocks, layers, strict=True), 1):
-            # The logits after a prompt need the last MLP of its last token alone.
-            x = block.extend(x, state, new, last and i == len(layers))
+        """What the head reads of new tokens, [B, T, d], or of each row's last, [B, 1, d]."""
+        new = cache.take(tokens.shape[0], tokens.shape[1], count)
+        if new.step and not self.sharded:
+            if cache.step is None:
+                cache.step = self.step_function()
+            x = cache.step(tokens, cache.layers, new)
+        else:
+            x = self.embedding(tokens)
+            for i, (block, state) in enumerate(zip(self.blocks, cache.layers, strict=True), 1):
+                # The logits after a prompt need of its last layer the last token alone.
+                x = block.extend(x, state, new, last and i == len(self.blocks))
+            x = self.norm(x)
+        cache.took(new, tokens.shape[1])
         return x
 
     def loss(

@@ -16,9 +16,9 @@ from torch import Tensor
 from models.decoding import NewTokens
 
 
-def can_step(state: Mapping[str, Tensor], window: int, new: NewTokens) -> bool:
-    """Whether `with_token` serves: one token a row, and no more slots than the window."""
-    return new.step and not 0 < window < _size(state)
+def can_step(state: Mapping[str, Tensor], window: int) -> bool:
+    """Whether `with_token` serves: there are no more slots than the window."""
+    return not 0 < window < _size(state)
 
 
 def with_token(
@@ -35,7 +35,7 @@ def with_token(
     if new.even:
         slot = new.most_seen % size
         for name, y in token.items():
-            state[name][:, :, slot] = y[:, :, 0]
+            state[name].narrow(2, slot, 1).copy_(y)
     else:
         row_slots = (new.seen % size)[:, None, None, None]
         for name, y in token.items():
@@ -43,7 +43,7 @@ def with_token(
         # A ring that is full holds the window and nothing else.
         slots = torch.arange(held, device=row_slots.device)
         mask = new.once(("held", size), lambda: (slots <= new.seen[:, None])[:, None, None])
-    return {name: state[name][:, :, :held].to(y.dtype) for name, y in token.items()}, mask
+    return {name: state[name].narrow(2, 0, held).to(y.dtype) for name, y in token.items()}, mask
 
 
 def with_tokens(

@@ -6,6 +6,11 @@ shapes are known beforehand. Both are fla's inner functions, not its public ones
 their saved tensors then come out of the forward operator, and no pass is run twice. Their
 signatures are those of fla 0.6; `python -m models.doctor` says so where another version's differ.
 
+The inner functions are served by fla's dispatch like the public ones: each of their kernels takes a
+faster one (TileLang's on Hopper) where it is installed. What only the public functions hand over
+whole cannot serve here: FlashQLA takes keys and values of width 128 alone, where Gated DeltaNet's
+values are twice as wide as its keys; FlashKDA has no backward pass and makes the gates itself.
+
 fla is imported at the first call: it needs Triton and takes seconds.
 
 Shapes: B batch, T time, H heads, K key width, V value width, n documents.

@@ -46,6 +46,9 @@ class Forgets(GatedDeltaNet):
         state |= {name: torch.zeros_like(tensor) for name, tensor in state.items()}
         return super().extend(x, state, new)
 
+    def step_function(self):
+        return self.extend
+
 
 class Unused(GatedDeltaNet):
     def __init__(self, config, index):

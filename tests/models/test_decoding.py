@@ -1,5 +1,6 @@
 """Decoding from the cache gives what one teacher-forced pass gives, for every mix."""
 
+import dataclasses
 import shutil
 
 import pytest
@@ -9,8 +10,11 @@ from hypothesis import strategies as st
 
 from models.config import Blueprint
 from models.cost import decode_bytes
+from models.decoding import Cache
 from models.generation import decode, generate
 from models.mix import Geometry, Mix
+from models.mixers.attn.layer import Attention
+from models.mixers.gdn.layer import GatedDeltaNet
 
 from .test_language_model import ALL, VARIED, build, spread
 
@@ -75,6 +79,45 @@ def test_a_stream_may_be_read_in_any_pieces(cuts, case):
     for piece in stream.split(cuts, dim=1):
         logits = model.extend(piece, cache)
     torch.testing.assert_close(logits, model(stream)[:, -1], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["attn", "mla"])
+@pytest.mark.parametrize("window", [0, 6, 30])
+@torch.no_grad()
+def test_a_last_layer_may_leave_out_all_but_the_last_tokens(kind, window):
+    kinds = {"layer": {"mixer": kind, "window": window}}
+    model = spread(build(Mix("last", ("layer",), kinds=kinds))).eval()
+    layer, T = model.blocks[0].mixer, 21
+    x = torch.randn(2, 2 * T, model.config.d_model, generator=torch.Generator().manual_seed(0))
+    expected = layer(x)
+    cache = Cache([layer.new_state(2, 2 * T, torch.float32)], torch.zeros(2).long(), 2 * T)
+    for i, tokens in enumerate(x.split(T, 1), 1):  # into an empty cache, then after what it holds
+        new = dataclasses.replace(cache.take(2, T, None), last_only=True)
+        out = layer.extend(tokens, cache.layers[0], new)
+        cache.took(new, T)
+        torch.testing.assert_close(out, expected[:, i * T - 1 : i * T], rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_a_mixer_without_a_step_function_takes_steps_by_extend(monkeypatch):
+    model = spread(build(ALL[1])).eval()
+    prompts = tokens(2, 9)
+    expected = torch.stack(list(decode(model, prompts, 5)), 1)
+    for mixer in (GatedDeltaNet, Attention):
+        monkeypatch.delattr(mixer, "step_function")
+    assert torch.stack(list(decode(model, prompts, 5)), 1).tolist() == expected.tolist()
+
+
+@torch.no_grad()
+def test_blocks_take_steps_alone_where_weights_are_sharded():
+    model = spread(build(ALL[1])).eval()
+    prompts = tokens(2, 9)
+    expected = torch.stack(list(decode(model, prompts, 5)), 1)
+    model.sharded = True
+    cache = model.new_cache(2, 14)
+    actual = torch.stack(list(decode(model, prompts, 5, cache=cache)), 1)
+    assert cache.step is None, "it would keep weights that are gathered for one call"
+    assert actual.tolist() == expected.tolist()
 
 
 def test_the_cache_takes_the_bytes_that_are_counted(model):

@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from models.pointwise import rms_norm
+from models.pointwise import FEW, rms_norm, step_norm
 
 
 def randn(*shape, seed=0):
@@ -24,3 +24,16 @@ def test_rms_norm_of_bfloat16_is_computed_in_float32():
     x = randn(4, 64).detach().bfloat16()
     expected = F.rms_norm(x.float(), (64,), torch.ones(64), 1e-6)
     torch.testing.assert_close(rms_norm(x, torch.ones(64), 1e-6), expected.bfloat16())
+
+
+@torch.no_grad()
+def test_a_steps_norm_is_torchs():
+    weight = randn(12, seed=1).float()
+    for rows in (1, 3, FEW):  # few values, and more than FEW
+        x = randn(rows, 1, 2, 12).float()
+        expected = F.rms_norm(x, (12,), weight, 1e-5)
+        torch.testing.assert_close(step_norm(weight, 1e-5)(x), expected)
+    for dtype in (torch.float64, torch.bfloat16):
+        x = randn(3, 1, 12).to(dtype)
+        expected = F.rms_norm(x.float(), (12,), weight, 1e-5).to(dtype)
+        torch.testing.assert_close(step_norm(weight, 1e-5)(x), expected)

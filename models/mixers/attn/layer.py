@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from models.attention.attend import attend
 from models.attention.cache import can_step, keep, with_token, with_tokens
 from models.config import ModelConfig
-from models.decoding import NewTokens
+from models.decoding import NewTokens, Step, projection
 from models.documents import Documents, causal_mask
-from models.pointwise import RMSNorm
+from models.pointwise import RMSNorm, step_norm
 
 
 def rotary_tables(positions: Tensor, D: int, theta: float) -> tuple[Tensor, Tensor]:
@@ -39,7 +39,10 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     if (width := cos.shape[-1]) < x.shape[-1]:
         turned, rest = x[..., :width], x[..., width:]
         return torch.cat([rotate(turned, cos, sin), rest], dim=-1)
-    return (x * cos + x.roll(width // 2, -1) * sin).to(x.dtype)
+    # In place where it can be: fresh memory costs a long prompt more than the arithmetic does.
+    rolled = x.roll(width // 2, -1)
+    rolled = rolled.mul_(sin) if rolled.dtype == sin.dtype else rolled * sin
+    return (x * cos).add_(rolled).to(x.dtype)
 
 
 class Attention(nn.Module):
@@ -49,7 +52,7 @@ class Attention(nn.Module):
         super().__init__()
         settings, D = config.settings(index), config.head_dim
         d, kv = config.d_model, settings.n_kv_heads * D
-        self.n_kv_heads, self.head_dim = settings.n_kv_heads, D
+        self.n_heads, self.n_kv_heads, self.head_dim = config.n_heads, settings.n_kv_heads, D
         self.window, self.rope_theta = settings.window(index), settings.rope_theta
         self.rotated = round(settings.rotary * D)
         """Channels of a head that rotary positions turn, the first ones."""
@@ -80,26 +83,64 @@ class Attention(nn.Module):
 
     def extend(self, x: Tensor, state: dict[str, Tensor], new: NewTokens) -> Tensor:
         """Attend from new tokens to the cache and to each other, then add them to the cache."""
-        T = x.shape[1]
-        tables = new.once(("rotary", self.rotated, self.rope_theta), lambda: self._tables(
-            torch.arange(new.most_seen, new.most_seen + T, device=x.device) if new.even
-            else new.seen[:, None] + torch.arange(T, device=x.device)
-        ))  # fmt: skip
-        q, k, v = self._heads(x, tables, new)
+        T, asking = x.shape[1], new.wanted(x)
+        q, k, v = self._heads(x, self._new_tables(T, new), asking)
         tokens = {"k": k, "v": v}
-        if can_step(state, self.window, new):
-            held, mask = with_token(state, tokens, new)
-            return self._merge(attend(q, held["k"], held["v"], mask, causal=False), x)
-        if new.most_seen == 0:  # padding is on the right, where no other token sees it
+        if new.most_seen == 0 and asking is not x:  # the last token sees all, or its window
+            seen = slice(-self.window, None)
+            out = attend(q, k[:, :, seen], v[:, :, seen], None, causal=False)
+        elif new.most_seen == 0:  # padding is on the right, where no other token sees it
             mask = new.once(
                 ("causal", self.window), lambda: causal_mask(T, self.window, x.device, None)
             )
             out = attend(q, k, v, mask, causal=mask is None)
         else:
             held, mask = with_tokens(state, tokens, self.window, new)
+            mask = mask[:, :, -q.shape[2] :]
             out = attend(q, held["k"], held["v"], mask, causal=False)
         keep(state, tokens, new)
-        return self._merge(out, x)
+        return self._merge(out, asking)
+
+    def step_function(self) -> Step:
+        """`extend` for one token a row."""
+        H, G, D, window = self.n_heads, self.n_kv_heads, self.head_dim, self.window
+        widths = [H * D, G * D, G * D]
+        read, write = projection(self.q_proj, self.k_proj, self.v_proj), projection(self.o_proj)
+        gate = None if self.g_proj is None else projection(self.g_proj)
+        full, per_head = self.qk_norm == "full", self.qk_norm == "head"
+        if full or per_head:
+            q_norm, k_norm = (step_norm(n.weight, n.eps) for n in (self.q_norm, self.k_norm))
+
+        def step(x: Tensor, state: dict[str, Tensor], new: NewTokens) -> Tensor:
+            if not can_step(state, window):
+                return self.extend(x, state, new)
+            q, k, v = read(x).split_with_sizes(widths, -1)
+            if full:
+                q, k = q_norm(q), k_norm(k)
+            q, k, v = (y.unflatten(-1, (-1, D)) for y in (q, k, v))
+            if per_head:
+                q, k = q_norm(q), k_norm(k)
+            q, k, v = (y.transpose(1, 2) for y in (q, k, v))
+            if (tables := self._new_tables(1, new)) is not None:  # one call for both
+                q, k = rotate(torch.cat([q, k], 1), *tables).split_with_sizes([H, G], 1)
+            held, mask = with_token(state, {"k": k, "v": v}, new)
+            out = attend(q, held["k"], held["v"], mask, causal=False).transpose(1, 2).flatten(2)
+            return write(out if gate is None else out * torch.sigmoid(gate(x)))
+
+        return step
+
+    def _new_tables(self, T: int, new: NewTokens) -> tuple[Tensor, Tensor] | None:
+        """The rotary tables of T new tokens, made once for all layers."""
+        device = new.seen.device
+        tables: tuple[Tensor, Tensor] | None = new.once(
+            ("rotary", self.rotated, self.rope_theta),
+            lambda: self._tables(
+                torch.arange(new.most_seen, new.most_seen + T, device=device)
+                if new.even
+                else new.seen[:, None] + torch.arange(T, device=device)
+            ),
+        )
+        return tables
 
     def _tables(self, positions: Tensor) -> tuple[Tensor, Tensor] | None:
         """The rotary tables of positions [T] or [B, T]; None without rotary positions."""
@@ -108,15 +149,11 @@ class Attention(nn.Module):
         return rotary_tables(positions, self.rotated, self.rope_theta)
 
     def _heads(
-        self, x: Tensor, tables: tuple[Tensor, Tensor] | None, new: NewTokens | None = None
+        self, x: Tensor, tables: tuple[Tensor, Tensor] | None, asking: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """q: [B, H, T, D] and k, v: [B, kv heads, T, D]."""
-        if new is not None and new.step:
-            kv = self.n_kv_heads * self.head_dim
-            qkv = new.project(x, self.q_proj, self.k_proj, self.v_proj)
-            q, k, v = qkv.split([x.shape[-1], kv, kv], -1)
-        else:
-            q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        """q: [B, H, T, D] and k, v: [B, kv heads, T, D]; asking: the last tokens of x, whose
+        queries are made, all unless given."""
+        q, k, v = self.q_proj(x if asking is None else asking), self.k_proj(x), self.v_proj(x)
         if self.qk_norm == "full":
             q, k = self.q_norm(q), self.k_norm(k)
         q, k, v = (y.view(*y.shape[:2], -1, self.head_dim) for y in (q, k, v))
@@ -124,11 +161,8 @@ class Attention(nn.Module):
             q, k = self.q_norm(q), self.k_norm(k)
         q, k, v = (y.transpose(1, 2) for y in (q, k, v))
         if tables is not None:
-            cos, sin = tables
-            if new is not None and new.step:  # one call for both: a step is bound by calls
-                q, k = rotate(torch.cat([q, k], 1), cos, sin).split([q.shape[1], k.shape[1]], 1)
-                return q, k, v
-            q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+            q = rotate(q, *(table[..., -q.shape[2] :, :] for table in tables))
+            k = rotate(k, *tables)
         return q, k, v
 
     @staticmethod

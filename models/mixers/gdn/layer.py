@@ -12,13 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.config import ModelConfig
-from models.convolution import extend_convolution, short_convolution
-from models.decoding import NewTokens
+from models.convolution import extend_convolution, short_convolution, step_convolution
+from models.decoding import NewTokens, Step, projection
 from models.documents import Documents
 from models.initial import convolution_taps, inverse_softplus_dt, log_uniform_decay
 from models.mixers.gdn.gated_delta_rule import step
 from models.mixers.gdn.operator import gated_delta_rule
-from models.pointwise import rms_norm
+from models.pointwise import rms_norm, step_norm
 
 
 class GatedDeltaNet(nn.Module):
@@ -64,8 +64,6 @@ class GatedDeltaNet(nn.Module):
 
     def extend(self, x: Tensor, state: dict[str, Tensor], new: NewTokens) -> Tensor:
         """Read and write the state with new tokens; padding neither writes nor forgets."""
-        if new.step:
-            return self._step(x, state, new)
         count = None if new.whole else new.count
         qkv, state["conv"] = extend_convolution(self._qkv(x), self.conv, None, state["conv"], count)
         q, k, v, g, beta = self._operands(x, qkv)
@@ -78,18 +76,24 @@ class GatedDeltaNet(nn.Module):
         state["state"] = final.to(state["state"].dtype)
         return self._merge(x, o)
 
-    def _step(self, x: Tensor, state: dict[str, Tensor], new: NewTokens) -> Tensor:
-        """One token of each row."""
+    def step_function(self) -> Step:
+        """`extend` for one token a row."""
         H, K, V = self.n_heads, self.key_dim, self.value_dim
-        read = [self.a_proj, self.b_proj, self.q_proj, self.k_proj, self.v_proj]
+        layers = [self.a_proj, self.b_proj, self.q_proj, self.k_proj, self.v_proj]
         widths = [H, H, H * (2 * K + V)]
         if self.g_proj is not None:
-            read, widths = [*read, self.g_proj], [*widths, H * V]
-        a, b, qkv, *gate = new.project(x, *read).split(widths, -1)
-        qkv, state["conv"] = extend_convolution(qkv, self.conv, None, state["conv"], None)
-        q, k, v, g, beta = self._rule(qkv, a, b)
-        o = step(q, k, v, g, beta, state["state"])
-        return self._gated(o, *gate)
+            layers, widths = [*layers, self.g_proj], [*widths, H * V]
+        read, write = projection(*layers), projection(self.o_proj)
+        taps, norm = self.conv, step_norm(self.o_norm, self.eps)
+
+        def one_token(x: Tensor, state: dict[str, Tensor], _new: NewTokens) -> Tensor:
+            a, b, qkv, *gate = read(x).split_with_sizes(widths, -1)
+            qkv = step_convolution(qkv, taps, None, state["conv"])
+            q, k, v, g, beta = self._rule(qkv, a, b)
+            o = norm(step(q, k, v, g, beta, state["state"])).flatten(2)
+            return write(o * self.gate(gate[0]) if gate else o)
+
+        return one_token
 
     def initial(self, name: str, shape: torch.Size, generator: torch.Generator) -> Tensor | None:
         """The published start of a parameter, None for a matrix like any other."""

@@ -13,13 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.config import ModelConfig
-from models.convolution import extend_convolution, short_convolution
-from models.decoding import NewTokens
+from models.convolution import extend_convolution, short_convolution, step_convolution
+from models.decoding import NewTokens, Step, projection
 from models.documents import Documents
 from models.initial import convolution_taps, inverse_softplus_dt, log_uniform_decay
 from models.mixers.kda.kimi_delta_attention import step
 from models.mixers.kda.operator import kimi_delta_attention
-from models.pointwise import rms_norm
+from models.pointwise import rms_norm, step_norm
 
 
 class KimiDeltaAttention(nn.Module):
@@ -67,8 +67,6 @@ class KimiDeltaAttention(nn.Module):
 
     def extend(self, x: Tensor, state: dict[str, Tensor], new: NewTokens) -> Tensor:
         """Read and write the state with new tokens; padding neither writes nor forgets."""
-        if new.step:
-            return self._step(x, state, new)
         count = None if new.whole else new.count
         qkv, state["conv"] = extend_convolution(self._qkv(x), self.conv, None, state["conv"], count)
         q, k, v, g, beta = self._operands(qkv, self.b_proj(x), self.f_down(x))
@@ -81,14 +79,23 @@ class KimiDeltaAttention(nn.Module):
         state["state"] = final.to(state["state"].dtype)
         return self._gated(o, self.g_down(x))
 
-    def _step(self, x: Tensor, state: dict[str, Tensor], new: NewTokens) -> Tensor:
-        """One token of each row."""
+    def step_function(self) -> Step:
+        """`extend` for one token a row."""
         H, K, V, r = self.n_heads, self.key_dim, self.value_dim, self.f_down.out_features
-        read = [self.b_proj, self.f_down, self.g_down, self.q_proj, self.k_proj, self.v_proj]
-        b, f, g, qkv = new.project(x, *read).split([H, r, r, H * (2 * K + V)], -1)
-        qkv, state["conv"] = extend_convolution(qkv, self.conv, None, state["conv"], None)
-        q, k, v, decay, beta = self._operands(qkv, b, f)
-        return self._gated(step(q, k, v, decay, beta, state["state"]), g)
+        widths = [H, r, r, H * (2 * K + V)]
+        read = projection(
+            self.b_proj, self.f_down, self.g_down, self.q_proj, self.k_proj, self.v_proj
+        )
+        g_up, write = projection(self.g_up), projection(self.o_proj)
+        taps, norm = self.conv, step_norm(self.o_norm, self.eps)
+
+        def one_token(x: Tensor, state: dict[str, Tensor], _new: NewTokens) -> Tensor:
+            b, f, g, qkv = read(x).split_with_sizes(widths, -1)
+            qkv = step_convolution(qkv, taps, None, state["conv"])
+            o = norm(step(*self._operands(qkv, b, f), state["state"])).flatten(2)
+            return write(o * self.gate(g_up(g)))
+
+        return one_token
 
     @staticmethod
     def initial(name: str, shape: torch.Size, generator: torch.Generator) -> Tensor | None:

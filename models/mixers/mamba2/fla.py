@@ -27,6 +27,8 @@ def ssd(
 ) -> tuple[Tensor, Tensor | None]:
     """The same function as `models.mixers.mamba2.ssd.naive`, on a CUDA device."""
     shape, heads_per_group = v.shape, v.shape[2] // q.shape[2]
+    # fla 0.6 takes a q and k for several heads in its outputs (chunk_fwd_o), but its states
+    # (chunk_fwd_h, chunk_bwd_dh) have as many heads as k: B and C must be repeated.
     q, k = (x.repeat_interleave(heads_per_group, dim=2) for x in (q, k))
     q, k, v, g = as_fla_takes_them(cu_seqlens, q, k, v, g.float())
     state = None if initial_state is None else initial_state.float().contiguous()

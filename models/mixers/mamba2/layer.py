@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.config import ModelConfig
-from models.convolution import extend_convolution, short_convolution
-from models.decoding import NewTokens
+from models.convolution import extend_convolution, short_convolution, step_convolution
+from models.decoding import NewTokens, Step
 from models.documents import Documents
 from models.initial import convolution_taps, inverse_softplus_dt, log_uniform_decay
 from models.mixers.mamba2.operator import ssd
@@ -68,15 +68,24 @@ class Mamba2(nn.Module):
             xBC, self.conv, self.conv_bias, state["conv"], count
         )
         dt = F.softplus(dt.float() + self.dt_bias.float())
-        if new.step:
-            u, operands = self._operands(xBC, dt)
-            return self._merge(step(*operands, state["state"]), u, z)
         # A step of length zero is no step.
         u, operands = self._operands(xBC, dt * new.valid[..., None])
         o, final = ssd(*operands, initial_state=state["state"], output_final_state=True)
         assert final is not None
         state["state"] = final.to(state["state"].dtype)
         return self._merge(o, u, z)
+
+    def step_function(self) -> Step:
+        """`extend` for one token a row."""
+        taps, bias = self.conv, self.conv_bias
+
+        def one_token(x: Tensor, state: dict[str, Tensor], _new: NewTokens) -> Tensor:
+            z, xBC, dt = self._project(x)
+            xBC = step_convolution(xBC, taps, bias, state["conv"])
+            u, operands = self._operands(xBC, F.softplus(dt.float() + self.dt_bias.float()))
+            return self._merge(step(*operands, state["state"]), u, z)
+
+        return one_token
 
     @staticmethod
     def initial(name: str, shape: torch.Size, generator: torch.Generator) -> Tensor | None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from models.attention.attend import attend
 from models.attention.cache import can_step, keep, with_token, with_tokens
 from models.config import ModelConfig
-from models.decoding import NewTokens
+from models.decoding import NewTokens, Step
 from models.documents import Documents, causal_mask
 from models.pointwise import RMSNorm
 
@@ -54,12 +54,12 @@ class LatentAttention(nn.Module):
 
     def extend(self, x: Tensor, state: dict[str, Tensor], new: NewTokens) -> Tensor:
         """Attend from new tokens to the cache and to each other, then add them to the cache."""
-        q, latents = self._queries(x), self._latents(x)
+        asking = new.wanted(x)
+        q, latents = self._queries(asking), self._latents(x)
         tokens = {"latent": latents}
-        if can_step(state, self.window, new):
-            held, mask = with_token(state, tokens, new)
-            return self._merge(self._attend_latents(q, held["latent"], mask))
-        if new.most_seen == 0:  # padding is on the right, where no other token sees it
+        if new.most_seen == 0 and asking is not x:  # the last token sees all, or its window
+            out = self._attend_latents(q, latents[:, :, -self.window :], None)
+        elif new.most_seen == 0:  # padding is on the right, where no other token sees it
             mask = new.once(
                 ("causal", self.window),
                 lambda: causal_mask(x.shape[1], self.window, x.device, None),
@@ -67,9 +67,20 @@ class LatentAttention(nn.Module):
             out = self._attend_whole(q, latents, mask)
         else:
             held, mask = with_tokens(state, tokens, self.window, new)
-            out = self._attend_latents(q, held["latent"], mask)
+            out = self._attend_latents(q, held["latent"], mask[:, :, -q.shape[2] :])
         keep(state, tokens, new)
         return self._merge(out)
+
+    def step_function(self) -> Step:
+        """`extend` for one token a row."""
+
+        def step(x: Tensor, state: dict[str, Tensor], new: NewTokens) -> Tensor:
+            if not can_step(state, self.window):
+                return self.extend(x, state, new)
+            held, mask = with_token(state, {"latent": self._latents(x)}, new)
+            return self._merge(self._attend_latents(self._queries(x), held["latent"], mask))
+
+        return step
 
     @staticmethod
     def initial(_name: str, _shape: torch.Size, _generator: torch.Generator) -> Tensor | None:

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.config import ModelConfig
-from models.convolution import extend_convolution, short_convolution
-from models.decoding import NewTokens
+from models.convolution import extend_convolution, short_convolution, step_convolution
+from models.decoding import NewTokens, Step
 from models.documents import Documents
 from models.initial import convolution_taps, inverse_softplus_dt
 from models.mixers.s6.operator import selective_scan
@@ -60,8 +60,6 @@ class S6(nn.Module):
         count = None if new.whole else new.count
         u, state["conv"] = extend_convolution(u, self.conv, self.conv_bias, state["conv"], count)
         u_, dt, Bs, Cs, A = self._operands(u)
-        if new.step:
-            return self._merge(step(u_, dt, Bs, Cs, A, state["state"]), u, z)
         # A step of length zero is no step.
         y, final = selective_scan(
             u_, dt * new.valid[..., None], Bs, Cs, A,
@@ -70,6 +68,16 @@ class S6(nn.Module):
         assert final is not None
         state["state"] = final.to(state["state"].dtype)
         return self._merge(y, u, z)
+
+    def step_function(self) -> Step:
+        """`extend` for one token a row."""
+
+        def one_token(x: Tensor, state: dict[str, Tensor], _new: NewTokens) -> Tensor:
+            u, z = self.in_proj(x).chunk(2, -1)
+            u = step_convolution(u, self.conv, self.conv_bias, state["conv"])
+            return self._merge(step(*self._operands(u), state["state"]), u, z)
+
+        return one_token
 
     def initial(self, name: str, shape: torch.Size, generator: torch.Generator) -> Tensor | None:
         """The published start of a parameter, None for a matrix like any other."""
