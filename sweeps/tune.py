@@ -34,6 +34,7 @@ python sweeps/tune.py mix=MIX[,MIX…] size=SIZE[,SIZE…] [over=lr] [KEY=VALUE�
   over=lr         what is tuned: lr, weight_decay or batch
   start=0.5,1,2   first values, as multiples of what the ladder or the settings say
   values=6        most values a mix and size is trained at, each with every seed
+  budget=0.5      Chinchilla budgets that each run is trained on, as protocol.chinchilla=[0.5]
   width=1.6       a search ends once its optimum is known within this factor
   sweep=tuning    the sweep that the runs belong to
   plan=true       show the first round and what the whole may cost, start nothing
@@ -41,7 +42,7 @@ python sweeps/tune.py mix=MIX[,MIX…] size=SIZE[,SIZE…] [over=lr] [KEY=VALUE�
 All other settings are those of python sweeps/run.py; seed=0,1 trains each value twice, which tells
 the noise. Afterwards: python -m analysis tune sweep=tuning over=lr
 """
-OWN = {"over": "lr", "start": "0.5,1,2", "values": "6", "width": "1.6"}
+OWN = {"over": "lr", "start": "0.5,1,2", "values": "6", "width": "1.6", "budget": "0.5"}
 MOST_ROUNDS = 20
 
 
@@ -76,6 +77,12 @@ def _tune(arguments: list[str]) -> int:
     named = {o.lstrip("+").partition("=")[0] for o in overrides}
     if setting.field in named:
         raise SettingError(f"{setting.field} is what over={over[0]} varies; leave it out.")
+    if "protocol.chinchilla" not in named:
+        overrides.append(f"protocol.chinchilla=[{_number('budget', own['budget']):g}]")
+    elif own["budget"] != OWN["budget"]:
+        raise SettingError(
+            f"budget={own['budget']} and protocol.chinchilla are both given; give one of them."
+        )
     if "sweep" not in named:
         overrides.append("sweep=tuning")
     if "treatments" not in named:

@@ -202,6 +202,7 @@ def test_the_command_trains_round_after_round_and_then_nothing_more(tmp_path: Pa
         (("start=1,two",), "start=two"),
         (("width=0.5",), "width=0.5"),
         (("protocol.lr_multiplier=2",), "protocol.lr_multiplier"),
+        (("budget=1", "protocol.chinchilla=[1]"), "budget=1"),
         (("mix=nothing",), "mix"),
     ],
 )
