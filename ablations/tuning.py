@@ -356,6 +356,18 @@ def read_trials(
     return _by_arms(trials, specs, settings)
 
 
+def values_there(folder: Path, setting: Setting) -> dict[tuple[str, str], set[float]]:
+    """Values of a setting that runs of a sweep have, finished or not, by mix and size; empty where
+    there is no such sweep."""
+    found: dict[tuple[str, str], set[float]] = {}
+    for run in read_sweep(folder) if folder.is_dir() else []:
+        if not run.spec_problem():
+            spec = run.read_spec()
+            key = spec["mix"]["name"], spec["size"]["name"]
+            found.setdefault(key, set()).add(float(setting.value(spec)))
+    return found
+
+
 def _by_arms(trials: list[Trial], specs: list[Spec], settings: Sequence[Setting]) -> list[Trial]:
     """Trials whose mix also names what else was varied inside a mix and size, as arms do."""
     tuned = {one.field for one in settings}

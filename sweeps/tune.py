@@ -44,6 +44,8 @@ the noise. Afterwards: python -m analysis tune sweep=tuning over=lr
 """
 OWN = {"over": "lr", "start": "0.5,1,2", "values": "6", "width": "1.6", "budget": "0.5"}
 MOST_ROUNDS = 20
+SAME = 1e-4
+"""Relative difference under which two values are one: settings are written in six digits."""
 
 
 def main() -> int:
@@ -133,12 +135,17 @@ def _rounds(
     overrides: list[str], setting: Setting, start: list[float], wanted: Wanted, command: str
 ) -> int:
     """Train round after round until every search has ended."""
-    from ablations.tuning import read_trials, tuned_of
+    from ablations.tuning import read_trials, tuned_of, values_there
     from sweeps.search import next_value
 
     composed = run.composed(["-m", *overrides])
     searches = _searches(composed, setting, start)
     folder = run.runs_folder(composed[0]) / composed[0]["sweep"]
+    # Rounds of an earlier call, which may have been stopped inside one.
+    there = values_there(folder, setting)
+    for search in searches:
+        values = there.get((search.mix, search.size), set())
+        search.values += [v for v in sorted(values) if not _is_among(v, search.values)]
     for number in range(MOST_ROUNDS):
         asked = [
             _with(settings, setting.field, setting.set_to(value, search.spec))
@@ -185,8 +192,17 @@ def _searches(
             middle = setting.ruled(plain) if setting.rule else setting.value(plain)
             values = [middle * factor for factor in start]
             found[key] = _Search(*key, plain, values)
+        if any(other["seed"] == one["seed"] for other in found[key].composed):
+            raise SettingError(
+                f"mix={key[0]} size={key[1]} seed={one['seed']} is asked for more than once; vary "
+                "mix, size and seed here, and anything else in a sweep of its own."
+            )
         found[key].composed.append(one)
     return list(found.values())
+
+
+def _is_among(value: float, values: list[float]) -> bool:
+    return any(abs(value / other - 1) < SAME for other in values)
 
 
 def _with(settings: dict[str, Any], field_name: str, value: float) -> dict[str, Any]:
