@@ -183,6 +183,8 @@ def _tuned(found: Findings) -> Iterator[Block]:
         f"second ({percent(both.level, 'g')}). The excess is of the tuning sweep's budget; it is "
         "taken as the same share of the loss at the others."
     )
+    if both.left_out:
+        yield Text(f"Not tuned, and not shown: {', '.join(both.left_out)}.")
     yield Table(at_optimum.cells(both, found.study.free))
     yield Text(f"Optima in multiples of the ladder's {both.setting}:")
     yield Table(at_optimum.optimum_cells(both))

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,8 @@ class AtOptimum:
     """As `analysis.stats.savings.fit_free`, intervals widened by the doubt about the optima."""
     excess: Mapping[tuple[str, str], Excess]
     """By mix and size."""
+    left_out: tuple[str, ...]
+    """Mixes of the ladder that were not tuned."""
     retrained: bool
     """Whether the runs were trained at their optima; else the excess was taken off."""
 
@@ -108,14 +110,32 @@ def at_optimum(
     rng = np.random.default_rng(seed)
     if retrained:
         excess = _as_trained(ladder, setting, resamples, rng)
+        left_out: tuple[str, ...] = ()
     else:
         surfaces = tuned_of(read_trials(folder, (setting,)), (setting,), level)
+        ladder, left_out = _of_tuned(ladder, surfaces, baseline, folder.name)
         excess = _by_surface(ladder, surfaces, setting, folder.name, resamples, rng)
     points = _corrected(ladder.points, {key: one.best for key, one in excess.items()})
     result = study(points, baseline, resamples, seed, ladder.arms, level)
     free = widened(ladder.points, result.free, result.versus, excess, level)
     savings = _savings(result, excess, resamples, seed, level)
-    return AtOptimum(folder.name, setting, level, savings, free, excess, retrained)
+    return AtOptimum(folder.name, setting, level, savings, free, excess, left_out, retrained)
+
+
+def _of_tuned(
+    sweep: Sweep, surfaces: Mapping[str, Tuned], baseline: str, name: str
+) -> tuple[Sweep, tuple[str, ...]]:
+    """The part of a ladder whose mixes were tuned, and the other mixes."""
+    there = {mix for mix, own in surfaces.items() if own.response is not None}
+    mixes = list(dict.fromkeys(sweep.points["mix"]))
+    left_out = tuple(mix for mix in mixes if mix not in there)
+    if baseline in left_out or len(left_out) == len(mixes):
+        mix = baseline if baseline in left_out else mixes[0]
+        why = surfaces[mix].problem if mix in surfaces else f"it has {', '.join(surfaces)}"
+        raise SettingError(f"tuned={name} shows no optimum of mix={mix}: {why}.")
+    points = sweep.points[~sweep.points["mix"].isin(list(left_out))].reset_index(drop=True)
+    runs = tuple(run for run in sweep.runs if run.mix not in left_out)
+    return replace(sweep, points=points, runs=runs), left_out
 
 
 def _check_corpus(sweep: Sweep, other: Sweep) -> None:
@@ -178,10 +198,8 @@ def _by_surface(
     found = {}
     drawn: dict[str, Array] = {}
     for (mix, size), run in _cells(sweep).items():
-        own = surfaces.get(mix)
-        if own is None or own.response is None:
-            why = own.problem if own else f"it has {', '.join(surfaces)}"
-            raise SettingError(f"tuned={name} shows no optimum of mix={mix}: {why}.")
+        own = surfaces[mix]
+        assert own.response is not None
         if mix not in drawn:
             drawn[mix] = own.response.drawn(rng, resamples)
         value, rule = SETTINGS[setting].value(run.spec), _rule(setting, run)

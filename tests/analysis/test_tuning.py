@@ -246,6 +246,19 @@ def test_what_else_was_varied_makes_surfaces_of_their_own(sweep: SweepWriter) ->
     assert found["gdn@decay_fraction=0.2"]["multiplier"] == pytest.approx(0.8, rel=0.15)
 
 
+def test_mixes_that_were_not_tuned_are_left_out_and_named(tmp_path: Path) -> None:
+    tune = SweepWriter(tmp_path / "runs" / "tuning", run_sd=0.002)
+    write_tuning(tune)
+    ladder = at_one_rate(tmp_path)
+    for size in ("50k", "100k", "200k"):
+        for seed in (0, 1):
+            ladder.run("gdn", size, seed, lr=peak_lr(SIZES[size]))
+    both = at.at_optimum(load_sweep(ladder.path), tune.path, "transformer", resamples=100)
+    assert both.left_out == ("gdn",)
+    assert set(both.free["mix"]) == {"gdn3_attn1"}
+    assert {one.mix for one in both.savings} == {"gdn3_attn1"}
+
+
 def test_tuned_of_another_corpus_or_mix_is_refused(tmp_path: Path) -> None:
     tune = SweepWriter(tmp_path / "runs" / "tuning")
     write_tuning(tune, {"gdn": 1.0})
