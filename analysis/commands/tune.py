@@ -95,8 +95,8 @@ def _drawn(asked: Settings, answer: "TuningAnswer") -> list[str]:
     runs = sum(cell.runs for own in answer.tuned.values() for cell in own.cells)
     told = (
         f"Loss against {asked.over[0]} by size with the fitted surface of each mix; bars: "
-        f"{percent(asked.level, 'g')} intervals of the optima, an open end drawn short. {answer.source}, {runs} runs. "
-        f"$ {command}"
+        f"{percent(asked.level, 'g')} intervals of the optima, an open end cut. {answer.source}, "
+        f"{runs} runs. $ {command}"
     )
     figure, table = response_surfaces(answer.tuned, "", WIDTHS[asked.width])
     facts = {"figure": "tuning", "caption": told, "command": command, "source": answer.source}
