@@ -19,11 +19,16 @@ BY_MIX = ("model", "matched")
 """What a mix decides by rule."""
 BY_SIZE = ("size", "recipe", "corpus", "data.name")
 """What a size decides by rule; all are one inside a size."""
-BY_TUNING = (
-    *("protocol.tuned", "protocol.lr_multiplier", "protocol.batch_tokens", "train.weight_decay"),
-    "recipe",
-)
-"""What follows from a run's mix and size where it takes settings from a tuning sweep."""
+BY_TUNING = {
+    "lr": ("protocol.lr_multiplier", "recipe.peak_lr"),
+    "weight_decay": ("train.weight_decay", "recipe.weight_decay"),
+    "batch": (
+        "protocol.batch_tokens",
+        *(f"recipe.{name}" for name in ("batch_instances", "batch_tokens", "tokens", "steps")),
+        *("recipe.warmup_steps", "recipe.beta2", "recipe.milestones"),
+    ),
+}
+"""What follows from a run's mix and size where it takes a setting from a tuning sweep."""
 BY_CORPUS = ("corpus", "data.name")
 """One for all sizes that are named for the same corpus (`size.corpus`)."""
 FREE = ("sweep", "evaluation", "resources", "logging", "data.path", "corpus.name")
@@ -43,7 +48,7 @@ def check(specs: Mapping[str, Mapping[str, Any]], treatments: Sequence[str]) -> 
     flat = {name: _flat(name, spec) for name, spec in specs.items()}
     _check_treatments(flat, treatments)
     varied = [t for t in treatments if t != "mix"]
-    tuned = BY_TUNING if all(spec.get("protocol.tuning") for spec in flat.values()) else ()
+    tuned = _by_tuning(flat)
     declared = (*treatments, "seed", *FREE, *tuned)
     follows = (*BY_MIX, *(("recipe",) if varied else ()))
     _compare(flat, (*declared, *BY_MIX, *BY_SIZE), treatments, "the sweep")
@@ -56,11 +61,21 @@ def check(specs: Mapping[str, Mapping[str, Any]], treatments: Sequence[str]) -> 
     for (mix,), runs in _grouped(flat, ("mix.name",)):
         _one(runs, ("mix",), parts, f"runs named mix={mix}", "give each its own mix.name=NAME")
     # What follows by rule is the same wherever the rule was given the same.
-    drift = "as by another version of the code; take another sweep=NAME"
+    cause = "as the tuning sweep has grown since, or" if tuned else "as"
+    drift = f"{cause} by another version of the code; take another sweep=NAME"
     for _, runs in _grouped(flat, ("size", *varied, *(("mix",) if tuned else ()))):
         _one(runs, ("recipe",), (), "runs of the same settings", drift)
     for _, runs in _grouped(flat, ("size", "mix", *varied)):
         _one(runs, BY_MIX, (), "runs of the same settings", drift)
+
+
+def _by_tuning(flat: Runs) -> tuple[str, ...]:
+    """Fields that every run takes from tuning sweeps, and what the ladder's rules make of them."""
+    taken = [set(spec.get("protocol.over") or ()) for spec in flat.values()]
+    if not all(spec.get("protocol.tuning") for spec in flat.values()):
+        return ()
+    fields = [field for name in set.intersection(*taken) for field in BY_TUNING.get(name, ())]
+    return ("protocol.tuned", "recipe.by_hand", *fields) if fields else ()
 
 
 def check_same(name: str, there: Mapping[str, Any], asked: Mapping[str, Any]) -> None:

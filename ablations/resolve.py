@@ -26,7 +26,7 @@ from ablations.spec import (
     too_many_epochs,
 )
 from models import parametrization
-from models.config import MupBase
+from models.config import Blueprint, MupBase
 from models.cost import parameters
 from models.environment import expand
 from models.errors import SettingError, not_ascii, one_of
@@ -97,10 +97,20 @@ def resolve(settings: dict[str, Any], *, plan_only: bool = False) -> RunSpec:
         tolerance=protocol.tolerance,
         context=size.context,
     )
-    base = _mup_base(size, protocol, train)
+    if bool(protocol.tuning) != bool(protocol.over):
+        raise SettingError(
+            f"protocol.tuning={list(protocol.tuning)} and protocol.over={list(protocol.over)} go "
+            "together: the tuning sweeps, and what is taken from them, like [tuning] and [lr]."
+        )
+    base, lr_N = _mup_base(size, protocol, train), None
+    if base is not None:
+        blueprint = _blueprint_of(base, size)
+        vocab_size = matched.config.vocab_size
+        lr_N = parameters(build_config(TRANSFORMER, blueprint, geometry, vocab_size))[0]
+        hidden = _hidden_at(blueprint, mix, geometry, vocab_size, protocol, size.context)
+        base = replace(base, mlp_hidden=hidden)
     model = replace(matched.config, mup=base)
     parametrization.check(model)
-    lr_N = None if base is None else _transformer_at(base, size, geometry, model.vocab_size)
     recipe = _recipe(matched.N_target, size, protocol, train, lr_N)
     spec = RunSpec(
         sweep=sweep,
@@ -158,18 +168,36 @@ def _mup_base(
     return base
 
 
-def _transformer_at(base: MupBase, size: SizeSettings, geometry: Geometry, vocab_size: int) -> int:
-    """N of the transformer with the base's widths and depth, its MLP as wide for its model as the
-    size's."""
-    blueprint = replace(
+def _blueprint_of(base: MupBase, size: SizeSettings) -> Blueprint:
+    """The transformer of the base: its MLP as wide for it as that of the ladder's smallest size, so
+    that every size has one base."""
+    return replace(
         size.blueprint,
         d_model=base.d_model,
         n_heads=base.d_model // base.head_dim,
         n_kv_heads=None,
         n_layers=base.n_layers,
-        mlp_hidden=max(1, round(size.mlp_hidden * base.d_model / size.d_model)),
+        mlp_hidden=max(1, round(parametrization.MLP_RATIOS[size.init] * base.d_model)),
     )
-    return parameters(build_config(TRANSFORMER, blueprint, geometry, vocab_size))[0]
+
+
+def _hidden_at(
+    blueprint: Blueprint,
+    mix: Mix,
+    geometry: Geometry,
+    vocab_size: int,
+    protocol: ProtocolSettings,
+    context: int,
+) -> int:
+    """The MLP's width of a mix at the base, matched as at its size; the transformer's where no
+    width matches there."""
+    try:
+        return match(
+            mix, blueprint, geometry, vocab_size, how=protocol.match, knob=protocol.knob,
+            tolerance=protocol.tolerance, context=context,
+        ).config.mlp_hidden  # fmt: skip
+    except SettingError:
+        return blueprint.mlp_hidden
 
 
 def _recipe(

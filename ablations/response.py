@@ -31,6 +31,8 @@ LEAST_LEVELS_CUBIC = 4
 LEAST_DOF_CUBIC = 3
 GRID = {1: 401, 2: 61}
 """Values of each setting at which drawn curves are searched for their lowest."""
+FLAT = 1e-9
+"""Range of log loss of a curve that is none."""
 CENTRINGS = 4
 """Times that a cell's origin is moved to its optimum: a shared cubic term then means one shape."""
 
@@ -108,6 +110,10 @@ class Response:
         axes = [np.linspace(low[s], high[s], n) for s in range(self.n_settings)]
         return np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, self.n_settings)
 
+    def log_bottom(self, cell: int) -> float:
+        """Lowest log loss of the fitted curve less the cell's offset, as `optimum_draws` has it."""
+        return float(self.optimum_draws(cell, self.coefficients[None])[1][0])
+
     def drawn(self, rng: np.random.Generator, draws: int) -> Array:
         """Coefficients drawn from what the runs leave possible, (draws, p): Student's t."""
         root = _root(self.covariance)
@@ -137,7 +143,11 @@ class Response:
         """The optimum of a cell with its interval: Fieller's for one setting; for several, of
         `drawn` coefficients."""
         grid = self.grid(cell)
-        x = grid[self.curve(cell, grid).argmin()]
+        curve = self.curve(cell, grid)
+        x = grid[curve.argmin()]
+        if np.ptp(np.log(curve)) < FLAT:
+            open_end = np.full(self.n_settings, np.inf)
+            return Optimum(x, -open_end, open_end, ("flat",) * self.n_settings)
         if self.n_settings == 1:
             low, high = self._fieller(cell, float(x[0]), level)
         else:
@@ -198,6 +208,8 @@ def fit_response(
     not finite for a run that diverged; within: see `WITHIN`. Raises ValueError, a clause, where the
     runs are too few.
     """
+    if not np.isfinite(loss).any():
+        raise ValueError("no run ended with a loss")
     used = _near(cell, x, loss, within)
     if min(_freedom(cell[used], seed[used], x[used])) < 1:
         used = _near(cell, x, loss, math.inf)

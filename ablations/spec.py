@@ -72,9 +72,9 @@ class TunedSetting:
     by: str
     """`size`: the mix was tuned at this size; `law`: by the law of its optima over others."""
     value: float
-    low: float
-    high: float
-    """Ends of the interval; 0 or infinite where it is open."""
+    low: float | None
+    high: float | None
+    """Ends of the interval; None where it is open."""
     curvature: float
     """Share of the loss that being off costs, per octave squared."""
     dof: int

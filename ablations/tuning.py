@@ -24,6 +24,9 @@ from models.errors import SettingError, one_of
 from models.settings import flatten
 
 DRAWS = 2000
+LEAST_SPARE = 3
+SAME = 1e-4
+"""Relative difference under which two values are one: settings are written in six digits."""
 VARIED = ("mix", "protocol", "train", "data")
 """Groups of settings that may differ inside a mix and size beside what is tuned."""
 DIVERGED = "diverged"
@@ -178,11 +181,22 @@ class Tuned:
     mix: str
     settings: tuple[str, ...]
     cells: tuple[Cell, ...]
+    lost: tuple[Cell, ...]
+    """Cells of fewer than two values whose runs ended; the surface is of the others."""
     trials: tuple[Trial, ...]
     response: Response | None
     problem: str
     level: float
     seed: int
+
+    def mean_loss(self, cell: Cell, value: float) -> float | None:
+        """Mean measured loss of a cell at a value of the one setting; None where none was."""
+        losses = [
+            t.loss
+            for t in self.trials
+            if (t.size, t.D) == (cell.size, cell.D) and abs(t.values[0] / value - 1) < SAME
+        ]
+        return sum(losses) / len(losses) if losses else None
 
     @cached_property
     def drawn(self) -> Array:
@@ -231,7 +245,8 @@ def power_law(x: Array, variance: Array, N: Array, D: Array, dof: int, level: fl
     design = np.stack([np.ones(len(x)), *columns], 1)
     coefficients, covariance, scatter = _weighted(design, x, variance)
     spare = len(x) - design.shape[1]
-    freedom = spare if scatter > 0 and spare else dof
+    # With one or two optima to spare their scatter is as good as unknown, and so would be t's.
+    freedom = spare if scatter > 0 and spare >= LEAST_SPARE else dof
     quantile = float(student.ppf((1 + level) / 2, freedom))
     return Law(
         tuple(quantities), tuple(middles), coefficients, covariance, scatter, quantile, level
@@ -278,29 +293,44 @@ def tuned_of(
 def _tuned(
     mix: str, trials: list[Trial], settings: tuple[str, ...], level: float, within: float, seed: int
 ) -> Tuned:
-    keys = list(dict.fromkeys((t.size, t.D) for t in sorted(trials, key=lambda t: (t.N, t.D))))
-    cell = np.array([keys.index((t.size, t.D)) for t in trials])
-    cells = []
-    for size, D in keys:
-        own = [t for t in trials if (t.size, t.D) == (size, D)]
-        values = tuple(tuple(sorted({t.values[s] for t in own})) for s in range(len(settings)))
-        bad = sum(not math.isfinite(t.loss) for t in own)
-        cells.append(Cell(size, own[0].N, D, own[0].N_ladder, own[0].rules, len(own), bad, values))
-    x = np.log2(np.array([t.values for t in trials], float))
-    loss = np.array([t.loss for t in trials], float)
-    seeds = np.array([t.seed for t in trials])
+    every = list(dict.fromkeys((t.size, t.D) for t in sorted(trials, key=lambda t: (t.N, t.D))))
+    ended = {
+        key: {t.values for t in trials if (t.size, t.D) == key and math.isfinite(t.loss)}
+        for key in every
+    }
+    keys = [key for key in every if len(ended[key]) > 1]
+    used = [t for t in trials if (t.size, t.D) in keys]
     response, problem = None, ""
     try:
-        response = fit_response(cell, seeds, x, loss, within)
+        response = fit_response(
+            np.array([keys.index((t.size, t.D)) for t in used], int),
+            np.array([t.seed for t in used], int),
+            np.log2(np.array([t.values for t in used], float)).reshape(len(used), len(settings)),
+            np.array([t.loss for t in used], float),
+            within,
+        )
     except ValueError as reason:
         problem = str(reason)
-    return Tuned(mix, settings, tuple(cells), tuple(trials), response, problem, level, seed)
+    cells = {key: _cell(key, trials, len(settings)) for key in every}
+    lost = tuple(cells[key] for key in every if key not in keys)
+    kept = tuple(cells[key] for key in keys)
+    return Tuned(mix, settings, kept, lost, tuple(trials), response, problem, level, seed)
+
+
+def _cell(key: tuple[str, float], trials: Sequence[Trial], n_settings: int) -> Cell:
+    own = [t for t in trials if (t.size, t.D) == key]
+    values = tuple(tuple(sorted({t.values[s] for t in own})) for s in range(n_settings))
+    bad = sum(not math.isfinite(t.loss) for t in own)
+    known = next((t for t in own if math.isfinite(t.loss)), own[0])
+    return Cell(key[0], known.N, key[1], known.N_ladder, known.rules, len(own), bad, values)
 
 
 def check_values(tuned: Mapping[str, Tuned], source: str) -> None:
     """Raise SettingError where no mix was trained at more than one value of a setting."""
     for s, name in enumerate(next(iter(tuned.values())).settings):
-        most = max(len(cell.values[s]) for own in tuned.values() for cell in own.cells)
+        most = max(
+            len(cell.values[s]) for own in tuned.values() for cell in (*own.cells, *own.lost)
+        )
         if most < 2:
             raise SettingError(
                 f"{source} has one value of {name} only; an optimum takes three or more, like "
@@ -365,6 +395,46 @@ def values_there(folder: Path, setting: Setting) -> dict[tuple[str, str], set[fl
             spec = run.read_spec()
             key = spec["mix"]["name"], spec["size"]["name"]
             found.setdefault(key, set()).add(float(setting.value(spec)))
+    return found
+
+
+CONDITIONS = (
+    *(f"protocol.{name}" for name in ("match", "knob", "batch_tokens", "schedule")),
+    *(f"protocol.{name}" for name in ("parametrization", "decay_fraction", "rope_theta")),
+    *(f"train.{name}" for name in ("optim", "weight_decay", "grad_clip", "z_loss")),
+)
+"""What an optimum depends on beside the mix, the size and the corpus."""
+
+
+def check_conditions(folder: Path, spec: Spec, settings: Sequence[Setting]) -> None:
+    """Raise SettingError where a run was made under other conditions than a tuning sweep's."""
+    mine = flatten({group: spec.get(group) or {} for group in ("protocol", "train")})
+    theirs: dict[str, set[str]] = {}
+    for run in read_sweep(folder):
+        if not run.spec_problem():
+            other = run.read_spec()
+            flat = flatten({group: other.get(group) or {} for group in ("protocol", "train")})
+            for field in CONDITIONS:
+                if field in flat:
+                    theirs.setdefault(field, set()).add(str(flat[field]))
+    for field in set(CONDITIONS) - {one.field for one in settings}:
+        there = theirs.get(field)
+        if there and field in mine and str(mine[field]) not in there:
+            raise SettingError(
+                f"{field}={mine[field]} of these runs is {' and '.join(sorted(there))} in "
+                f"sweep={folder.name}; an optimum is of one way to train, so tune with theirs."
+            )
+
+
+def diverged_there(folder: Path, setting: Setting) -> dict[tuple[str, str, int], list[float]]:
+    """Values of a setting at which runs of a sweep diverged, by mix, size and seed."""
+    found: dict[tuple[str, str, int], list[float]] = {}
+    for run in read_sweep(folder) if folder.is_dir() else []:
+        if not run.spec_problem():
+            spec = run.read_spec()
+            if (trial := _trial(run, spec, (setting,))) and not math.isfinite(trial.loss):
+                key = trial.mix, trial.size, trial.seed
+                found.setdefault(key, []).append(trial.values[0])
     return found
 
 

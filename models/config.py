@@ -84,6 +84,8 @@ class MupBase:
     head_dim: int
     n_layers: int
     """Pairs of a mixer and an MLP."""
+    mlp_hidden: int | None = None
+    """Of this mix at the base, matched there too; None: as wide for d_model as the model's."""
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,8 @@ from models.mixers import lookup
 PARAMETRIZATIONS = ("standard", "mup")
 BASES = {"fan_in": MupBase(32, 16, 4), "normal": MupBase(384, 48, 8)}
 """Initial values (`size.init`) -> the smallest size of the ladder with them: 50k, 60m."""
+MLP_RATIOS = {"fan_in": 64 / 32, "normal": 1536 / 384}
+"""mlp_hidden over d_model of the transformer there."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,9 @@ def _roles(config: ModelConfig, layer: int, growth: Growth) -> dict[str, Role]:
     if config.has_mlp(layer):
         hidden = Role(inputs=growth.width)
         roles |= {"mlp.gate_proj.weight": hidden, "mlp.up_proj.weight": hidden}
-        roles["mlp.down_proj.weight"] = dataclasses.replace(hidden, last=not behind)
+        base = config.mup.mlp_hidden if config.mup else None
+        inside = growth.width if base is None else config.mlp_hidden / base
+        roles["mlp.down_proj.weight"] = Role(inputs=inside, last=not behind)
         roles["mlp_norm.weight"] = Role(last=behind)
     return roles
 

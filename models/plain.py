@@ -124,7 +124,8 @@ def checked(config: ModelConfig, where: str) -> ModelConfig:
             raise _refuse(where, name, getattr(config, name), ", ".join(valid))
     if config.mup is not None:
         for field in dataclasses.fields(config.mup):
-            whole_number(getattr(config.mup, field.name), f"{where}'s mup.{field.name}")
+            if (value := getattr(config.mup, field.name)) is not None:
+                whole_number(value, f"{where}'s mup.{field.name}")
     if config.mlp == "none" and MLP in config.kinds:
         raise _refuse(where, "mlp", config.mlp, "a kind of MLP, as some layers are MLPs")
     for kind in config.kinds.values():

@@ -142,7 +142,7 @@ def sweep(composed: list[dict[str, Any]], command: str, says_next: bool = True) 
     from sweeps.cluster import Slurm, check_ranks, parse
     from sweeps.compose import of_the_run
     from sweeps.plan import make_plan, show, show_arrays
-    from sweeps.tuned import with_optima
+    from sweeps.tuned import with_optima, words_of
 
     console = view.console()
     driver = composed[0]
@@ -160,6 +160,8 @@ def sweep(composed: list[dict[str, Any]], command: str, says_next: bool = True) 
     if any(spec.protocol.tuning for spec in specs):
         settings = with_optima(settings, specs, runs_root)
         specs = [resolve(s, plan_only=True) for s in settings]
+        for line in words_of(specs):
+            console.print(line, soft_wrap=True)
     kept = _each_once(specs, asked, console)
     specs, settings = [specs[i] for i in kept], [settings[i] for i in kept]
     _check_paths(specs, runs_root)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ablations.response import Response
-from ablations.tuning import Tuned
+from ablations.tuning import Cell, Tuned
 
 STEP = 0.5
 """Octaves between values that a search may add."""
@@ -34,23 +34,46 @@ class Wanted:
     values: int = 6
 
 
-def next_value(tuned: Tuned, cell: int, wanted: Wanted, first: Sequence[float]) -> float | None:
+LEAST_VALUES = 5
+"""Values before an interval may end a search: with fewer the curve's skew is not known."""
+
+
+def next_value(tuned: Tuned, cell: Cell, wanted: Wanted, first: Sequence[float]) -> float | None:
     """The value, octaves, that a cell of a mix is to be trained at next; None where its search is
     over. One setting only. first: octaves that the search of this cell began with."""
-    tried = [math.log2(value) for value in tuned.cells[cell].values[0]]
+    tried = [math.log2(value) for value in cell.values[0]]
     if len(tried) >= wanted.values:
         return None
-    if tuned.response is None:
-        return _untried(tried, max(tried) + 1, min(first) - FURTHEST, max(first) + FURTHEST)
-    response, optimum = tuned.response, tuned.optima[cell]
-    lowest = float(response.lowest[cell, 0])
+    if tuned.response is None or cell not in tuned.cells:
+        return _without_surface(tuned, cell, first)
+    place = tuned.cells.index(cell)
+    response, optimum = tuned.response, tuned.optima[place]
+    lowest = float(response.lowest[place, 0])
     if lowest <= min(tried) + 1e-9 or optimum.edge[0] == "low":
         return _untried(tried, min(tried) - 1, min(first) - FURTHEST, max(first) + FURTHEST)
     if lowest >= max(tried) - 1e-9 or optimum.edge[0] == "high":
         return _untried(tried, max(tried) + 1, min(first) - FURTHEST, max(first) + FURTHEST)
-    if optimum.high[0] - optimum.low[0] <= math.log2(wanted.width):
+    narrow = optimum.high[0] - optimum.low[0] <= math.log2(wanted.width)
+    if narrow and len(tried) >= min(LEAST_VALUES, wanted.values):
         return None
-    return _narrowest(response, cell, tried, float(optimum.x[0]))
+    return _narrowest(response, place, tried, float(optimum.x[0]))
+
+
+def _without_surface(tuned: Tuned, cell: Cell, first: Sequence[float]) -> float | None:
+    """By the means alone: beyond the end that is lowest, downwards where nothing ended, else half
+    way from the lowest to its better neighbour."""
+    values = list(cell.values[0])
+    tried = [math.log2(value) for value in values]
+    means = [tuned.mean_loss(cell, value) for value in values]
+    losses = [math.inf if mean is None else mean for mean in means]
+    best = losses.index(min(losses))
+    ends = min(first) - FURTHEST, max(first) + FURTHEST
+    if best == 0:
+        return _untried(tried, tried[0] - 1, *ends)
+    if best == len(tried) - 1:
+        return _untried(tried, tried[-1] + 1, *ends)
+    side = best - 1 if losses[best - 1] < losses[best + 1] else best + 1
+    return _untried(tried, (tried[best] + tried[side]) / 2, *ends)
 
 
 def _untried(tried: Sequence[float], value: float, low: float, high: float) -> float | None:

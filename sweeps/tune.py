@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,8 +44,6 @@ the noise. Afterwards: python -m analysis tune sweep=tuning over=lr
 """
 OWN = {"over": "lr", "start": "0.5,1,2", "values": "6", "width": "1.6", "budget": "0.5"}
 MOST_ROUNDS = 20
-SAME = 1e-4
-"""Relative difference under which two values are one: settings are written in six digits."""
 
 
 def main() -> int:
@@ -66,7 +64,9 @@ def _tune(arguments: list[str]) -> int:
         )
     (setting,) = settings_of(over)
     start = sorted(_number("start", text) for text in own["start"].split(","))
-    wanted = Wanted(_number("width", own["width"]), int(_number("values", own["values"])))
+    if not own["values"].isdecimal():
+        raise SettingError(f"values={own['values']} must be a whole number, like 6.")
+    wanted = Wanted(_number("width", own["width"]), int(own["values"]))
     if len(set(start)) < 2:
         raise SettingError(
             f"start={own['start']} is one value; a search begins with two or more, like 0.5,1,2."
@@ -135,7 +135,7 @@ def _rounds(
     overrides: list[str], setting: Setting, start: list[float], wanted: Wanted, command: str
 ) -> int:
     """Train round after round until every search has ended."""
-    from ablations.tuning import read_trials, tuned_of, values_there
+    from ablations.tuning import diverged_there, read_trials, tuned_of, values_there
     from sweeps.search import next_value
 
     composed = run.composed(["-m", *overrides])
@@ -147,29 +147,38 @@ def _rounds(
         values = there.get((search.mix, search.size), set())
         search.values += [v for v in sorted(values) if not _is_among(v, search.values)]
     for number in range(MOST_ROUNDS):
+        diverged = diverged_there(folder, setting)
         asked = [
             _with(settings, setting.field, setting.set_to(value, search.spec))
             for search in searches
             for value in search.values
             for settings in search.composed
+            if not _is_among(value, diverged.get((search.mix, search.size, settings["seed"]), []))
         ]
         if number == 0:
             _say_cost(searches, start, wanted)
-        code = run.sweep(asked, command, says_next=False)
-        if code or composed[0]["plan"] or composed[0]["dry_run"]:
+        code = run.sweep(asked, command, says_next=False) if asked else 0
+        if composed[0]["plan"] or composed[0]["dry_run"]:
             return code
-        trials = read_trials(folder, (setting.name,))
-        tuned = tuned_of(trials, (setting.name,))
+        try:  # a run that diverged says something too
+            tuned = tuned_of(read_trials(folder, (setting.name,)), (setting.name,))
+        except SettingError:
+            if code:
+                return code
+            raise
         added = 0
         for search in searches:
             own = tuned[search.mix]
-            cell = [one.size for one in own.cells].index(search.size)
+            cell = next(one for one in (*own.cells, *own.lost) if one.size == search.size)
             value = next_value(own, cell, wanted, [math.log2(v) for v in search.start])
             if value is not None:
                 search.values.append(2**value)
+                print(f"next for {search.mix} {search.size}: {setting.name} {2**value:.3g}")
                 added += 1
         if not added:
             break
+    else:
+        print(f"The search ended after {MOST_ROUNDS} rounds; the same command goes on with it.")
     print(f"next: python -m analysis tune sweep={composed[0]['sweep']} over={setting.name}")
     return 0
 
@@ -201,7 +210,9 @@ def _searches(
     return list(found.values())
 
 
-def _is_among(value: float, values: list[float]) -> bool:
+def _is_among(value: float, values: Iterable[float]) -> bool:
+    from ablations.tuning import SAME
+
     return any(abs(value / other - 1) < SAME for other in values)
 
 

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ablations.spec import RunSpec, TunedSetting
-from ablations.tuning import Setting, Tuned, read_trials, settings_of, tuned_of
+from ablations.tuning import (
+    Setting,
+    Tuned,
+    check_conditions,
+    read_trials,
+    settings_of,
+    tuned_of,
+)
 from models.errors import SettingError
 
 
@@ -34,6 +42,9 @@ def _set(
 ) -> dict[str, Any]:
     names = spec.protocol.tuning
     over = settings_of(spec.protocol.over)
+    for name in names:
+        if (runs_folder / name).is_dir():
+            check_conditions(runs_folder / name, spec.plain(), over)
     settings = {group: dict(v) if isinstance(v, Mapping) else v for group, v in settings.items()}
     taken: list[TunedSetting] = []
     for setting in over:
@@ -76,6 +87,19 @@ def _corpus(spec: RunSpec) -> str:
     return spec.corpus.fingerprint if spec.corpus else ""
 
 
+def words_of(specs: Iterable[RunSpec]) -> list[str]:
+    """What runs took, a line per mix, size and setting."""
+    lines = {}
+    for spec in specs:
+        for one in spec.protocol.tuned:
+            low, high = ("open" if end is None else f"{end:.3g}" for end in (one.low, one.high))
+            lines[spec.mix.name, spec.size.name, one.setting] = (
+                f"{spec.mix.name} {spec.size.name}: {one.setting} {one.value:.3g} [{low}, {high}] "
+                f"from {one.sweep}, by {one.by}, {one.runs} runs"
+            )
+    return list(lines.values())
+
+
 def optimum_of(
     surfaces: Mapping[str, Tuned], spec: RunSpec, setting: Setting, sweep: str
 ) -> TunedSetting:
@@ -93,17 +117,25 @@ def optimum_of(
     curvature, runs = float(own.response.curvature[0]), sum(cell.runs for cell in own.cells)
     common = {"setting": setting.name, "sweep": sweep, "curvature": curvature,
               "dof": own.response.dof, "runs": runs}  # fmt: skip
-    sizes = [cell.size for cell in own.cells]
-    if size in sizes:
-        k = sizes.index(size)
+    # Of several budgets the largest.
+    places = [k for k, cell in enumerate(own.cells) if cell.size == size]
+    if size in {cell.size for cell in own.lost} and not places:
+        raise SettingError(
+            f"sweep={sweep} shows no optimum of mix={mix} at size={size}: fewer than two of its "
+            "values ended with a loss."
+        )
+    if places:
+        k = places[-1]
         one = own.optima[k]
         if one.edge[0]:
             raise SettingError(
                 f"sweep={sweep} shows no minimum in {setting.name} of mix={mix} at size={size}: "
                 f"{_edge_words(one.edge[0])}; try more values with sweeps/tune.py."
             )
-        ends = [float(2.0 ** end[0]) for end in (one.x, one.low, one.high)]
-        return TunedSetting(by="size", value=ends[0], low=ends[1], high=ends[2], **common)  # type: ignore[arg-type]
+        low, high = (
+            float(2.0 ** end[0]) if math.isfinite(end[0]) else None for end in (one.low, one.high)
+        )
+        return TunedSetting(by="size", value=float(2.0 ** one.x[0]), low=low, high=high, **common)  # type: ignore[arg-type]
     law = own.law()
     if law is None:
         raise SettingError(

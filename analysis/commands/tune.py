@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ablations.records import SettingError, home
-from analysis.commands.common import COLUMNS, Leveled, Shown, shown
+from analysis.commands.common import Leveled, Shown, shown
 from models.command import setting, spelled
 from models.format import count, percent
 
@@ -37,7 +37,7 @@ class Settings(Shown, Leveled):
         {}, "rows of a CSV to keep, of one column any of the values given", example="size=60M"
     )
     columns: Mapping[str, str] = setting(
-        {}, "a CSV's own names of columns", example="N=params", choices=COLUMNS
+        {}, "a CSV's own names of columns", example="N=params,lr=learning_rate"
     )
     within: float = setting(0.4, "share above the lowest loss up to which runs are fitted", above=0)
     unfinished: bool = setting(False, "read a sweep whose runs have not all ended")
@@ -52,6 +52,15 @@ def run(asked: Settings) -> str:
         raise SettingError(
             "give a tuning sweep, sweep=NAME, or points=FILE.csv"
             + (", and not both." if asked.sweep else ".")
+        )
+    if asked.out and len(asked.over) > 1:
+        raise SettingError(
+            f"over={','.join(asked.over)} has no figure, which is of one setting; leave out= out."
+        )
+    if asked.points is not None and Path(asked.points).is_dir():
+        raise SettingError(
+            f"points={asked.points} is a folder; give a CSV, or a tuning sweep by sweep=NAME and "
+            "runs=FOLDER."
         )
     if asked.sweep is not None:
         if asked.where or asked.columns:
@@ -85,10 +94,6 @@ def _drawn(asked: Settings, answer: "TuningAnswer") -> list[str]:
     from analysis.report.figures.style import WIDTHS, save
     from analysis.report.write import make_writable
 
-    if len(asked.over) > 1:
-        raise SettingError(
-            f"over={','.join(asked.over)} has no figure, which is of one setting; leave out= out."
-        )
     assert asked.out is not None
     make_writable(asked.out)
     command = f"python -m analysis tune {spelled(asked, ('format',))}"

@@ -23,13 +23,16 @@ import pandas as pd
 
 from ablations.records import SettingError
 from ablations.response import Array
-from ablations.tuning import SETTINGS, Tuned, read_trials, tuned_of
+from ablations.tuning import SETTINGS, Tuned, check_conditions, read_trials, tuned_of
 from analysis.stats.interval import LEVEL
 from analysis.stats.savings import Saving, fit_free
 from analysis.stats.uncertainty import bootstrap
 from analysis.study.load import Run, Sweep, load_sweep
 from analysis.study.study import Study, savings_at, study
 from models.format import count
+
+EDGE = 0.01
+"""Octaves beyond the fitted values that are none, for rounding."""
 
 
 @dataclass(frozen=True)
@@ -71,12 +74,13 @@ class AtOptimum:
     @property
     def table(self) -> pd.DataFrame:
         """Optima by mix and size: what the runs had, the optimum, and the excess in percent."""
+        tail = (1 - self.level) / 2
         rows = [
             {
                 "mix": mix, "size": size, "setting": self.setting, "trained at": one.multiplier,
                 "optimum": one.optimum, "low": one.low, "high": one.high,
-                "excess": 100 * one.best, "excess_low": 100 * float(np.quantile(one.draws, 0.025)),
-                "excess_high": 100 * float(np.quantile(one.draws, 0.975)), "from": one.words,
+                "excess": 100 * one.best, "excess_low": 100 * float(np.quantile(one.draws, tail)),
+                "excess_high": 100 * float(np.quantile(one.draws, 1 - tail)), "from": one.words,
             }
             for (mix, size), one in self.excess.items()
         ]  # fmt: skip
@@ -113,10 +117,17 @@ def at_optimum(
         left_out: tuple[str, ...] = ()
     else:
         surfaces = tuned_of(read_trials(folder, (setting,)), (setting,), level)
+        for run in _cells(ladder).values():
+            check_conditions(folder, run.spec, (SETTINGS[setting],))
         ladder, left_out = _of_tuned(ladder, surfaces, baseline, folder.name)
         excess = _by_surface(ladder, surfaces, setting, folder.name, resamples, rng)
     points = _corrected(ladder.points, {key: one.best for key, one in excess.items()})
     result = study(points, baseline, resamples, seed, ladder.arms, level)
+    if not result.versus:
+        raise SettingError(
+            f"baseline={baseline} and another mix must both be in sweep={ladder.name} for savings "
+            "at their optima."
+        )
     free = widened(ladder.points, result.free, result.versus, excess, level)
     savings = _savings(result, excess, resamples, seed, level)
     return AtOptimum(folder.name, setting, level, savings, free, excess, left_out, retrained)
@@ -173,8 +184,9 @@ def _as_trained(
         one = next((one for one in _taken(run) if one["setting"] == setting), None)
         if one is None:
             raise SettingError(f"run {run.name} took no {setting} from a tuning sweep.")
-        value, low, high = (float(one[key]) for key in ("value", "low", "high"))
-        # An open end is taken as far as the other.
+        value = float(one["value"])
+        low, high = one["low"] or 0.0, one["high"] or math.inf
+        # An open end is taken as far as the other; both open are no minimum, which is refused.
         reach = min(abs(math.log2(end / value)) for end in (low, high) if 0 < end < math.inf)
         error = reach / float(student.ppf((1 + LEVEL) / 2, one["dof"]))
         off = error * student.rvs(one["dof"], size=resamples, random_state=rng)
@@ -203,12 +215,10 @@ def _by_surface(
         if mix not in drawn:
             drawn[mix] = own.response.drawn(rng, resamples)
         value, rule = SETTINGS[setting].value(run.spec), _rule(setting, run)
-        x = np.array([math.log2(value)])
-        sizes = [cell.size for cell in own.cells]
-        if size in sizes:
-            k = sizes.index(size)
-            best = own.response.excess(k, x)
-            draws = own.response.excess_draws(k, x, drawn[mix])
+        places = [k for k, cell in enumerate(own.cells) if cell.size == size]
+        if places:
+            k = places[-1]
+            best, draws = _measured(own, k, value, drawn[mix], name)
             ends = [float(2.0 ** end[0]) for end in (own.optima[k].x, own.optima[k].low,
                                                      own.optima[k].high)]  # fmt: skip
             words = f"{name}, by size"
@@ -219,18 +229,48 @@ def _by_surface(
                     f"tuned={name} does not hold size={size} of mix={mix}, nor optima at two sizes "
                     "for a law; tune that size."
                 )
-            ends = list(law.at(float(run.spec["recipe"]["N"]), 1.0))
+            recipe = run.spec["recipe"]
+            ends = list(law.at(float(recipe["N"]), float(recipe["tokens"])))
             error = abs(math.log2(ends[2] / ends[0])) / law.quantile
             at = math.log2(ends[0]) + error * rng.standard_normal(resamples)
             curvature = float(own.response.curvature[0])
-            best = -math.expm1(-curvature * (x[0] - math.log2(ends[0])) ** 2)
-            draws = -np.expm1(-curvature * (x[0] - at) ** 2)
+            best = -math.expm1(-curvature * (math.log2(value / ends[0])) ** 2)
+            draws = -np.expm1(-curvature * (math.log2(value) - at) ** 2)
             words = f"{name}, by law"
         found[mix, size] = Excess(
             best, np.minimum(draws, 0.5), value / rule,
             ends[0] / rule, ends[1] / rule, ends[2] / rule, words, len(own.trials),
         )  # fmt: skip
     return found
+
+
+def _measured(own: Tuned, k: int, value: float, drawn: Array, name: str) -> tuple[float, Array]:
+    """Shares by which a cell's runs at a value lie above its bottom: the fitted one, and drawn.
+
+    Beyond the values that the curve was fitted to, from the losses measured there. Raises
+    SettingError where the cell shows no minimum, or nothing was measured at such a value.
+    """
+    assert own.response is not None
+    cell, one, x = own.cells[k], own.optima[k], np.array([math.log2(value)])
+    if one.edge[0]:
+        raise SettingError(
+            f"tuned={name} shows no minimum of mix={own.mix} at size={cell.size}; "
+            "sweeps/tune.py goes on with more values."
+        )
+    low, high = own.response.tried[k, :, 0]
+    if low - EDGE <= x[0] <= high + EDGE:
+        return own.response.excess(k, x), own.response.excess_draws(k, x, drawn)
+    loss = own.mean_loss(cell, value)
+    if loss is None or not math.isfinite(loss):
+        raise SettingError(
+            f"tuned={name} says nothing of mix={own.mix} size={cell.size} at {value:.3g}, where "
+            f"these runs were trained: its curve is of {2**low:.3g} to {2**high:.3g}; tune there "
+            "too."
+        )
+    bottom = float(own.response.curve(k, one.x[None])[0])
+    fitted_bottom = own.response.log_bottom(k)
+    drawn_bottom = bottom * np.exp(own.response.optimum_draws(k, drawn)[1] - fitted_bottom)
+    return max(0.0, 1 - bottom / loss), np.maximum(1 - drawn_bottom / loss, 0.0)
 
 
 def _rule(setting: str, run: Run) -> float:

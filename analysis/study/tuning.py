@@ -13,7 +13,7 @@ import pandas as pd
 
 from ablations.records import SettingError
 from ablations.response import LEVEL, WITHIN
-from ablations.tuning import Law, Trial, Tuned, check_values, read_trials, tuned_of
+from ablations.tuning import Cell, Law, Trial, Tuned, check_values, read_trials, tuned_of
 from analysis.study import rows
 from analysis.study.csv_file import read_rows
 from models.format import count
@@ -87,12 +87,16 @@ class TuningAnswer:
                     f"{mix}: the curve does not describe its losses (p = {own.response.lack_p:.2g} "
                     "against the scatter of seeds); intervals are too narrow."
                 )
-            lost = sum(cell.diverged for cell in own.cells)
+            lost = sum(cell.diverged for cell in (*own.cells, *own.lost))
             if lost:
                 found.append(f"{mix}: {lost} runs diverged, at values that the curve leaves out.")
-            if own.response is not None and (~own.response.used).sum() > lost:
-                left = int((~own.response.used).sum()) - lost
-                found.append(f"{mix}: {left} runs far above their lowest loss are left out.")
+            bad = sum(cell.diverged for cell in own.cells)
+            if own.response is not None and (~own.response.used).sum() > bad:
+                left = int((~own.response.used).sum()) - bad
+                found.append(
+                    f"{mix}: {left} runs far above their lowest loss, or at a value where another "
+                    "diverged, are left out."
+                )
         return found
 
     @property
@@ -104,24 +108,23 @@ class TuningAnswer:
 
 def _optima_of(own: Tuned) -> list[dict[str, Any]]:
     found = []
-    for k, cell in enumerate(own.cells):
+    for k, cell in enumerate((*own.cells, *own.lost)):
         for s, name in enumerate(own.settings):
             row: dict[str, Any] = {
                 "mix": own.mix, "size": cell.size, "N": cell.N, "D": cell.D or math.nan,
                 "setting": name, "value": math.nan, "multiplier": math.nan, "low": math.nan,
-                "high": math.nan, "edge": True, "side": _side(own, k, s), "half": math.nan,
+                "high": math.nan, "edge": True, "side": _side(own, cell, s), "half": math.nan,
                 "double": math.nan,
                 "runs": cell.runs, "values": len(cell.values[s]), "step_law": _step_law(name, cell),
             }  # fmt: skip
-            if own.response is not None:
+            if own.response is not None and k < len(own.cells):
                 row |= _optimum(own, k, s)
             found.append(row)
     return found
 
 
-def _side(own: Tuned, k: int, s: int) -> str:
+def _side(own: Tuned, cell: Cell, s: int) -> str:
     """The end of what was tried that has the lowest mean loss; empty where it lies inside."""
-    cell = own.cells[k]
     losses: dict[float, list[float]] = {}
     for trial in own.trials:
         if (trial.size, trial.D) == (cell.size, cell.D):
@@ -219,6 +222,17 @@ def of_frame(
     table = rows.renamed(table, columns or {}, source)
     if where:
         table = rows.chosen(table, where, columns or {}, source).reset_index(drop=True)
+    _check_table(table, source, over)
+    return answer(_trials(table, over), over, source, level, within)
+
+
+def _check_table(table: pd.DataFrame, source: str, over: Sequence[str]) -> None:
+    """Raise SettingError for a table that tells no optimum: what is missing, or no number."""
+    if len(set(over)) < len(over) or set(over) & {"mix", "size", "N", "D", "loss", "seed"}:
+        raise SettingError(
+            f"over={','.join(over)} must name columns of settings, each once; mix, size, N, D, "
+            "loss and seed are none."
+        )
     needed = ["mix", "loss", *over, *(["N"] if "size" not in table else [])]
     for name in needed:
         if name not in table:
@@ -227,15 +241,29 @@ def of_frame(
                 f"{', '.join(over)}, loss, and where there is one seed; it has "
                 f"{', '.join(map(str, table.columns))}."
             )
-    for name in over:
-        values = pd.to_numeric(table[name], errors="coerce")
-        if not (values > 0).all():
-            row = int((~(values > 0)).to_numpy().argmax())
+    if table.empty:
+        raise SettingError(f"{source} has no rows; an optimum takes runs at three values or more.")
+    for name in (*over, *(one for one in ("N", "D") if one in table)):
+        values = pd.to_numeric(table[name], errors="coerce").to_numpy(float)
+        bad = ~((values > 0) & np.isfinite(values))
+        if bad.any():
+            row = int(bad.argmax())
             raise SettingError(
-                f"{source} has {name}={table[name][row]} in row {row + 1}; a setting that is tuned "
-                "is a number above 0."
+                f"{source} has {name}={table[name][row]} in row {row + 1}; {name} is a number "
+                "above 0."
             )
-    return answer(_trials(table, over), over, source, level, within)
+    blank = table["mix"].isna() | (table["mix"].astype(str).str.strip() == "")
+    if blank.any():
+        raise SettingError(f"{source} has no mix in row {int(blank.to_numpy().argmax()) + 1}.")
+    if "seed" in table:
+        keys = [one for one in ("mix", "size", "N", "D", "seed", *over) if one in table]
+        twice = table.duplicated(keys)
+        if twice.any():
+            row = int(twice.to_numpy().argmax())
+            raise SettingError(
+                f"{source} has a run twice, in row {row + 1}: the same {', '.join(keys)}; give "
+                "each repeat a seed of its own."
+            )
 
 
 def _trials(table: pd.DataFrame, over: Sequence[str]) -> list[Trial]:
@@ -247,11 +275,8 @@ def _trials(table: pd.DataFrame, over: Sequence[str]) -> list[Trial]:
     values = np.stack([pd.to_numeric(table[name]).to_numpy(float) for name in over], 1)
     if "seed" in table:
         seed: Any = pd.factorize(table["seed"])[0]
-    else:  # rows that repeat a value are other seeds of it
-        keys = pd.DataFrame({"mix": table["mix"], "size": size, "D": D}).join(
-            pd.DataFrame(values).add_prefix("x")
-        )
-        seed = keys.groupby(list(keys.columns), sort=False).cumcount().to_numpy()
+    else:  # which repeats belong together is not known
+        seed = np.zeros(len(table), int)
     return [
         Trial(str(mix), str(name), float(n), float(d), int(s), tuple(map(float, x)), float(y),
               (math.nan,) * len(over), float(n))

@@ -14,6 +14,7 @@ from models.config import MupBase
 from models.errors import SettingError
 from models.language_model import LanguageModel
 from models.mixers import MIXERS
+from models.parametrization import scales
 from models.settings import to_dict
 
 from .conftest import settings
@@ -40,9 +41,9 @@ def test_what_is_scaled_from_is_in_the_identity_and_the_record():
         for changes in ({}, {"protocol__mup_base_width": 64}, {"protocol__mup_base_layers": 2})
     ]
     assert len({spec.identity for spec in specs}) == 3
-    assert specs[0].record()["model"]["mup"] == to_dict(MupBase(32, 16, 4))
-    assert specs[1].model.mup == MupBase(64, 16, 4)
-    assert specs[2].model.mup == MupBase(32, 16, 2)
+    assert specs[0].record()["model"]["mup"] == to_dict(MupBase(32, 16, 4, 27))
+    assert specs[1].model.mup.d_model == 64
+    assert specs[2].model.mup.n_layers == 2
 
 
 def test_at_the_base_a_run_is_the_standard_one_to_the_bit(make_run):
@@ -131,3 +132,19 @@ def test_a_mixer_that_says_no_roles_is_refused_before_anything_runs(monkeypatch)
     with pytest.raises(SettingError, match="mixer=gdn says no roles"):
         resolve(settings("gdn", **MUP))
     resolve(settings("gdn"))
+
+
+@pytest.mark.parametrize("mix", ["transformer", "gdn3_attn1"])
+def test_every_size_has_one_base(mix):
+    """The rate is the base's at every size, and that of an MLP's last map falls with its inputs."""
+    made = [
+        resolve(settings(mix, size, protocol__parametrization="mup"))
+        for size in ("50k", "100k", "200k")
+    ]
+    assert len({spec.recipe.peak_lr for spec in made}) == 1
+    hidden = [spec.model.mlp_hidden for spec in made]
+    for spec, width in zip(made, hidden, strict=True):
+        scale = scales(spec.model)
+        one = scale("blocks.3.mlp.down_proj.weight")
+        # The last map's 1/L is 1 at four layers; its rate is 1/r with r its inputs' growth.
+        assert one.lr == pytest.approx(hidden[0] / width)

@@ -48,7 +48,9 @@ class SweepWriter:
                 "sweep": self.path.name,
                 "mix": {"name": mix, "pattern": mix.split("_")},
                 "size": {"name": size},
-                "protocol": {"name": "controlled", "tokens_per_parameter": 20} | (protocol or {}),
+                "protocol": {
+                    "name": "controlled", "tokens_per_parameter": 20, "schedule": "wsds",
+                } | (protocol or {}),
                 "data": {"name": "embedded"},
                 "train": {"optimizer": "adamw"},
                 "seed": seed,

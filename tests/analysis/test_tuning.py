@@ -134,13 +134,28 @@ def test_columns_and_rows_are_chosen_and_two_settings_found(tmp_path: Path) -> N
     [
         (lambda t: t.drop(columns="lr"), "no column lr"),
         (lambda t: t.drop(columns="N"), "no column N"),
-        (lambda t: t.assign(lr=0.01), "one value of lr"),
+        (lambda t: t.assign(lr=0.01, seed=range(len(t))), "one value of lr"),
         (lambda t: t.assign(lr=-1.0), "lr=-1.0 in row 1"),
+        (lambda t: t.assign(lr=math.inf), "lr=inf in row 1"),
+        (lambda t: t.assign(N="big"), "N=big in row 1"),
+        (lambda t: t.assign(mix=[None] + ["a"] * (len(t) - 1)), "no mix in row 1"),
+        (lambda t: t.iloc[:0], "no rows"),
+        (lambda t: pd.concat([t, t.iloc[:1]]), "a run twice"),
     ],
 )
 def test_a_table_that_tells_no_optimum_is_refused(change: object, named: str) -> None:
     with pytest.raises(SettingError, match=named):
         tuning.of_frame(change(grid()))  # type: ignore[operator]
+
+
+def test_a_size_whose_runs_all_diverged_has_no_minimum_and_harms_no_other() -> None:
+    table = grid()
+    for N in (1e8, 4e8):
+        lost = table.assign(loss=table["loss"].where(table["N"] != N))
+        rows = {row["N"]: row["edge"] for row in tuning.of_frame(lost).optima}
+        assert rows == {n: n == N for n in (1e8, 2e8, 4e8)}
+    flat = tuning.of_frame(grid().assign(loss=2.0))
+    assert {row["side"] for row in flat.optima} == {"flat"}
 
 
 def test_a_sweep_has_optima_in_multiples_of_the_ladders_rule(sweep: SweepWriter) -> None:
@@ -257,6 +272,40 @@ def test_mixes_that_were_not_tuned_are_left_out_and_named(tmp_path: Path) -> Non
     assert both.left_out == ("gdn",)
     assert set(both.free["mix"]) == {"gdn3_attn1"}
     assert {one.mix for one in both.savings} == {"gdn3_attn1"}
+
+
+def test_a_report_takes_no_excess_from_an_edge_or_where_nothing_was_fitted(tmp_path: Path) -> None:
+    tune = SweepWriter(tmp_path / "runs" / "tuning", run_sd=0.002)
+    write_tuning(tune, rates=(0.25, 0.3, 0.35))
+    ladder = load_sweep(at_one_rate(tmp_path).path)
+    with pytest.raises(SettingError, match="no minimum of mix="):
+        at.at_optimum(ladder, tune.path, "transformer")
+    # The ladder's rate lies beyond the curve: what was measured there stands, else it is refused.
+    far = SweepWriter(tmp_path / "runs" / "far", run_sd=0.002)
+    low = {"transformer": 0.2, "gdn3_attn1": 0.2}
+    write_tuning(far, low, rates=(0.1, 0.15, 0.2, 0.3, 0.4))
+    with pytest.raises(SettingError, match="tune there too"):
+        at.at_optimum(ladder, far.path, "transformer")
+    for mix in low:
+        for size in ("50k", "100k", "200k"):
+            far.run(mix, size, 10, (1.0,), lr=peak_lr(SIZES[size]),
+                    protocol={"lr_multiplier": 1.0}, factor=2.0)  # fmt: skip
+    both = at.at_optimum(ladder, far.path, "transformer", resamples=100)
+    for one in both.excess.values():
+        assert one.best == pytest.approx(0.5, abs=0.02)
+        assert one.draws.mean() == pytest.approx(0.5, abs=0.03)
+
+
+def test_a_ladder_trained_otherwise_than_the_tuning_is_refused(tmp_path: Path) -> None:
+    tune = SweepWriter(tmp_path / "runs" / "tuning")
+    write_tuning(tune)
+    ladder = SweepWriter(tmp_path / "runs" / "other")
+    for mix in BEST:
+        ladder.run(mix, "50k", 0, lr=peak_lr(SIZES["50k"]), protocol={"schedule": "cosine"})
+    for run in tune.path.iterdir():
+        assert run.is_dir()
+    with pytest.raises(SettingError, match=r"protocol\.schedule=cosine"):
+        at.at_optimum(load_sweep(ladder.path), tune.path, "transformer")
 
 
 def test_tuned_of_another_corpus_or_mix_is_refused(tmp_path: Path) -> None:

@@ -8,17 +8,19 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from ablations import control
 from ablations.confounds import Facts, confounds
 from ablations.ladder import peak_lr
 from ablations.records import read_sweep
 from ablations.resolve import resolve
-from ablations.spec import RunSpec
+from ablations.spec import RunSpec, load
 from ablations.tuning import SETTINGS, Trial, read_trials, tuned_of
 from models.errors import SettingError
 from sweeps import tuned as tuned_module
@@ -44,7 +46,8 @@ def search(
             for seed in (0, 1)
         ]
         own = tuned_of(trials, ("lr",))["a"]
-        added = {size: next_value(own, k, wanted, [-1.0, 0.0, 1.0]) for k, size in enumerate(sizes)}
+        cells = {cell.size: cell for cell in (*own.cells, *own.lost)}
+        added = {size: next_value(own, cells[size], wanted, [-1.0, 0.0, 1.0]) for size in sizes}
         if not any(x is not None for x in added.values()):
             return values
         for size, x in added.items():
@@ -76,6 +79,17 @@ def test_a_search_ends_at_its_budget_and_where_nothing_is_lowest() -> None:
     assert all(max(tried) == 5.0 for tried in falling.values())
 
 
+def test_a_search_goes_down_from_runs_that_diverge() -> None:
+    """Also where nothing but the lowest value ends."""
+    values = search(
+        lambda _, x: 2 + 0.05 * (x + 2.3) ** 2 if x < -0.6 else math.inf,
+        Wanted(width=2.0, values=9),
+    )
+    for tried in values.values():
+        assert min(tried) < -2.3
+        assert max(tried) == 1.0
+
+
 def planted(mix: str, best: float, sizes: tuple[str, ...]) -> list[Trial]:
     """Runs whose loss is lowest at a multiple of the ladder's rate."""
     rng = np.random.default_rng(1)
@@ -95,7 +109,7 @@ def tuning(monkeypatch: pytest.MonkeyPatch) -> None:
     both = [
         *planted("transformer", 1.0, ("50k", "100k")), *planted("gdn3_attn1", 0.6, ("50k", "100k"))
     ]  # fmt: skip
-    monkeypatch.setattr(tuned_module, "read_trials", lambda *_, **__: both)
+    monkeypatch.setattr(tuned_module, "read_trials", lambda *_, **__: both)  # no folder is read
 
 
 def specs(**changes: object) -> list[RunSpec]:
@@ -124,10 +138,11 @@ def test_runs_take_their_mixs_optimum_and_keep_whence() -> None:
 def test_control_lets_what_was_taken_differ_and_nothing_else() -> None:
     made = {spec.run_name: spec.plain() for spec in specs()}
     control.check(made, ["mix"])
-    changed = {name: json.loads(json.dumps(spec)) for name, spec in made.items()}
-    next(iter(changed.values()))["train"]["grad_clip"] = 2.0
-    with pytest.raises(SettingError, match=r"train\.grad_clip"):
-        control.check(changed, ["mix"])
+    for field, value in (("grad_clip", 2.0), ("weight_decay", 0.3)):
+        changed = {name: json.loads(json.dumps(spec)) for name, spec in made.items()}
+        next(iter(changed.values()))["train"][field] = value
+        with pytest.raises(SettingError, match=rf"train\.{field}"):
+            control.check(changed, ["mix"])
     without = {name: json.loads(json.dumps(spec)) for name, spec in made.items()}
     for spec in without.values():
         spec["protocol"]["tuning"] = []
@@ -153,6 +168,24 @@ def test_a_mix_that_was_not_tuned_is_named() -> None:
 def test_a_rate_given_beside_a_tuning_is_refused() -> None:
     with pytest.raises(SettingError, match=r"protocol\.lr_multiplier"):
         specs(protocol__lr_multiplier=2.0)
+
+
+def test_an_open_interval_is_kept_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(2)
+    trials = [
+        replace(one, loss=2 + 0.004 * math.log2(one.values[0] / one.rules[0] / 1.2) ** 2
+                + 0.004 * rng.normal())
+        for one in planted("transformer", 1.0, ("50k",))
+    ]  # fmt: skip
+    (own,) = tuned_of(trials, ("lr",)).values()
+    one = own.optima[0]
+    assert np.isinf(one.low[0]) != np.isinf(one.high[0])  # one end is open
+    monkeypatch.setattr(tuned_module, "read_trials", lambda *_, **__: trials)
+    asked = [settings("transformer", "50k", protocol__tuning=["t"], protocol__over=["lr"])]
+    (made,) = [resolve(s) for s in with_optima(asked, [resolve(asked[0])], Path("runs"))]
+    again = load(yaml.safe_load(yaml.safe_dump(made.record())))
+    assert again.protocol.tuned == made.protocol.tuned
+    assert None in (made.protocol.tuned[0].low, made.protocol.tuned[0].high)
 
 
 def test_an_edge_is_no_optimum_to_train_at(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,6 +237,8 @@ def test_the_command_trains_round_after_round_and_then_nothing_more(tmp_path: Pa
         (("over=colour",), "over=colour"),
         (("over=lr,batch",), "one at a time"),
         (("start=1",), "start=1"),
+        (("values=3.7",), "values=3.7"),
+        (("protocol=tuned", "protocol.tuning=[]"), "protocol.tuning"),
         (("start=1,two",), "start=two"),
         (("width=0.5",), "width=0.5"),
         (("protocol.lr_multiplier=2",), "protocol.lr_multiplier"),

@@ -67,9 +67,9 @@ def response_surfaces(
 
 def _optima(axes: Axes, table: pd.DataFrame, style: dict[str, Look], setting: str) -> None:
     best = table[table["kind"] == "optimum"]
-    for number, (mix, look) in enumerate(style.items()):
+    for mix, look in style.items():
         own = best[best["mix"] == mix].sort_values("N")
-        N = own["N"] * 2 ** (0.06 * (number - (len(style) - 1) / 2))
+        N = own["N"]
         low = np.where(own["low"] > 0, own["low"], own["value"] / 4)
         high = np.where(np.isfinite(own["high"]), own["high"], own["value"] * 4)
         axes.vlines(N, low, high, color=look.colour, lw=0.9)
