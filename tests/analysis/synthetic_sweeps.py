@@ -56,7 +56,7 @@ class SweepWriter:
                 "seed": seed,
                 "model": {"layers": [mix] * 4, "d_model": 32, "mlp_hidden": 96 + len(mix)},
                 "recipe": {
-                    "N": SIZES[size], "tokens": round(20 * multiples[-1] * SIZES[size]),
+                    "N": SIZES[size],
                     "batch_tokens": batch, "context": 256, "peak_lr": lr,
                     "milestones": [{"chinchilla": c} for c in multiples],
                 },
