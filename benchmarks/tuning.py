@@ -52,8 +52,9 @@ def ours(loss: Loss, runs: int) -> Found:
     while True:
         added = False
         own = tuned_of(_trials(seen), ("lr",))["mix"]
-        for k, size in enumerate(SIZES):
-            x = next_value(own, k, Wanted(width=1.0 + 1e-9, values=runs), START)
+        cells = {cell.size: cell for cell in (*own.cells, *own.lost)}
+        for size in SIZES:
+            x = next_value(own, cells[size], Wanted(width=1.0 + 1e-9, values=runs), START)
             if x is not None:
                 seen[size].append((x, loss(size, x)))
                 added = True
