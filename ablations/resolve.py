@@ -44,6 +44,8 @@ BACKENDS = ("auto", "naive", "chunked", "fla")
 PARALLEL = ("auto", "ddp", "fsdp", "hsdp")
 OPTIMIZERS = ("adamw", "muon")
 EVAL_MODES = ("windows", "documents")
+BY_RULE = {"lr": "lr_multiplier=", "batch": "batch_tokens="}
+"""Setting that a run took from a tuning sweep -> how the ladder's word about it begins."""
 LONGEST_SWEEP = 100
 """Letters: wandb takes 128 in a run's id, which is the sweep's name and the run's hash."""
 WANDB = ("off", "auto", "offline", "online")
@@ -213,7 +215,7 @@ def _recipe(
     learning rate reads, N unless given.
     """
     lr = size.lr_multiplier if protocol.lr_multiplier is None else protocol.lr_multiplier
-    return plan_recipe(
+    recipe = plan_recipe(
         N,
         context=size.context,
         chinchilla=size.chinchilla if protocol.chinchilla is None else protocol.chinchilla,
@@ -230,6 +232,9 @@ def _recipe(
         z_loss=train.z_loss,
         skip_sigma=train.skip_sigma,
     )
+    # What a tuning sweep says follows the mix by rule.
+    ruled = tuple(BY_RULE[one.setting] for one in protocol.tuned if one.setting in BY_RULE)
+    return replace(recipe, by_hand=tuple(w for w in recipe.by_hand if not w.startswith(ruled)))
 
 
 def each_its_own(settings: list[dict[str, Any]]) -> list[dict[str, Any]]:

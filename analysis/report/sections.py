@@ -183,6 +183,11 @@ def _tuned(found: Findings) -> Iterator[Block]:
         f"second ({percent(both.level, 'g')}). The excess is of the tuning sweep's budget; it is "
         "taken as the same share of the loss at the others."
     )
+    if both.other_budgets:
+        yield Text(
+            f"`{both.tuned}` holds other sizes or budgets than {found.sweep.name}, so the columns are "
+            "not of the same places."
+        )
     if both.left_out:
         yield Text(f"Not tuned, and not shown: {', '.join(both.left_out)}.")
     yield Table(at_optimum.cells(both, found.study.free))

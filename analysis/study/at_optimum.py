@@ -68,6 +68,8 @@ class AtOptimum:
     """By mix and size."""
     left_out: tuple[str, ...]
     """Mixes of the ladder that were not tuned."""
+    other_budgets: bool
+    """Whether the runs were trained on other budgets than the ladder that they are held against."""
     retrained: bool
     """Whether the runs were trained at their optima; else the excess was taken off."""
 
@@ -130,7 +132,14 @@ def at_optimum(
         )
     free = widened(ladder.points, result.free, result.versus, excess, level)
     savings = _savings(result, excess, resamples, seed, level)
-    return AtOptimum(folder.name, setting, level, savings, free, excess, left_out, retrained)
+    moved = retrained and _budgets(ladder) != _budgets(sweep)
+    return AtOptimum(folder.name, setting, level, savings, free, excess, left_out, moved, retrained)
+
+
+def _budgets(sweep: Sweep) -> dict[str, int]:
+    """Tokens of each size's largest budget, in steps of 5 %."""
+    largest = sweep.points.groupby("size")["D"].max()
+    return {str(size): round(math.log(D) / math.log(1.05)) for size, D in largest.items()}
 
 
 def _of_tuned(

@@ -130,6 +130,7 @@ def test_runs_take_their_mixs_optimum_and_keep_whence() -> None:
         assert spec.recipe.peak_lr / peak_lr(spec.recipe.N) == pytest.approx(best, rel=0.06)
         assert spec.recipe.peak_lr == pytest.approx(one.value, rel=1e-5)
         assert one.low < one.value < one.high
+        assert not any("lr_multiplier" in words for words in spec.recipe.by_hand)
         assert one.by == ("law" if spec.size.name == "200k" else "size")
         assert (one.sweep, one.runs) == ("tuning", 16)
 
