@@ -185,8 +185,8 @@ def _tuned(found: Findings) -> Iterator[Block]:
     )
     if both.other_budgets:
         yield Text(
-            f"`{both.tuned}` holds other sizes or budgets than {found.sweep.name}, so the columns are "
-            "not of the same places."
+            f"`{both.tuned}` holds other sizes or budgets than {found.sweep.name}, so the columns "
+            "are not of the same places."
         )
     if both.left_out:
         yield Text(f"Not tuned, and not shown: {', '.join(both.left_out)}.")
