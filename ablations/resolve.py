@@ -104,13 +104,7 @@ def resolve(settings: dict[str, Any], *, plan_only: bool = False) -> RunSpec:
             f"protocol.tuning={list(protocol.tuning)} and protocol.over={list(protocol.over)} go "
             "together: the tuning sweeps, and what is taken from them, like [tuning] and [lr]."
         )
-    base, lr_N = _mup_base(size, protocol, train), None
-    if base is not None:
-        blueprint = _blueprint_of(base, size)
-        vocab_size = matched.config.vocab_size
-        lr_N = parameters(build_config(TRANSFORMER, blueprint, geometry, vocab_size))[0]
-        hidden = _hidden_at(blueprint, mix, geometry, vocab_size, protocol, size.context)
-        base = replace(base, mlp_hidden=hidden)
+    base, lr_N = _mup(mix, size, protocol, train, geometry, matched.config.vocab_size)
     model = replace(matched.config, mup=base)
     parametrization.check(model)
     recipe = _recipe(matched.N_target, size, protocol, train, lr_N)
@@ -136,6 +130,25 @@ def resolve(settings: dict[str, Any], *, plan_only: bool = False) -> RunSpec:
     if not plan_only and (problem := too_many_epochs(spec)):
         raise SettingError(problem)
     return spec
+
+
+def _mup(
+    mix: Mix,
+    size: SizeSettings,
+    protocol: ProtocolSettings,
+    train: TrainSettings,
+    geometry: Geometry,
+    vocab_size: int,
+) -> tuple[MupBase | None, int | None]:
+    """What the maximal update parametrization scales from, and the N by which it takes its rate;
+    (None, None) for the standard one."""
+    base = _mup_base(size, protocol, train)
+    if base is None:
+        return None, None
+    blueprint = _blueprint_of(base, size)
+    N = parameters(build_config(TRANSFORMER, blueprint, geometry, vocab_size))[0]
+    hidden = _hidden_at(blueprint, mix, geometry, vocab_size, protocol, size.context)
+    return replace(base, mlp_hidden=hidden), N
 
 
 def _mup_base(

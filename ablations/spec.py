@@ -78,7 +78,7 @@ class TunedSetting:
     curvature: float
     """Share of the loss that being off costs, per octave squared."""
     dof: int
-    """Of the runs that told it."""
+    """Of the scatter that the interval rests on."""
     runs: int
     """Of this mix in the tuning sweep."""
 

@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ablations.tuning import Trial, tuned_of
+from ablations.optima import Trial, tuned_of
 from sweeps.search import Wanted, next_value
 
 SIZES = {"50k": 5e4, "100k": 1e5, "200k": 2e5}

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ablations.optima import Cell, Tuned
 from ablations.response import Response
-from ablations.tuning import Cell, Tuned
 
 STEP = 0.5
 """Octaves between values that a search may add."""

@@ -135,7 +135,8 @@ def _rounds(
     overrides: list[str], setting: Setting, start: list[float], wanted: Wanted, command: str
 ) -> int:
     """Train round after round until every search has ended."""
-    from ablations.tuning import diverged_there, read_trials, tuned_of, values_there
+    from ablations.optima import tuned_of
+    from ablations.tuning import diverged_there, read_trials, values_there
     from sweeps.search import next_value
 
     composed = run.composed(["-m", *overrides])
@@ -211,7 +212,7 @@ def _searches(
 
 
 def _is_among(value: float, values: Iterable[float]) -> bool:
-    from ablations.tuning import SAME
+    from ablations.optima import SAME
 
     return any(abs(value / other - 1) < SAME for other in values)
 

@@ -7,15 +7,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ablations.optima import Tuned, tuned_of
 from ablations.spec import RunSpec, TunedSetting
-from ablations.tuning import (
-    Setting,
-    Tuned,
-    check_conditions,
-    read_trials,
-    settings_of,
-    tuned_of,
-)
+from ablations.tuning import Setting, check_conditions, read_trials, settings_of
 from models.errors import SettingError
 
 

@@ -24,6 +24,7 @@ ALLOWED = {
     "analysis": {
         "ablations.records",
         "ablations.confounds",
+        "ablations.optima",
         "ablations.response",
         "ablations.tuning",
         "models.command",

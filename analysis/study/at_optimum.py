@@ -21,9 +21,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ablations.optima import Tuned, tuned_of
 from ablations.records import SettingError
 from ablations.response import Array
-from ablations.tuning import SETTINGS, Tuned, check_conditions, read_trials, tuned_of
+from ablations.tuning import SETTINGS, check_conditions, read_trials
 from analysis.stats.interval import LEVEL
 from analysis.stats.savings import Saving, fit_free
 from analysis.stats.uncertainty import bootstrap

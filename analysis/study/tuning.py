@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ablations.optima import Cell, Law, Trial, Tuned, tuned_of
 from ablations.records import SettingError
 from ablations.response import LEVEL, WITHIN
-from ablations.tuning import Cell, Law, Trial, Tuned, check_values, read_trials, tuned_of
+from ablations.tuning import check_values, read_trials
 from analysis.study import rows
 from analysis.study.csv_file import read_rows
 from models.format import count

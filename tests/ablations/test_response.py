@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from scipy.stats import t as student
 
+from ablations.optima import power_law
 from ablations.response import Array, Response, fit_response
-from ablations.tuning import power_law
 
 FIVE = (-2.0, -1.0, 0.0, 1.0, 2.0)
 

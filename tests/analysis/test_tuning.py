@@ -351,7 +351,7 @@ def simulate_savings(campaigns: int, draws: int) -> dict[str, float]:
     """
     from synthetic_sweeps import TRUTH
 
-    from ablations.tuning import Trial, tuned_of
+    from ablations.optima import Trial, tuned_of
     from analysis.stats.savings import fit_free
 
     count = {"with": 0, "without": 0}

@@ -18,10 +18,11 @@ import yaml
 from ablations import control
 from ablations.confounds import Facts, confounds
 from ablations.ladder import peak_lr
+from ablations.optima import Trial, tuned_of
 from ablations.records import read_sweep
 from ablations.resolve import resolve
 from ablations.spec import RunSpec, load
-from ablations.tuning import SETTINGS, Trial, read_trials, tuned_of
+from ablations.tuning import SETTINGS, read_trials
 from models.errors import SettingError
 from sweeps import tuned as tuned_module
 from sweeps.search import Wanted, next_value

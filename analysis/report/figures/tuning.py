@@ -9,8 +9,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
+from ablations.optima import Tuned
 from ablations.records import visible
-from ablations.tuning import Tuned
 from analysis.report.figures.axes import Drawn, in_order, legend
 from analysis.report.figures.style import (
     DOUBLE_COLUMN_INCHES,
