@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ablations.ladder import batch_tokens
+from ablations.ladder import batch_tokens, peak_lr
 from ablations.optima import Trial, Tuned
 from ablations.records import RunDirectory, read_sweep
 from models.errors import SettingError, one_of
@@ -76,6 +76,8 @@ SETTINGS = {
     ),
 }  # fmt: skip
 """Settings that `over=` names: peak learning rate, decoupled weight decay, batch in tokens."""
+RULES: dict[str, Callable[[float], float]] = {"lr": peak_lr, "batch": batch_tokens}
+"""What the ladder would set at N parameters, for runs of others."""
 
 
 def settings_of(over: Sequence[str]) -> tuple[Setting, ...]:

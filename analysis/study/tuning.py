@@ -14,7 +14,7 @@ import pandas as pd
 from ablations.optima import Cell, Law, Trial, Tuned, tuned_of
 from ablations.records import SettingError
 from ablations.response import LEVEL, WITHIN
-from ablations.tuning import check_values, read_trials
+from ablations.tuning import RULES, check_values, read_trials
 from analysis.study import rows
 from analysis.study.csv_file import read_rows
 from models.format import count
@@ -280,7 +280,8 @@ def _trials(table: pd.DataFrame, over: Sequence[str]) -> list[Trial]:
         seed = np.zeros(len(table), int)
     return [
         Trial(str(mix), str(name), float(n), float(d), int(s), tuple(map(float, x)), float(y),
-              (math.nan,) * len(over), float(n))
+              tuple(float(RULES[one](n)) if one in RULES and n > 0 else math.nan for one in over),
+              float(n))
         for mix, name, n, d, s, x, y in zip(
             table["mix"], size, N, D, seed, values, loss, strict=True
         )

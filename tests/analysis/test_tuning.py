@@ -82,6 +82,7 @@ def test_a_csv_of_anybodys_has_optima_and_their_law(
     for row in rows:
         assert {"mix", "size", "D", "setting", "multiplier", "edge"} <= row.keys()
         assert row["edge"] is False
+        assert row["multiplier"] == pytest.approx(row["value"] / peak_lr(row["N"]))
         assert row["low"] <= 0.01 * (row["N"] / 1e8) ** -0.4 <= row["high"]
     (law,) = document["laws"]
     assert law["low"] <= -0.4 <= law["high"]
