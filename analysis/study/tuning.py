@@ -278,12 +278,15 @@ def _trials(table: pd.DataFrame, over: Sequence[str]) -> list[Trial]:
         seed: Any = pd.factorize(table["seed"])[0]
     else:  # which repeats belong together is not known
         seed = np.zeros(len(table), int)
+    rules = [
+        tuple(float(RULES[name](n)) if name in RULES and n > 0 else math.nan for name in over)
+        for n in N
+    ]
     return [
         Trial(str(mix), str(name), float(n), float(d), int(s), tuple(map(float, x)), float(y),
-              tuple(float(RULES[one](n)) if one in RULES and n > 0 else math.nan for one in over),
-              float(n))
-        for mix, name, n, d, s, x, y in zip(
-            table["mix"], size, N, D, seed, values, loss, strict=True
+              rule, float(n))
+        for mix, name, n, d, s, x, y, rule in zip(
+            table["mix"], size, N, D, seed, values, loss, rules, strict=True
         )
     ]  # fmt: skip
 
