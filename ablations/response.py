@@ -61,7 +61,8 @@ class Response:
     """The fitted surface of one mix: S settings, K cells, B blocks (a seed of a cell), p terms.
 
     `coefficients`: B offsets, K·S slopes, then the shared terms: S(S+1)/2 of second order and, if
-    `cubic`, S of third. `covariance` is of the coefficients, by Student's t with `dof` degrees of freedom.
+    `cubic`, S of third. `covariance` is of the coefficients, by Student's t with `dof`
+    degrees of freedom; `sd` is the scatter of one run as a share of its loss.
     """
 
     n_settings: int
