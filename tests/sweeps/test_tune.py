@@ -120,7 +120,7 @@ def specs(**changes: object) -> list[RunSpec]:
         for size in ("50k", "100k", "200k")
     ]
     before = [resolve(one) for one in asked]
-    return [resolve(one) for one in with_optima(asked, before, Path("runs"))]
+    return [resolve(one) for one in with_optima(asked, before, Path("no_runs"))]
 
 
 @pytest.mark.usefixtures("tuning")
@@ -163,7 +163,7 @@ def test_rates_that_differ_are_listed() -> None:
 def test_a_mix_that_was_not_tuned_is_named() -> None:
     asked = [settings("mamba2", "50k", protocol__tuning=["tuning"], protocol__over=["lr"])]
     with pytest.raises(SettingError, match="mix=mamba2"):
-        with_optima(asked, [resolve(asked[0])], Path("runs"))
+        with_optima(asked, [resolve(asked[0])], Path("no_runs"))
 
 
 @pytest.mark.usefixtures("tuning")
@@ -184,7 +184,7 @@ def test_an_open_interval_is_kept_as_such(monkeypatch: pytest.MonkeyPatch) -> No
     assert np.isinf(one.low[0]) != np.isinf(one.high[0])  # one end is open
     monkeypatch.setattr(tuned_module, "read_trials", lambda *_, **__: trials)
     asked = [settings("transformer", "50k", protocol__tuning=["t"], protocol__over=["lr"])]
-    (made,) = [resolve(s) for s in with_optima(asked, [resolve(asked[0])], Path("runs"))]
+    (made,) = [resolve(s) for s in with_optima(asked, [resolve(asked[0])], Path("no_runs"))]
     again = load(yaml.safe_load(yaml.safe_dump(made.record())))
     assert again.protocol.tuned == made.protocol.tuned
     assert None in (made.protocol.tuned[0].low, made.protocol.tuned[0].high)
@@ -195,7 +195,7 @@ def test_an_edge_is_no_optimum_to_train_at(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(tuned_module, "read_trials", lambda *_, **__: edge)
     asked = [settings("transformer", "50k", protocol__tuning=["t"], protocol__over=["lr"])]
     with pytest.raises(SettingError, match="no minimum"):
-        with_optima(asked, [resolve(asked[0])], Path("runs"))
+        with_optima(asked, [resolve(asked[0])], Path("no_runs"))
 
 
 def tune(*arguments: str) -> subprocess.CompletedProcess[str]:
