@@ -25,8 +25,8 @@ Indices = NDArray[np.int64]
 
 LEVEL = 0.95
 WITHIN = 0.4
-"""Share above a cell's lowest loss up to which values are fitted: far up, also where runs diverge,
-the loss says nothing of the bottom."""
+"""Share above a cell's lowest loss up to which values are fitted: far above it, where runs
+diverge, a loss does not show where the minimum is."""
 LEAST_LEVELS_CUBIC = 4
 LEAST_DOF_CUBIC = 3
 GRID = {1: 401, 2: 61}
@@ -61,8 +61,8 @@ class Response:
     """The fitted surface of one mix: S settings, K cells, B blocks (a seed of a cell), p terms.
 
     `coefficients`: B offsets, K·S slopes, then the shared terms: S(S+1)/2 of second order and, if
-    `cubic`, S of third. `covariance` is of the coefficients, by Student's t with `dof`
-    degrees of freedom; `sd` is the scatter of one run as a share of its loss.
+    `cubic`, S of third. `covariance` is of the coefficients, by Student's t with `dof` degrees
+    of freedom; `sd` is the scatter of one run as a share of its loss.
     """
 
     n_settings: int
@@ -89,7 +89,7 @@ class Response:
     def n_cells(self) -> int:
         return len(self.centre)
 
-    def _terms(self, cell: int, x: Array, derivative: int | None = None) -> Array:
+    def terms(self, cell: int, x: Array, derivative: int | None = None) -> Array:
         """Rows (m, p) that times the coefficients give the loss of a cell less its offset at x
         (m, S), or its derivative by one setting."""
         rows = np.zeros((len(x), len(self.coefficients)))
@@ -102,7 +102,7 @@ class Response:
     def curve(self, cell: int, x: Array) -> Array:
         """Geometric mean of the loss over a cell's seeds at x (m, S), nats per token."""
         offset = self.coefficients[: len(self.block_cell)][self.block_cell == cell].mean()
-        return np.asarray(np.exp(offset + self._terms(cell, x) @ self.coefficients))
+        return np.asarray(np.exp(offset + self.terms(cell, x) @ self.coefficients))
 
     def grid(self, cell: int) -> Array:
         """Values searched for the lowest loss, from end to end of what was tried, (m, S)."""
@@ -125,14 +125,14 @@ class Response:
     def optimum_draws(self, cell: int, drawn: Array) -> tuple[Array, Array]:
         """(optima (draws, S), their log losses less the cell's offset (draws,)) of drawn curves."""
         grid = self.grid(cell)
-        losses = drawn @ self._terms(cell, grid).T
+        losses = drawn @ self.terms(cell, grid).T
         best = losses.argmin(1)
         return grid[best], losses[np.arange(len(losses)), best]
 
     def excess_draws(self, cell: int, x: Array, drawn: Array) -> Array:
         """Share of the loss by which drawn curves at x (S,) lie above their lowest, (draws,)."""
         lowest = self.optimum_draws(cell, drawn)[1]
-        here = drawn @ self._terms(cell, x[None]).T
+        here = drawn @ self.terms(cell, x[None]).T
         return np.asarray(-np.expm1(-np.maximum(here[:, 0] - lowest, 0.0)))
 
     def excess(self, cell: int, x: Array) -> float:
@@ -178,7 +178,7 @@ class Response:
         from scipy.stats import t as student
 
         grid = self.grid(cell)
-        rows = self._terms(cell, grid, derivative=0)
+        rows = self.terms(cell, grid, derivative=0)
         slope = rows @ self.coefficients
         spread = np.sqrt(np.einsum("ij,jk,ik->i", rows, self.covariance, rows))
         reach = float(student.ppf((1 + level) / 2, self.dof)) * spread

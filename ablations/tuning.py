@@ -148,7 +148,7 @@ def read_trials(
     if corpus and corpus not in corpora:
         raise SettingError(
             f"sweep={folder.name} was trained on another corpus than these runs; an optimum is of "
-            "one, so tune on theirs."
+            "one, so tune on the same."
         )
     return _by_arms(trials, specs, settings)
 
@@ -173,24 +173,38 @@ CONDITIONS = (
 """What an optimum depends on beside the mix, the size and the corpus."""
 
 
-def check_conditions(folder: Path, spec: Spec, settings: Sequence[Setting]) -> None:
-    """Raise SettingError where a run was made under other conditions than a tuning sweep's."""
-    mine = flatten({group: spec.get(group) or {} for group in ("protocol", "train")})
-    theirs: dict[str, set[str]] = {}
+def read_conditions(folder: Path) -> dict[str, set[str]]:
+    """The values of each of `CONDITIONS` that runs of a tuning sweep have."""
+    found: dict[str, set[str]] = {}
     for run in read_sweep(folder):
         if not run.spec_problem():
-            other = run.read_spec()
-            flat = flatten({group: other.get(group) or {} for group in ("protocol", "train")})
+            flat = _flat(run.read_spec(), ("protocol", "train"))
             for field in CONDITIONS:
                 if field in flat:
-                    theirs.setdefault(field, set()).add(str(flat[field]))
-    for field in set(CONDITIONS) - {one.field for one in settings}:
-        there = theirs.get(field)
-        if there and field in mine and str(mine[field]) not in there:
+                    found.setdefault(field, set()).add(str(flat[field]))
+    return found
+
+
+def check_conditions(
+    conditions: Mapping[str, set[str]], spec: Spec, settings: Sequence[Setting], name: str
+) -> None:
+    """Raise SettingError where a run was made under other conditions than a tuning sweep's.
+
+    conditions: `read_conditions` of the sweep called `name`.
+    """
+    flat = _flat(spec, ("protocol", "train"))
+    tuned = {one.field for one in settings}
+    for field in CONDITIONS:
+        there = conditions.get(field)
+        if there and field in flat and field not in tuned and str(flat[field]) not in there:
             raise SettingError(
-                f"{field}={mine[field]} of these runs is {' and '.join(sorted(there))} in "
-                f"sweep={folder.name}; an optimum is of one way to train, so tune with theirs."
+                f"{field}={flat[field]} of these runs is {' and '.join(sorted(there))} in "
+                f"sweep={name}; an optimum is of one way to train, so tune with the same."
             )
+
+
+def _flat(spec: Spec, groups: Sequence[str]) -> dict[str, Any]:
+    return flatten({group: spec.get(group) or {} for group in groups})
 
 
 def diverged_there(folder: Path, setting: Setting) -> dict[tuple[str, str, int], list[float]]:
@@ -207,11 +221,8 @@ def diverged_there(folder: Path, setting: Setting) -> dict[tuple[str, str, int],
 
 def _by_arms(trials: list[Trial], specs: list[Spec], settings: Sequence[Setting]) -> list[Trial]:
     """Trials whose mix also names what else was varied inside a mix and size, as arms do."""
-    tuned = {one.field for one in settings}
-    flat = [
-        {k: v for k, v in flatten({g: spec.get(g) or {} for g in VARIED}).items() if k not in tuned}
-        for spec in specs
-    ]
+    ignored = {*(one.field for one in settings), "data.path"}
+    flat = [{k: v for k, v in _flat(spec, VARIED).items() if k not in ignored} for spec in specs]
     inside: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for trial, fields in zip(trials, flat, strict=True):
         inside.setdefault((trial.mix, trial.size), []).append(fields)
@@ -221,12 +232,14 @@ def _by_arms(trials: list[Trial], specs: list[Spec], settings: Sequence[Setting]
         for field in own[0]
         if len({str(fields.get(field)) for fields in own}) > 1
     }
+    # Of an option that this mix does not have nothing was varied in it.
+    suffixes = [
+        "".join(f"@{f.rpartition('.')[2]}={own[f]}" for f in sorted(varied) if f in own)
+        for own in flat
+    ]
     return [
-        replace(
-            trial,
-            mix=trial.mix + "".join(f"@{f.rpartition('.')[2]}={fields[f]}" for f in sorted(varied)),
-        )
-        for trial, fields in zip(trials, flat, strict=True)
+        replace(trial, mix=trial.mix + suffix)
+        for trial, suffix in zip(trials, suffixes, strict=True)
     ]
 
 

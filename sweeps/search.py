@@ -88,14 +88,14 @@ def _narrowest(response: Response, cell: int, tried: Sequence[float], x: float) 
     steps = round(REACH / STEP)
     offered = [start + STEP * k for k in range(-steps, steps + 1)]
     offered = [one for one in offered if min(abs(one - value) for value in tried) > STEP / 2]
-    if not offered:
+    if not offered or not response.sd > 0:
         return None
-    slope = response._terms(cell, np.array([[x]]), derivative=0)[0]
+    slope = response.terms(cell, np.array([[x]]), derivative=0)[0]
     information = np.linalg.pinv(response.covariance / response.sd**2)
     blocks = np.flatnonzero(response.block_cell == cell)
 
     def variance(value: float) -> float:
-        rows = np.repeat(response._terms(cell, np.array([[value]])), len(blocks), 0)
+        rows = np.repeat(response.terms(cell, np.array([[value]])), len(blocks), 0)
         rows[np.arange(len(blocks)), blocks] = 1  # each seed of the cell is trained
         after = np.linalg.pinv(information + rows.T @ rows)
         return float(slope @ after @ slope)

@@ -9,7 +9,7 @@ from typing import Any
 
 from ablations.optima import Tuned, tuned_of
 from ablations.spec import RunSpec, TunedSetting
-from ablations.tuning import Setting, check_conditions, read_trials, settings_of
+from ablations.tuning import Setting, check_conditions, read_conditions, read_trials, settings_of
 from models.errors import SettingError
 
 
@@ -22,6 +22,13 @@ def with_optima(
     unfinished or of another corpus, or shows no optimum of a mix.
     """
     surfaces: dict[tuple[str, str], dict[str, Tuned]] = {}
+    for name in dict.fromkeys(name for spec in specs for name in spec.protocol.tuning):
+        if (runs_folder / name).is_dir():
+            conditions = read_conditions(runs_folder / name)
+            for spec in specs:
+                if name in spec.protocol.tuning:
+                    over = settings_of(spec.protocol.over)
+                    check_conditions(conditions, spec.plain(), over, name)
     return [
         _set(one, spec, runs_folder, surfaces) if spec.protocol.tuning else one
         for one, spec in zip(settings, specs, strict=True)
@@ -36,9 +43,6 @@ def _set(
 ) -> dict[str, Any]:
     names = spec.protocol.tuning
     over = settings_of(spec.protocol.over)
-    for name in names:
-        if (runs_folder / name).is_dir():
-            check_conditions(runs_folder / name, spec.plain(), over)
     settings = {group: dict(v) if isinstance(v, Mapping) else v for group, v in settings.items()}
     taken: list[TunedSetting] = []
     for setting in over:

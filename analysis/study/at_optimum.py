@@ -24,7 +24,7 @@ import pandas as pd
 from ablations.optima import Tuned, tuned_of
 from ablations.records import SettingError
 from ablations.response import Array
-from ablations.tuning import SETTINGS, check_conditions, read_trials
+from ablations.tuning import SETTINGS, check_conditions, read_conditions, read_trials
 from analysis.stats.interval import LEVEL
 from analysis.stats.savings import Saving, fit_free
 from analysis.stats.uncertainty import bootstrap
@@ -120,8 +120,9 @@ def at_optimum(
         left_out: tuple[str, ...] = ()
     else:
         surfaces = tuned_of(read_trials(folder, (setting,)), (setting,), level)
+        conditions = read_conditions(folder)
         for run in _cells(ladder).values():
-            check_conditions(folder, run.spec, (SETTINGS[setting],))
+            check_conditions(conditions, run.spec, (SETTINGS[setting],), folder.name)
         ladder, left_out = _of_tuned(ladder, surfaces, baseline, folder.name)
         excess = _by_surface(ladder, surfaces, setting, folder.name, resamples, rng)
     points = _corrected(ladder.points, {key: one.best for key, one in excess.items()})
@@ -307,7 +308,7 @@ def _savings(
     draws = bootstrap(
         result.mixed.fit, "mixed", resamples, seed, model=result.mixed, level=level, shift=shift
     )
-    return savings_at(result.fit, draws, result.compared, result._asked)
+    return savings_at(result.fit, draws, result.compared, result.places_asked)
 
 
 def widened(

@@ -101,7 +101,7 @@ class Study:
         """Token savings at each of the baseline's sizes, by the laws."""
         if self.fit is None or self.draws is None:
             return ()
-        return savings_at(self.fit, self.draws, self.compared, self._asked)
+        return savings_at(self.fit, self.draws, self.compared, self.places_asked)
 
     @cached_property
     def time_savings(self) -> dict[tuple[str, float], Saving]:
@@ -124,7 +124,7 @@ class Study:
                     found |= {(one.mix, N): one for one in savings}
         return found
 
-    def _asked(self, baseline: str) -> list[Question]:
+    def places_asked(self, baseline: str) -> list[Question]:
         """Where savings over a baseline are read: its sizes, each at its largest budget."""
         return [Question("tokens", N, D) for _, N, D in places(self._fitted_points, baseline)]
 
@@ -157,7 +157,7 @@ class Study:
             if not {one.arm, one.reference, self.versus[one.arm], self.versus[one.reference]}
             & self.unfitted.keys()
         ]
-        return interactions_at(self.fit, self.draws, self.versus, contrasts, self._asked)
+        return interactions_at(self.fit, self.draws, self.versus, contrasts, self.places_asked)
 
     @cached_property
     def interactions_free(self) -> pd.DataFrame:

@@ -257,7 +257,12 @@ def test_what_else_was_varied_makes_surfaces_of_their_own(sweep: SweepWriter) ->
                     protocol={"lr_multiplier": rate, "decay_fraction": decay},
                     factor=factor("gdn", rate, {"gdn": 4 * decay}) / rate**0.1,
                 )  # fmt: skip
+    # A setting that only one mix has makes no arms of the other.
+    for rate in RATES:
+        sweep.run("transformer", "50k", 0, (1.0,), lr=rate * peak_lr(SIZES["50k"]),
+                  protocol={"lr_multiplier": rate}, factor=factor("transformer", rate))  # fmt: skip
     found = {row["mix"]: row for row in tuning.of_sweep(sweep.path).optima}
+    assert "transformer" in found
     assert found["gdn@decay_fraction=0.1"]["multiplier"] == pytest.approx(0.4, rel=0.15)
     assert found["gdn@decay_fraction=0.2"]["multiplier"] == pytest.approx(0.8, rel=0.15)
 
